@@ -1,0 +1,220 @@
+"""The training loop of §4.3, resumable to the last bit.
+
+A plain loop: the batches are made on the device, so a Trainer's loaders, samplers and hooks would only stand
+between the reader and the recipe, and its checkpoints are pickles.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mammo_utils.batches.exams import ExamSet, stream
+from mammo_utils.config import Training
+from mammo_utils.data.exams import SIDES, VIEWS
+from mammo_utils.evidence.metrics import auc
+from mammo_utils.files import write_whole
+from mammo_utils.training.loss import class_weights, total_loss
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last whole checkpoint stays."""
+
+
+def train(
+    model: nn.Module,
+    parts: dict[str, ExamSet],
+    settings: Training,
+    *,
+    learning_rate: float,
+    seed: int,
+    checkpoint: Path,
+    identity: dict[str, str],
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> tuple[list[dict[str, Any]], int]:
+    """Train `model` on ``parts["train"]`` and leave it with the weights of its best epoch.
+
+    Best is the highest mean AUC of the active tasks on ``parts["validation"]``, the earliest where several
+    are equal. After every epoch the whole state is written to `checkpoint`; a call that finds one with the
+    same `identity` goes on from there and ends with the same numbers as if never stopped.
+
+    Returns one row an epoch (epoch, loss, validation AUCs, learning rate, seconds) and the best epoch, from 1.
+    Raises TrainingError if the loss is no longer finite.
+    """
+    train_set, device = parts["train"], parts["train"].device
+    weights = {
+        task: class_weights(train_set.labels[task], classes).to(device)
+        for task, classes in model.classes.items()
+    }
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        # torch counts the epochs that it lets pass before it acts, hence the -1; the AUC's least gain counts
+        optimizer,
+        mode="max",
+        factor=settings.factor,
+        patience=settings.patience - 1,
+        threshold=0.0,
+    )
+    rows: list[dict[str, Any]] = []
+    best = {"epoch": 0, "score": -math.inf, "model": None}
+    state = load_checkpoint(checkpoint, identity, device)
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        rows, best = state["rows"], state["best"]
+
+    for epoch in range(len(rows) + 1, settings.epochs + 1):
+        start = time.perf_counter()
+        loss = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss of epoch {epoch} is {loss}; the state after epoch {epoch - 1} is kept. "
+                f"Lower training.learning_rate (now {optimizer.param_groups[0]['lr']:g}) or training.clip."
+            )
+        scores = validation_scores(model, parts["validation"], settings)
+        known = [score for score in scores.values() if not math.isnan(score)]
+        score = float(np.mean(known)) if known else math.nan  # §4.3: a combined score of both AUCs
+        schedule.step(score)
+        if score > best["score"] or best["model"] is None:
+            kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            best = {"epoch": epoch, "score": -math.inf if math.isnan(score) else score, "model": kept}
+        row = {
+            "epoch": epoch,
+            "loss": loss,
+            **{f"validation_{task}_auc": value for task, value in scores.items()},
+            "validation_auc": score,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - start,
+        }
+        rows.append(row)
+        with write_whole(checkpoint) as temporary:
+            torch.save(
+                {
+                    "identity": identity,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "rows": rows,
+                    "best": best,
+                },
+                temporary,
+            )
+        on_epoch(row)
+    model.load_state_dict(best["model"])
+    return rows, best["epoch"]
+
+
+def train_epoch(
+    model: nn.Module,
+    exams: ExamSet,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor],
+    settings: Training,
+    seed: int,
+    epoch: int,
+) -> float:
+    """One pass over the exams; returns the mean of the batches' losses, weighted by their exams.
+
+    Dropout draws from a stream of its own epoch. Nothing waits for the device before the epoch's end.
+    """
+    model.train()
+    torch.manual_seed(stream("dropout", seed, epoch))
+    total = torch.zeros((), device=exams.device)
+    for batch in exams.epoch(seed, epoch, settings.batch_size, settings.augmentation):
+        with autocast(exams.device, settings):
+            logits, _ = model(batch.images, batch.present)
+        loss = total_loss(logits, batch.labels, weights, settings.task_weights.model_dump())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        total += loss.detach() * len(batch.exams)
+    return float(total) / len(exams)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, exams: ExamSet, settings: Training) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Probabilities, task -> (E, 2, K), and view weights (E, 4), of every exam once, without augmentation."""
+    model.eval()
+    probabilities: dict[str, list[torch.Tensor]] = {task: [] for task in model.classes}
+    view_weights = []
+    for batch in exams.in_order(settings.batch_size):
+        with autocast(exams.device, settings):
+            logits, weights = model(batch.images, batch.present)
+        for task, values in logits.items():
+            probabilities[task].append(values.float().softmax(-1))
+        view_weights.append(weights.float())
+    return (
+        {task: torch.cat(values).cpu().numpy() for task, values in probabilities.items()},
+        torch.cat(view_weights).cpu().numpy(),
+    )
+
+
+def validation_scores(model: nn.Module, exams: ExamSet, settings: Training) -> dict[str, float]:
+    """The AUC of each active task over the breasts of both sides; NaN where a class does not occur."""
+    probabilities, _ = predict(model, exams, settings)
+    return {
+        task: auc(exams.labels[task].cpu().numpy().ravel(), values.reshape(-1, values.shape[-1]))
+        for task, values in probabilities.items()
+    }
+
+
+def prediction_table(
+    exams: ExamSet, part: str, probabilities: dict[str, np.ndarray], view_weights: np.ndarray
+) -> pd.DataFrame:
+    """One row a breast that has a label of an active task: labels, probabilities and its exam's view weights.
+
+    Columns: exam, group, side, part; diagnosis (0, 1, -1) and diagnosis_p; birads (1-5, -1) and birads_p of
+    each category of the subset; weight_ and present_ of each view.
+    """
+    tables = []
+    categories = np.array((*exams.categories, -1))
+    for position, side in enumerate(SIDES):
+        labels = {task: exams.labels[task][:, position].cpu().numpy() for task in probabilities}
+        table = pd.DataFrame({"exam": exams.names, "group": exams.groups, "side": side, "part": part})
+        if "diagnosis" in probabilities:
+            table["diagnosis"] = labels["diagnosis"]
+            table["diagnosis_p"] = probabilities["diagnosis"][:, position, 1]
+        if "birads" in probabilities:
+            table["birads"] = categories[labels["birads"]]
+            for index, category in enumerate(exams.categories):
+                table[f"birads_p{category}"] = probabilities["birads"][:, position, index]
+        for index, view in enumerate(VIEWS):
+            table[f"weight_{view}"] = view_weights[:, index]
+            table[f"present_{view}"] = exams.present[:, index].cpu().numpy()
+        labelled = np.any([values >= 0 for values in labels.values()], axis=0)
+        tables.append(table[labelled])
+    return pd.concat(tables).sort_values(["exam", "side"], ignore_index=True)
+
+
+# --- pieces ---------------------------------------------------------------------------------------------
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """All parameters decay but those marked ``_no_weight_decay`` (A and D of the state space model)."""
+    free = [p for p in model.parameters() if getattr(p, "_no_weight_decay", False)]
+    decayed = [p for p in model.parameters() if not getattr(p, "_no_weight_decay", False)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def autocast(device: torch.device, settings: Training) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def load_checkpoint(path: Path, identity: dict[str, str], device: torch.device) -> dict[str, Any] | None:
+    """The state at `path` if it is of the same configuration, data and code; nothing is unpickled but tensors
+    and plain values."""
+    if not path.is_file():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    return state if state["identity"] == identity else None

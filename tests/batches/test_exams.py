@@ -1,0 +1,63 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mammo_utils.batches.exams import DEVIATION, MEAN, exam_set, stream
+from mammo_utils.config import Augmentation
+from mammo_utils.data.exams import VIEWS
+
+STILL = Augmentation(rotation=0, translation=0, scale=0, flip=0)
+
+
+@pytest.fixture
+def exams():
+    """Three exams over five images: all views but two in the first, one in the second, two in the third."""
+    present = np.array([[1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 1, 0]], bool)
+    rows = np.where(present, np.cumsum(present).reshape(3, 4) - 1, -1)
+    table = pd.DataFrame(present, index=["S1-0001", "S1-0002", "S1-0003"], columns=list(VIEWS))
+    table = table.assign(
+        L_diagnosis=[1, -1, 0], R_diagnosis=[-1, 0, 1], L_birads=[5, -1, 1], R_birads=[-1, 1, 3]
+    )
+    images = np.arange(5 * 6 * 6, dtype=np.uint8).reshape(5, 6, 6)
+    store = SimpleNamespace(images=images, rows_of=lambda names: rows)
+    return exam_set(table, pd.Series(list("abc"), table.index), store, (1, 5), "cpu")
+
+
+def test_batch_is_the_normalised_images_with_absent_views_zero(exams):
+    batch = exams.batch(torch.tensor([2, 0]))
+    assert batch.images.shape == (2, 4, 3, 6, 6)
+    assert batch.present.tolist() == [[True, False, True, False], [True, True, False, False]]
+    assert (batch.images[~batch.present] == 0).all()
+    for channel in range(3):
+        expected = (exams.images[3].float() / 255 - MEAN[channel]) / DEVIATION[channel]
+        torch.testing.assert_close(batch.images[0, 0, channel], expected)
+    assert batch.labels["diagnosis"].tolist() == [[0, 1], [1, -1]]
+    assert batch.labels["birads"].tolist() == [[0, -1], [1, -1]], "a category outside the subset is absent"
+
+
+def test_an_epoch_is_every_exam_once_and_a_function_of_seed_and_epoch(exams):
+    def draw(seed, epoch, size):
+        batches = list(exams.epoch(seed, epoch, size, Augmentation()))
+        order = torch.cat([b.exams for b in batches])
+        return order, torch.cat([b.images for b in batches])[order.argsort()]
+
+    order, images = draw(0, 3, 2)
+    assert sorted(order.tolist()) == [0, 1, 2]
+    again, same = draw(0, 3, 1)
+    assert torch.equal(order, again) and torch.equal(images, same), "whatever the batch size"
+    assert not torch.equal(images, draw(0, 4, 2)[1]) and not torch.equal(images, draw(1, 3, 2)[1])
+    assert (images[~exams.present] == 0).all(), "augmentation leaves an absent view zero"
+
+
+def test_without_augmentation_an_epoch_holds_the_images_as_they_are(exams):
+    batches = list(exams.epoch(0, 0, 3, STILL))
+    plain = exams.batch(batches[0].exams)
+    torch.testing.assert_close(batches[0].images, plain.images, atol=1e-5, rtol=0)
+
+
+def test_streams_differ_by_purpose_and_number():
+    seeds = {stream(purpose, a, b) for purpose in ("batches", "dropout") for a in range(5) for b in range(5)}
+    assert len(seeds) == 50

@@ -1,0 +1,153 @@
+"""The loop on a model of a few parameters, so that each rule of §4.3 shows."""
+
+import math
+import multiprocessing
+import os
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from mammo_utils.batches.exams import exam_set
+from mammo_utils.config import Training
+from mammo_utils.data.exams import VIEWS
+from mammo_utils.training import loop
+
+
+class Tiny(nn.Module):
+    """Mean grey of each view → both heads; with dropout and batch norm, which carry state."""
+
+    classes = {"diagnosis": 2}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.head = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)
+
+    def forward(self, images, present):
+        features = self.drop(self.norm(images.mean((2, 3, 4))))
+        return {"diagnosis": self.head(features).unflatten(-1, (2, 2))}, present / present.sum(
+            1, keepdim=True
+        )
+
+
+def parts():
+    """Exams whose left breasts are brighter when malignant."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, (40, 2))
+    images = random.integers(0, 120, (160, 8, 8)) + 100 * np.repeat(labels, 2, axis=1).reshape(-1, 1, 1)
+    names = [f"S1-{i:04d}" for i in range(40)]
+    table = pd.DataFrame(True, index=names, columns=list(VIEWS))
+    table = table.assign(L_diagnosis=labels[:, 0], R_diagnosis=labels[:, 1], L_birads=-1, R_birads=-1)
+    store = SimpleNamespace(
+        images=images.astype(np.uint8),
+        rows_of=lambda kept: np.array([[4 * names.index(n) + v for v in range(4)] for n in kept]),
+    )
+    groups = pd.Series(names, names)
+    return {
+        "train": exam_set(table[:28], groups, store, (1, 5), "cpu"),
+        "validation": exam_set(table[28:], groups, store, (1, 5), "cpu"),
+    }
+
+
+def run(checkpoint, epochs=6, on_epoch=lambda row: None, **settings):
+    torch.manual_seed(0)
+    model = Tiny()
+    rows, best = loop.train(
+        model,
+        parts(),
+        Training(epochs=epochs, batch_size=5, **settings),
+        learning_rate=0.03,
+        seed=1,
+        checkpoint=checkpoint,
+        identity={"config": "a"},
+        on_epoch=on_epoch,
+    )
+    return model, [{k: v for k, v in row.items() if k != "seconds"} for row in rows], best
+
+
+def die_after(checkpoint, epochs):
+    def on_epoch(row):
+        if row["epoch"] == epochs:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    run(checkpoint, on_epoch=on_epoch)
+
+
+def test_it_learns_and_keeps_its_best_epoch(tmp_path):
+    model, rows, best = run(tmp_path / "c.pt", epochs=20)
+    scores = [row["validation_auc"] for row in rows]
+    assert max(scores) > 0.9 and best == 1 + int(np.argmax(scores))
+    again = loop.validation_scores(model, parts()["validation"], Training())["diagnosis"]
+    assert again == max(scores), "the weights left are those of the best epoch"
+
+
+def test_a_killed_training_goes_on_to_the_same_last_bit(tmp_path):
+    straight, rows, best = run(tmp_path / "a.pt")
+    process = multiprocessing.get_context("spawn").Process(target=die_after, args=(tmp_path / "b.pt", 2))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    seen = []
+    resumed, rows_resumed, best_resumed = run(tmp_path / "b.pt", on_epoch=seen.append)
+    assert [row["epoch"] for row in seen] == [3, 4, 5, 6], "finished epochs are not done again"
+    assert rows_resumed == rows and best_resumed == best
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path):
+    run(tmp_path / "c.pt", epochs=2)
+    assert loop.load_checkpoint(tmp_path / "c.pt", {"config": "a"}, torch.device("cpu"))
+    assert loop.load_checkpoint(tmp_path / "c.pt", {"config": "b"}, torch.device("cpu")) is None
+
+
+def test_learning_rate_halves_after_patience_epochs_without_a_better_auc(tmp_path, monkeypatch):
+    scores = iter([0.6, 0.7, 0.7, 0.65, 0.7, 0.8, 0.1, 0.1])
+    monkeypatch.setattr(loop, "validation_scores", lambda *_: {"diagnosis": next(scores)})
+    _, rows, best = run(tmp_path / "c.pt", epochs=8, patience=3)
+    rates = [row["learning_rate"] / 0.03 for row in rows]
+    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5] and best == 6
+
+
+def test_the_gradient_is_clipped(tmp_path, monkeypatch):
+    norms = []
+    original = nn.utils.clip_grad_norm_
+
+    def spy(parameters, bound):
+        parameters = list(parameters)
+        original(parameters, bound)
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in parameters)))
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", spy)
+    run(tmp_path / "c.pt", epochs=1, clip=1e-3)
+    assert norms and max(norms) <= 1.001e-3
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_last_state(tmp_path, monkeypatch):
+    train_epoch = loop.train_epoch
+    monkeypatch.setattr(loop, "train_epoch", lambda *a: math.nan if a[-1] == 3 else train_epoch(*a))
+    with pytest.raises(loop.TrainingError, match=r"loss of epoch 3 is nan.*epoch 2 is kept"):
+        run(tmp_path / "c.pt")
+    assert len(loop.load_checkpoint(tmp_path / "c.pt", {"config": "a"}, torch.device("cpu"))["rows"]) == 2
+
+
+def test_marked_parameters_do_not_decay():
+    model = Tiny()
+    model.head.bias._no_weight_decay = True
+    decayed, free = loop.parameter_groups(model, 0.05)
+    assert decayed["weight_decay"] == 0.05 and free["weight_decay"] == 0
+    assert free["params"] == [model.head.bias] and len(decayed["params"]) == 3
+
+
+def test_predictions_hold_every_labelled_breast_once():
+    exams = parts()["validation"]
+    table = loop.prediction_table(exams, "validation", *loop.predict(Tiny(), exams, Training()))
+    assert len(table) == 24 and not table.duplicated(["exam", "side"]).any()
+    assert table["diagnosis_p"].between(0, 1).all() and "birads" not in table
+    left = table[table["side"] == "L"].set_index("exam")["diagnosis"]
+    assert left.loc[list(exams.names)].tolist() == exams.labels["diagnosis"][:, 0].tolist()
