@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mammo_utils.config import (
+    NOTEBOOKS,
+    ParameterError,
+    RunSpec,
+    check_parameters,
+    freeze_parameters,
+    load_study,
+)
+from mammo_utils.files import project_root
+
+
+def test_the_paper_study_is_the_54_runs_of_tables_2_to_4_with_the_papers_recipe():
+    study = load_study("config/paper.yaml")
+    runs = study.runs()
+    assert len(runs) == len({run.id for run in runs}) == 54
+    assert study.images.size == 512  # §3.1
+    t = study.training
+    assert (t.epochs, t.weight_decay, t.patience, t.factor, t.clip) == (100, 0.05, 10, 0.5, 1.0)  # §4.3
+    assert (t.task_weights.diagnosis, t.task_weights.birads) == (0.5, 0.5)  # Eq. 11
+    assert t.augmentation.model_dump() == {"rotation": 10, "translation": 0.05, "scale": 0.05, "flip": 0.5}  # §3.1
+    assert study.model.dropout == 0.5 and study.model.weights == "imagenet"
+    assert (study.model.vssm_blocks, study.model.hybrid_blocks) == (4, 2)  # §4.2
+    assert (study.split.kind, study.split.validation) == ("paper", 0.2)  # §3
+    for run in runs:
+        assert run.learning_rate == (1e-5 if run.system.startswith("vssm") else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sytem": "resnet18"}, "'sytem'.*accepted are.*system"),
+        ({"system": "resnet"}, "'system' is 'resnet'.*resnet18"),
+        ({"seed": "x"}, "'seed' is 'x'.*integer"),
+        ({"study": "config/nowhere.yaml"}, "no study file config/nowhere.yaml"),
+        ({"settings": ["training.epoch=3"]}, "'training.epoch'.*accepted are epochs"),
+        ({"settings": ["training.epochs=many"]}, "'training.epochs' is 'many'.*integer"),
+        ({"settings": ["training.epochs"]}, "'training.epochs'.*section.name=value"),
+        ({"settings": ["name.x=1"]}, "'name'.*no section"),
+        ({"settings": ["training.learning_rate={resnet: 1}"]}, "resnet"),
+    ],
+)
+def test_a_wrong_parameter_is_one_sentence_that_names_it(values, words):
+    with pytest.raises(ParameterError, match=words) as error:
+        check_parameters("04_train", values)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_take_the_place_of_the_files():
+    study = load_study("config/demo.yaml", ["training.epochs=3", "training.learning_rate={resnet18: 1e-5}"])
+    assert study.training.epochs == 3
+    assert study.training.learning_rate["resnet18"] == 1e-5, "YAML's 1e-5 is a string, and still a number here"
+    assert study.training.learning_rate["resnet50"] == 1e-4, "the others keep the paper's"
+
+
+def test_papermills_unknown_parameter_is_found_in_the_cell_that_it_injects():
+    namespace = {
+        "study": "config/demo.yaml",
+        "seed": 1,
+        "bogus": 2,
+        "In": ["", "seed: int = 0", "# Parameters\nseed = 1\n"],
+    }
+    assert freeze_parameters("04_train", namespace).seed == 1, "other names of the namespace are no parameters"
+    namespace["In"].append("# Parameters\nbogus = 2\n")
+    with pytest.raises(ParameterError, match="'bogus'"):
+        freeze_parameters("04_train", namespace)
+
+
+def test_the_hash_follows_what_decides_the_numbers_alone():
+    run = load_study("config/demo.yaml").run("resnet18", "multi", "1v5", 0)
+
+    def of(*settings):
+        return load_study("config/demo.yaml", settings).run("resnet18", "multi", "1v5", 0).hash
+
+    assert of() == run.hash == of("images.workers=7") == of("data.folder=elsewhere") == of("grid.seeds=[1, 2]")
+    changed = {of("training.epochs=3"), of("images.size=32"), of("split.seed=3"), of("data.synthetic.seed=9"), run.hash}
+    assert len(changed) == 5
+    assert run.model_copy(update={"seed": 1}).hash != run.hash
+
+
+def test_a_run_survives_json():
+    run = load_study("config/paper.yaml").runs()[7]
+    assert RunSpec(**json.loads(run.model_dump_json())) == run
+
+
+def test_every_notebook_has_a_model():
+    assert {p.stem for p in (project_root() / "notebooks").glob("*.ipynb")} == set(NOTEBOOKS)
+
+
+def test_study_files_are_valid():
+    files = list((project_root() / "config").glob("*.yaml"))
+    assert {load_study(Path("config") / f.name).name for f in files} == {f.stem for f in files}
