@@ -16,9 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mammo_utils.files import hash_of, project_root
 
-System = Literal[
-    "resnet18", "resnet50", "vssm_shared", "vssm_view_specific", "hybrid_shared", "hybrid_view_specific"
-]
+System = Literal["resnet18", "resnet50", "vssm_shared", "vssm_view_specific", "hybrid_shared", "hybrid_view_specific"]
 TaskMode = Literal["multi", "diagnosis", "birads"]
 Subset = Literal["1v5", "1v3v5", "1to5"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -175,9 +173,7 @@ class Study(Frozen):
         """One run with this study's settings (it need not be in the grid)."""
         kept = ("data", "images", "split", "subset_rule", "model", "training")
         settings = {k: v for k, v in self.model_dump().items() if k in kept}
-        return RunSpec(
-            study=self.name, system=system, task_mode=task_mode, subset=subset, seed=seed, **settings
-        )
+        return RunSpec(study=self.name, system=system, task_mode=task_mode, subset=subset, seed=seed, **settings)
 
 
 class RunSpec(Frozen):
@@ -210,9 +206,7 @@ class RunSpec(Frozen):
     @property
     def hash(self) -> str:
         """Of what decides the numbers: where the data lie and how many processes read them do not."""
-        values = self.model_dump(
-            mode="json", exclude={"study": True, "images": {"workers"}, "data": {"folder"}}
-        )
+        values = self.model_dump(mode="json", exclude={"study": True, "images": {"workers"}, "data": {"folder"}})
         return hash_of(values)
 
 
@@ -262,9 +256,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if mistake["type"] == "extra_forbidden":
         for part in mistake["loc"][:-1]:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
-            model = (
-                annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
-            )
+            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
         return f"there is no parameter {name!r}; accepted are {', '.join(model.model_fields)}{more}."
     if mistake["type"] == "missing":
         return f"the parameter {name!r} is missing{more}."
@@ -327,8 +319,6 @@ def freeze_parameters(notebook: str, namespace: Mapping[str, Any]) -> NotebookPa
     values = {name: namespace[name] for name in NOTEBOOKS[notebook].model_fields if name in namespace}
     for source in namespace.get("In", []):
         if source.lstrip().startswith("# Parameters\n"):
-            targets = (
-                t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets
-            )
+            targets = (t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets)
             values |= {t.id: namespace[t.id] for t in targets if isinstance(t, ast.Name)}
     return check_parameters(notebook, values)

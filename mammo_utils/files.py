@@ -71,9 +71,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is not readable as JSON ({error}); delete it to have it made again."
-        ) from error
+        raise ValueError(f"{path} is not readable as JSON ({error}); delete it to have it made again.") from error
 
 
 def _plain(values: Any) -> Any:
@@ -122,9 +120,7 @@ def code_hash(*parts: str) -> str:
     """SHA-256 of the package's code, or of its named parts, blind to comments, docstrings and layout."""
     files = sorted(PACKAGE.rglob("*.py"))
     kept = [file for file in files if not parts or file.relative_to(PACKAGE).parts[0] in parts]
-    return hash_of(
-        [[file.relative_to(PACKAGE).as_posix(), source_hash(file.read_text("utf-8"))] for file in kept]
-    )
+    return hash_of([[file.relative_to(PACKAGE).as_posix(), source_hash(file.read_text("utf-8"))] for file in kept])
 
 
 def source_hash(source: str) -> str:

@@ -51,8 +51,7 @@ def train(
     """
     train_set, device = parts["train"], parts["train"].device
     weights = {
-        task: class_weights(train_set.labels[task], classes).to(device)
-        for task, classes in model.classes.items()
+        task: class_weights(train_set.labels[task], classes).to(device) for task, classes in model.classes.items()
     }
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -80,9 +80,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     folder = spec.folder.parents[1]
     for name, notebook in (("exams.parquet", "01"), ("split.json", "02")):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing; run notebook {notebook} of the study first."
-            )
+            raise FileNotFoundError(f"{folder / name} is missing; run notebook {notebook} of the study first.")
     store, split = load_store(folder / "store"), load_split(folder / "split.json")
     cohort = apply_store(load_cohort(folder), store)
     exams = exams_of_subset(cohort.exams, spec.subset, spec.subset_rule)
@@ -95,9 +93,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     }
     for name in ("train", "validation"):
         if name not in parts:
-            raise ValueError(
-                f"The {name} part of the split has no exam of the subset {spec.subset}; add exams."
-            )
+            raise ValueError(f"The {name} part of the split has no exam of the subset {spec.subset}; add exams.")
     identity = hash_of([store.hash, split.hash, pd.util.hash_pandas_object(exams).tolist()])
     return RunData(parts, split.reported, identity, cohort.synthetic)
 
@@ -136,9 +132,7 @@ def train_run(spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda
     return metrics
 
 
-def write_results(
-    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int
-) -> dict[str, Any]:
+def write_results(spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int) -> dict[str, Any]:
     """The run's last files, metrics.json the very last."""
     tables = [
         prediction_table(exams, part, *predict(model, exams, spec.training))

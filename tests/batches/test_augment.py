@@ -10,9 +10,7 @@ from mammo_utils.config import Augmentation
 
 
 @pytest.mark.parametrize("mirror", [1.0, -1.0])
-@pytest.mark.parametrize(
-    ("angle", "shift", "scale"), [(7, (3, -2), 1.04), (-10, (0, 5), 0.95), (0, (0, 0), 1)]
-)
+@pytest.mark.parametrize(("angle", "shift", "scale"), [(7, (3, -2), 1.04), (-10, (0, 5), 0.95), (0, (0, 0), 1)])
 def test_map_is_torchvisions_affine_then_flip(angle, shift, scale, mirror):
     """Turn, scale and shift agree in size and in direction with an independent implementation."""
     torch.manual_seed(0)

@@ -18,9 +18,7 @@ def exams():
     present = np.array([[1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 1, 0]], bool)
     rows = np.where(present, np.cumsum(present).reshape(3, 4) - 1, -1)
     table = pd.DataFrame(present, index=["S1-0001", "S1-0002", "S1-0003"], columns=list(VIEWS))
-    table = table.assign(
-        L_diagnosis=[1, -1, 0], R_diagnosis=[-1, 0, 1], L_birads=[5, -1, 1], R_birads=[-1, 1, 3]
-    )
+    table = table.assign(L_diagnosis=[1, -1, 0], R_diagnosis=[-1, 0, 1], L_birads=[5, -1, 1], R_birads=[-1, 1, 3])
     images = np.arange(5 * 6 * 6, dtype=np.uint8).reshape(5, 6, 6)
     store = SimpleNamespace(images=images, rows_of=lambda names: rows)
     return exam_set(table, pd.Series(list("abc"), table.index), store, (1, 5), "cpu")

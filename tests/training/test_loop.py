@@ -29,9 +29,7 @@ class Tiny(nn.Module):
 
     def forward(self, images, present):
         features = self.drop(self.norm(images.mean((2, 3, 4))))
-        return {"diagnosis": self.head(features).unflatten(-1, (2, 2))}, present / present.sum(
-            1, keepdim=True
-        )
+        return {"diagnosis": self.head(features).unflatten(-1, (2, 2))}, present / present.sum(1, keepdim=True)
 
 
 def parts():
