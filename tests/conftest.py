@@ -1,0 +1,71 @@
+"""Shared by all tests: one thread a process, and one small study prepared once."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mammo_utils.config import Study, load_study
+from mammo_utils.files import project_root
+
+torch.set_num_threads(1)
+
+CHECKOUT = project_root()
+SHARED = CHECKOUT.parent / "shared"
+SMALL = (
+    "name=small",
+    "data.source=synthetic",
+    "data.folder=data/small",
+    "data.synthetic={n_exams: 28, rows: 96, columns: 80, seed: 3}",
+    "images={size: 32, workers: 1}",
+    "split={kind: nested, seed: 0, validation: 0.25, test: 0.25}",
+    "model={}",
+    "training={epochs: 1, batch_size: 8, device: cpu}",
+    "evidence.resamples=50",
+)
+
+
+def prepare(study: Study) -> Study:
+    """What notebooks 01 and 02 leave of a synthetic study: cohort, exam table, store and split."""
+    from mammo_utils.data import read_cohort
+    from mammo_utils.data.exams import save_cohort
+    from mammo_utils.data.splits import groups_of, make_split
+    from mammo_utils.images.store import apply_store, build_store
+    from mammo_utils.synthetic.release import write_release
+
+    write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
+    cohort = read_cohort("cmmd", study.data_folder, cohort=study.data.cohort)
+    save_cohort(cohort, study.folder)
+    store = build_store(cohort, study.folder / "store", size=study.images.size, workers=study.images.workers)
+    cohort = apply_store(cohort, store)
+    settings = study.split.model_dump()
+    make_split(cohort.exams, groups_of(cohort, store.index), **settings).save(study.folder / "split.json")
+    return study
+
+
+@pytest.fixture(scope="session")
+def small_project(tmp_path_factory) -> Path:
+    """A project folder of its own: the study files, and room for data and results."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(CHECKOUT / "config", root / "config")
+    return root
+
+
+@pytest.fixture
+def in_small_project(small_project, monkeypatch) -> Path:
+    monkeypatch.setenv("MAMMO_PROJECT", str(small_project))
+    return small_project
+
+
+@pytest.fixture(scope="session")
+def small_study(small_project) -> Study:
+    """The paper's study, all 54 runs, shrunk; prepared but not trained. Use it with `in_small_project`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAMMO_PROJECT", str(small_project))
+        return prepare(load_study("config/paper.yaml", SMALL))

@@ -1,0 +1,101 @@
+"""Runs through the entry point that the notebooks use, at small size."""
+
+import multiprocessing
+import os
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mammo_utils.config import load_study
+from mammo_utils.training import run as runs
+from mammo_utils.training.loop import predict, prediction_table
+
+ALL = [run.id for run in load_study("config/paper.yaml").runs()]
+
+
+@pytest.fixture(autouse=True)
+def _project(in_small_project):
+    return in_small_project
+
+
+def spec_of(study, run_id, **training):
+    spec = next(run for run in study.runs() if run.id == run_id)
+    return spec.model_copy(update={"training": spec.training.model_copy(update=training)})
+
+
+@pytest.mark.parametrize("run_id", ALL)
+def test_each_of_the_54_runs_trains_saves_reloads_and_predicts_the_same(small_study, run_id):
+    spec = spec_of(small_study, run_id)
+    metrics = runs.train_run(spec)
+    loaded, model = runs.load_run(spec.folder)
+    assert loaded == spec
+    saved = pd.read_parquet(spec.folder / "predictions.parquet")
+    data = runs.load_data(spec)
+    tables = [
+        prediction_table(exams, part, *predict(model, exams, spec.training))
+        for part, exams in data.parts.items()
+        if part != "train"
+    ]
+    pd.testing.assert_frame_equal(saved, pd.concat(tables, ignore_index=True))
+    tasks = {"multi": {"diagnosis", "birads"}}.get(spec.task_mode, {spec.task_mode})
+    assert set(metrics["parts"]["test"]) == tasks == set(model.classes)
+    first = runs.build(spec).state_dict()
+    trained = load_file(spec.folder / "weights.safetensors")
+    moved = [name for name, tensor in first.items() if not torch.equal(tensor, trained[name])]
+    assert len(moved) > 0.9 * len(first), "a step changes the weights"
+    runs.remove_run(spec.folder)
+
+
+def test_a_finished_run_is_not_done_again_and_a_changed_one_is(small_study):
+    spec = spec_of(small_study, "resnet18-multi-1v5-seed0")
+    runs.train_run(spec)
+    before = {file.name: file.stat().st_mtime_ns for file in spec.folder.iterdir()}
+    seen = []
+    runs.train_run(spec, seen.append)
+    assert not seen and all((spec.folder / n).stat().st_mtime_ns == t for n, t in before.items() if n != ".lock")
+    runs.train_run(spec_of(small_study, spec.id, epochs=2), seen.append)
+    assert [row["epoch"] for row in seen] == [1, 2]
+
+
+def killed(spec, epoch):
+    def on_epoch(row):
+        if row["epoch"] == epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    runs.train_run(spec, on_epoch)
+
+
+@pytest.mark.parametrize("system", ["resnet18", "hybrid_view_specific"])
+def test_a_killed_run_ends_as_an_undisturbed_one(small_study, system):
+    spec = spec_of(small_study, f"{system}-multi-1v3v5-seed0", epochs=3)
+    metrics = runs.train_run(spec)
+    weights = load_file(spec.folder / "weights.safetensors")
+    predictions = pd.read_parquet(spec.folder / "predictions.parquet")
+    runs.remove_run(spec.folder)
+    process = multiprocessing.get_context("spawn").Process(target=killed, args=(spec, 1))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (spec.folder / "metrics.json").exists()
+    seen = []
+    again = runs.train_run(spec, seen.append)
+    assert [row["epoch"] for row in seen] == [2, 3]
+    assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
+    pd.testing.assert_frame_equal(pd.read_parquet(spec.folder / "predictions.parquet"), predictions, check_exact=True)
+    for name, tensor in load_file(spec.folder / "weights.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_a_study_without_its_store_says_which_notebook_to_run(small_study):
+    spec = spec_of(small_study, "resnet18-multi-1v5-seed0").model_copy(update={"study": "elsewhere"})
+    with pytest.raises(FileNotFoundError, match=r"exams\.parquet is missing; run notebook 01"):
+        runs.train_run(spec)
+
+
+def test_a_gpu_that_is_not_there_is_said(small_study):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="torch sees no GPU here"):
+        runs.pick_device(spec_of(small_study, "resnet18-multi-1v5-seed0", device="cuda").training)
