@@ -1,0 +1,64 @@
+"""One look for all figures: plain, legible when small, told apart by the colour-blind too.
+
+The colours are those of Okabe and Ito (2008), one a system; related systems have neighbouring hues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import matplotlib.pyplot as plt
+
+DPI = 150
+SYSTEM_COLOURS = {
+    "resnet18": "#56B4E9",
+    "resnet50": "#0072B2",
+    "vssm_shared": "#009E73",
+    "vssm_view_specific": "#CC79A7",
+    "hybrid_shared": "#D55E00",
+    "hybrid_view_specific": "#E69F00",
+}
+SYSTEM_NAMES = {  # as the paper's Tables 2-4 print them
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vssm_shared": "VSSM (Shared)",
+    "vssm_view_specific": "VSSM (View-specific)",
+    "hybrid_shared": "Hybrid ResNet-VSSM (Shared)",
+    "hybrid_view_specific": "Hybrid ResNet-VSSM (View-specific)",
+}
+CLASS_COLOURS = {"normal": "#009E73", "benign": "#E69F00", "malignant": "#D55E00"}
+BASELINE_COLOUR = "#777777"
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.titlesize": 10,
+    "figure.dpi": 100,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.4,
+    "image.cmap": "gray",
+}
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a drawing function: it draws in STYLE and leaves matplotlib's settings as they were."""
+
+    @wraps(draw)
+    def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with plt.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
