@@ -1,0 +1,39 @@
+"""python -m mammo_utils.synthetic FOLDER: draw a synthetic release."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mammo_utils.progress import Progress
+from mammo_utils.synthetic.release import LAYOUTS, write_release
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mammo_utils.synthetic",
+        description="Draw a synthetic mammography release in the format of CMMD and TOMPEI-CMMD.",
+    )
+    parser.add_argument("folder", type=Path, help="where to write it; an empty or a new folder")
+    parser.add_argument("--n-exams", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=288, help="pixels; the real detector has 2294")
+    parser.add_argument("--columns", type=int, default=240, help="pixels; the real detector has 1914")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--contrast", type=float, default=1.0, help="of the findings; 0: none to be seen")
+    parser.add_argument("--noise", type=float, default=1.0, help="of the pixels")
+    parser.add_argument("--null", action="store_true", help="labels carry no signal")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--layout", choices=LAYOUTS, default="descriptive")
+    knobs = vars(parser.parse_args(arguments))
+    try:
+        folder = write_release(**knobs, progress=Progress("drawing", "exams"))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{folder} holds a synthetic release of {knobs['n_exams']} exams.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

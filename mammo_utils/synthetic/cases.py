@@ -1,0 +1,205 @@
+"""Who is in the synthetic release: classes, BI-RADS, densities, views and findings, as often as in the real one.
+
+Margins (data contract, sections 1 and 2) are exact: 826 of 1,775 patients have four views; 2,601 breasts are
+1,167 Malignant, 1,054 Normal, 215 Benign, 140 Invisible and 25 Exclusion; BI-RADS 1 to 5 number 1,055, 79, 252,
+399 and 665, and 151 are blank. How CMMD's own labels pair up within a patient (729 Malignant beside an unlabelled
+breast, 61 Benign + Benign, 30 Benign + Malignant, 6 Malignant + Malignant; alone 545 Malignant and 404 Benign)
+is counted from its clinical sheet. The cells inside these margins are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+SIDES = ("L", "R")
+FOUR_VIEWS, PATIENTS = 826, 1775
+LEFT_ALONE = 988 / 1872  # of CMMD's labelled breasts
+
+# (number of patients, (class in TOMPEI-CMMD, label in CMMD) of each breast); "" = CMMD has no row for it
+ONE_BREAST = (
+    (480, (("Malignant", "Malignant"),)),
+    (62, (("Invisible", "Malignant"),)),
+    (3, (("Exclusion", "Malignant"),)),
+    (236, (("Normal", "Benign"),)),
+    (160, (("Benign", "Benign"),)),
+    (8, (("Exclusion", "Benign"),)),
+)
+TWO_BREASTS = (
+    (641, (("Malignant", "Malignant"), ("Normal", ""))),
+    (5, (("Malignant", "Malignant"), ("Benign", ""))),
+    (3, (("Malignant", "Malignant"), ("Exclusion", ""))),
+    (75, (("Invisible", "Malignant"), ("Normal", ""))),
+    (5, (("Exclusion", "Malignant"), ("Normal", ""))),
+    (22, (("Normal", "Benign"), ("Normal", "Benign"))),
+    (26, (("Normal", "Benign"), ("Benign", "Benign"))),
+    (8, (("Benign", "Benign"), ("Benign", "Benign"))),
+    (5, (("Normal", "Benign"), ("Exclusion", "Benign"))),
+    (19, (("Normal", "Benign"), ("Malignant", "Malignant"))),
+    (8, (("Benign", "Benign"), ("Malignant", "Malignant"))),
+    (2, (("Normal", "Benign"), ("Invisible", "Malignant"))),
+    (1, (("Normal", "Benign"), ("Exclusion", "Malignant"))),
+    (5, (("Malignant", "Malignant"), ("Malignant", "Malignant"))),
+    (1, (("Malignant", "Malignant"), ("Invisible", "Malignant"))),
+)
+BIRADS = {  # breasts by BI-RADS 1..5, then blank
+    "Normal": (1043, 11, 0, 0, 0, 0),
+    "Benign": (0, 62, 112, 36, 5, 0),
+    "Malignant": (0, 6, 139, 362, 660, 0),
+    "Invisible": (0, 0, 0, 0, 0, 140),
+    "Exclusion": (12, 0, 1, 1, 0, 11),
+}
+DENSITY = {"heterogeneous dense": 1671, "extremely dense": 551, "scattered": 340, "fatty": 30}
+ABNORMALITY = {  # of CMMD's rows: mass, calcification, both
+    "Malignant": {"mass": 737, "calcification": 198, "both": 381},
+    "Benign": {"mass": 412, "calcification": 64, "both": 80},
+}
+SUBTYPE = {"Luminal B": 376, "Luminal A": 152, "HER2-enriched": 135, "triple negative": 86}
+AGE = {"Malignant": (49.4, 10.7), "Benign": (42.6, 9.8)}  # years: mean and deviation of CMMD's rows
+MASS_KINDS = {
+    "Malignant": {"mass": 90, "dist": 6, "FAD": 4},
+    "Benign": {"FA": 50, "mass": 25, "FAD": 15, "lipoma": 10},
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One lesion of a breast.
+
+    kind: the release's word (mass, calc, dist, FA, FAD, lipoma). suspicion: 0 (plainly benign) to 1 (plainly
+    cancer); conspicuity and spiculation rise with it. radius: mm. place: (depth, lateral, up), where depth goes
+    from 0 at the chest wall to 1 at the nipple, and the others from -1 to 1.
+    """
+
+    kind: str
+    suspicion: float
+    radius: float
+    place: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Breast:
+    """One breast: `cmmd` is CMMD's own label and `density` the reader's, "" where blank; so `birads`, None."""
+
+    side: str
+    classification: str
+    cmmd: str
+    birads: int | None
+    density: str
+    abnormality: str
+    subtype: str | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One patient. `number` counts from 0; `id` is S1-xxxx or S2-xxxx, never the real D1-, D2-. `density` is
+    what is drawn."""
+
+    number: int
+    id: str
+    age: int
+    density: str
+    breasts: tuple[Breast, ...]
+
+
+def exams_of(n: int, seed: int) -> list[Exam]:
+    """The first `n` exams of the release of this seed; each is a function of (seed, its number)."""
+    met = {"S1": 0, "S2": 0}
+    exams = []
+    for number in range(n):
+        rng = _rng(seed, number, 0)
+        sides = sides_of(rng)
+        age, density, breasts = _patient(rng, sides)
+        # CMMD's second part is almost wholly four-view patients with a cancer of known subtype
+        dataset = "S2" if len(sides) == 2 and any(breast.subtype for breast in breasts) else "S1"
+        met[dataset] += 1
+        exams.append(Exam(number, f"{dataset}-{met[dataset]:04d}", age, density, breasts))
+    return exams
+
+
+def findings_without_signal(exam: Exam, seed: int) -> tuple[tuple[Finding, ...], ...]:
+    """Findings per breast as another patient with the same views would have them: the null setting."""
+    sides = tuple(breast.side for breast in exam.breasts)
+    _, _, breasts = _patient(_rng(seed, exam.number, 1), sides)
+    return tuple(breast.findings for breast in breasts)
+
+
+def sides_of(rng: np.random.Generator) -> tuple[str, ...]:
+    if rng.random() < FOUR_VIEWS / PATIENTS:
+        return SIDES
+    return ("L",) if rng.random() < LEFT_ALONE else ("R",)
+
+
+def _rng(seed: int, number: int, stream: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number, stream])
+
+
+def _patient(rng: np.random.Generator, sides: tuple[str, ...]) -> tuple[int, str, tuple[Breast, ...]]:
+    table = ONE_BREAST if len(sides) == 1 else TWO_BREASTS
+    labels = list(table[rng.choice(len(table), p=_shares(tuple(count for count, _ in table)))][1])
+    if len(labels) == 2 and rng.random() < 0.5:
+        labels.reverse()
+    density = _pick(rng, DENSITY)
+    breasts = tuple(
+        _breast(rng, side, *label, density, four_views=len(sides) == 2)
+        for side, label in zip(sides, labels, strict=True)
+    )
+    worst = "Malignant" if any(cmmd == "Malignant" for _, cmmd in labels) else "Benign"
+    age = int(np.clip(rng.normal(*AGE[worst]), 17, 87))
+    return age, density, breasts
+
+
+def _breast(
+    rng: np.random.Generator, side: str, classification: str, cmmd: str, density: str, four_views: bool
+) -> Breast:
+    index = rng.choice(6, p=_shares(BIRADS[classification]))
+    birads = None if index == 5 else int(index) + 1
+    abnormality = _pick(rng, ABNORMALITY[cmmd or "Benign"])
+    subtype = _pick(rng, SUBTYPE) if cmmd == "Malignant" and four_views and rng.random() < 0.97 else None
+    findings: tuple[Finding, ...] = ()
+    if classification in ("Benign", "Malignant"):
+        findings = _findings(rng, classification, birads or 3, abnormality)
+    if classification == "Exclusion" and rng.random() < 9 / 25:  # the nine breasts without a density
+        density = ""
+    return Breast(side, classification, cmmd, birads, density, abnormality, subtype, findings)
+
+
+def _findings(rng: np.random.Generator, classification: str, birads: int, abnormality: str) -> tuple[Finding, ...]:
+    malignant = classification == "Malignant"
+    suspicion = {2: 0.1, 3: 0.4, 4: 0.75, 5: 1.0}[birads] * (1.0 if malignant else 0.8)
+    place = _place(rng)
+    findings = []
+    if abnormality in ("mass", "both"):
+        kind = _pick(rng, MASS_KINDS[classification])
+        radius = (5.5 + 5.5 * suspicion) * rng.uniform(0.85, 1.2)
+        findings.append(Finding(kind, suspicion, float(radius), place))
+    if abnormality in ("calcification", "both"):
+        radius = (6.0 + 5.0 * suspicion) * rng.uniform(0.85, 1.2)
+        findings.append(Finding("calc", suspicion, float(radius), place))
+    return tuple(findings)
+
+
+def _place(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Somewhere in the gland, more often in the upper outer quadrant."""
+    depth = rng.uniform(0.28, 0.66)
+    angle, away = rng.normal(np.pi / 4, 1.2), 0.62 * np.sqrt(rng.random())
+    return float(depth), float(away * np.cos(angle)), float(away * np.sin(angle))
+
+
+def _pick(rng: np.random.Generator, counts: dict[str, int]) -> str:
+    return list(counts)[rng.choice(len(counts), p=_shares(tuple(counts.values())))]
+
+
+@cache
+def _shares(counts: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(count / sum(counts) for count in counts)
+
+
+def each_breast(exams: list[Exam]) -> Iterator[tuple[Exam, Breast]]:
+    for exam in exams:
+        for breast in exam.breasts:
+            yield exam, breast
