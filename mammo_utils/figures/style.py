@@ -20,14 +20,6 @@ SYSTEM_COLOURS = {
     "hybrid_shared": "#D55E00",
     "hybrid_view_specific": "#E69F00",
 }
-SYSTEM_NAMES = {  # as the paper's Tables 2-4 print them
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "vssm_shared": "VSSM (Shared)",
-    "vssm_view_specific": "VSSM (View-specific)",
-    "hybrid_shared": "Hybrid ResNet-VSSM (Shared)",
-    "hybrid_view_specific": "Hybrid ResNet-VSSM (View-specific)",
-}
 CLASS_COLOURS = {"normal": "#009E73", "benign": "#E69F00", "malignant": "#D55E00"}
 BASELINE_COLOUR = "#777777"
 

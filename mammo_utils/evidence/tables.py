@@ -1,0 +1,183 @@
+"""From runs to the tables of notebook 05: results, comparisons and statements, all computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mammo_utils.config import Study
+from mammo_utils.evidence.intervals import Interval, Sample, interval, paired_difference
+from mammo_utils.evidence.metrics import METRICS
+from mammo_utils.evidence.paper import KEY, paper_values
+from mammo_utils.evidence.runs import RunResult, known_breasts, same_system, sample
+
+if TYPE_CHECKING:
+    from mammo_utils.evidence.baselines import Baseline
+
+REFERENCE = "hybrid_shared"  # the paper's best system: the row to which the others are compared
+QUESTIONS = {
+    "resnet18": "Do state space blocks after the cut ResNet-18 add to ResNet-18?",
+    "resnet50": "Does the hybrid do better than a deeper CNN?",
+    "vssm_shared": "Does a convolutional stem add to a pure VSSM?",
+    "vssm_view_specific": "Does it also add where the VSSM has an encoder each for CC and MLO?",
+    "hybrid_view_specific": "Is one encoder for all views better than one each for CC and MLO?",
+}
+SIDES_REPORTED = ("both", "L", "R")
+RESULT_COLUMNS = [
+    *["subset", "system", "task_mode", "task", "metric", "side", "part", "value", "low", "high"],
+    *["n_exams", "n_breasts", "n_patients", "n_seeds", "sd_seeds", "resamples", "dropped", "reason"],
+    *["paper", "paper_note", "synthetic", "stale", "runs", "command"],
+]
+COMPARISON_COLUMNS = [
+    *["subset", "task", "metric", "system", "task_mode", "reference", "question", "difference", "low", "high"],
+    *["answer", "n_exams", "n_breasts", "n_seeds", "reference_seeds", "dropped", "reason"],
+]
+
+
+def results_table(runs: Sequence[RunResult], study: Study, study_file: str = "") -> pd.DataFrame:
+    """One row a (subset, system, task mode, task, metric, side): the number, its interval and what it rests on.
+
+    Runs that differ in their seed alone make one row: the mean over seeds, sd_seeds their standard deviation
+    (NaN for one seed). side: "both" pools the breasts of both sides; "L" and "R" stand beside it. resamples
+    and dropped: bootstrap resamples in which the metric is defined and is not. paper: the paper's value.
+    study_file: the study's file, for the command that trains the row.
+    """
+    printed = paper_values().set_index(KEY)
+    rows = []
+    for (subset, mode, system), seeds in same_system(runs).items():
+        for task, side in product(seeds[0].tasks, SIDES_REPORTED):
+            answers = sample(seeds, task, side=side)
+            breasts = known_breasts(seeds[0], task, side=side)
+            for metric in METRICS:
+                ours = interval(answers, metric, **_settings(study))
+                key = (subset, system, mode, task, metric)
+                row = dict(zip(KEY, key, strict=True))
+                row |= {"side": side, "part": seeds[0].reported}
+                row |= {"value": ours.value, "low": ours.low, "high": ours.high}
+                row |= {"n_exams": breasts["exam"].nunique(), "n_breasts": len(breasts)}
+                row |= {"n_patients": breasts["group"].nunique()}
+                row |= {"n_seeds": len(seeds), "sd_seeds": _spread(answers, metric)}
+                row |= {"resamples": ours.used, "dropped": ours.dropped, "reason": ours.reason}
+                if side == "both" and key in printed.index:
+                    row |= {"paper": printed.loc[key, "value"], "paper_note": printed.loc[key, "note"]}
+                row |= {"synthetic": any(run.metrics["synthetic"] for run in seeds)}
+                row |= {"stale": any(run.stale for run in seeds), "runs": ", ".join(run.id for run in seeds)}
+                rows.append(row | {"command": command(study_file or f"config/{study.name}.yaml", seeds[0])})
+    return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+
+
+def _settings(study: Study) -> dict[str, int]:
+    return {"resamples": study.evidence.resamples, "seed": study.evidence.seed}
+
+
+def _spread(answers: Sample, metric: str) -> float:
+    """Standard deviation of the metric over training seeds; NaN for fewer than two."""
+    values = [interval(one, metric, resamples=1).value for one in _layers(answers)]
+    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+
+
+def _layers(answers: Sample) -> list[Sample]:
+    return [Sample(answers.labels, layer[None], answers.groups) for layer in answers.probabilities]
+
+
+def command(study_file: str, run: RunResult) -> str:
+    """The command that trains a row's run."""
+    spec = run.spec
+    named = {"study": study_file, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
+    words = " ".join(f"-p {name} {value}" for name, value in named.items())
+    return f"papermill notebooks/04_train.ipynb out.ipynb {words} -p seed {spec.seed}"
+
+
+def comparisons(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
+    """Each system less the reference row (hybrid_shared of the same subset and task mode), and each single-task
+    system less its multi-task self, on the same patients; the question that the difference answers beside it.
+
+    answer: "better", "worse" or "not told apart" (the interval of the difference holds 0).
+    """
+    together = same_system(runs)
+    rows = []
+    for (subset, mode, system), seeds in together.items():
+        pairs = []
+        if system != REFERENCE:
+            pairs.append(((subset, mode, REFERENCE), QUESTIONS[system]))
+        if mode != "multi":
+            pairs.append(((subset, "multi", system), "Does learning one task alone do better than learning both?"))
+        for key, question in pairs:
+            if key not in together:
+                continue
+            for task, metric in product([t for t in seeds[0].tasks if t in together[key][0].tasks], METRICS):
+                difference = _difference(sample(seeds, task), sample(together[key], task), metric, study)
+                breasts = known_breasts(seeds[0], task)
+                row = {"subset": subset, "task": task, "metric": metric, "system": system, "task_mode": mode}
+                row |= {"reference": f"{key[2]} {key[1]}", "question": question}
+                row |= {"difference": difference.value, "low": difference.low, "high": difference.high}
+                row |= {"answer": answer(difference), "n_exams": breasts["exam"].nunique()}
+                row |= {"n_breasts": len(breasts), "n_seeds": len(seeds), "reference_seeds": len(together[key])}
+                row |= {"dropped": difference.dropped}
+                rows.append(row | {"reason": difference.reason})
+    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+    return table.sort_values(["subset", "task", "metric", "task_mode"], kind="stable", ignore_index=True)
+
+
+def _difference(ours: Sample, reference: Sample, metric: str, study: Study) -> Interval:
+    """The paired difference, or none with the reason where the two are not of the same breasts."""
+    try:
+        return paired_difference(ours, reference, metric, **_settings(study))
+    except ValueError as error:
+        return Interval(np.nan, np.nan, np.nan, 0, 0, str(error))
+
+
+def answer(difference: Interval) -> str:
+    """What the interval of a difference says."""
+    if np.isnan(difference.low):
+        return "no interval"
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "not told apart"
+
+
+def statements(
+    runs: Sequence[RunResult], baselines: Mapping[tuple[str, str], Sequence[Baseline]], study: Study
+) -> pd.DataFrame:
+    """For each system and task: does it beat chance, and the shortcuts, on the reported part?
+
+    baselines: (subset, task) -> the fitted shortcuts. Columns: beats_chance (the lower end of the AUC's
+    interval lies above 0.5), best_shortcut and its AUC, beats_shortcuts (the AUC lies above that of every
+    shortcut), ahead with its interval (the paired difference to the best shortcut), surely_ahead (its lower
+    end lies above 0), and `statement`, the sentence that these make. None where it cannot be said.
+    """
+    rows = []
+    for (subset, mode, system), seeds in same_system(runs).items():
+        for task in seeds[0].tasks:
+            answers = sample(seeds, task)
+            ours = interval(answers, "auc", **_settings(study))
+            row = {"subset": subset, "task_mode": mode, "system": system, "task": task}
+            row |= {"auc": ours.value, "low": ours.low, "high": ours.high}
+            row["beats_chance"] = None if np.isnan(ours.low) else bool(ours.low > 0.5)
+            shortcuts = [b for b in baselines.get((subset, task), ()) if b.shortcut and not np.isnan(b.auc)]
+            best = max(shortcuts, key=lambda b: b.auc, default=None)
+            row |= {"best_shortcut": best.name if best else "", "shortcut_auc": best.auc if best else np.nan}
+            row["beats_shortcuts"] = None if best is None or np.isnan(ours.value) else bool(ours.value > best.auc)
+            ahead = _difference(answers, best.sample, "auc", study) if best else Interval(*[np.nan] * 3, 0, 0)
+            row |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
+            row["surely_ahead"] = None if np.isnan(ahead.low) else bool(ahead.low > 0)
+            rows.append(row | {"statement": _sentence(row)})
+    return pd.DataFrame(rows)
+
+
+def _sentence(row: Mapping) -> str:
+    chance = {
+        None: "has no interval to hold against chance",
+        True: "beats chance",
+        False: "is not told apart from chance",
+    }[row["beats_chance"]]
+    if row["beats_shortcuts"] is None:
+        shortcuts = "no shortcut to hold it against"
+    elif not row["beats_shortcuts"]:
+        shortcuts = f"does not beat the shortcut {row['best_shortcut']}"
+    else:
+        sure = "also by the paired interval" if row["surely_ahead"] else "by its value; the paired interval holds 0"
+        shortcuts = f"beats every shortcut ({sure})"
+    return f"{row['system']} ({row['task_mode']}, {row['subset']}, {row['task']}) {chance}; {shortcuts}."
