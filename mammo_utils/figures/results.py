@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mammo_utils.evidence.intervals import LEVEL, Sample, group_weights
 from mammo_utils.evidence.metrics import scored_classes
 from mammo_utils.evidence.paper import METRIC_NAMES, SYSTEM_NAMES
+from mammo_utils.evidence.runs import TASKS, RunResult
 from mammo_utils.figures.style import BASELINE_COLOUR, SYSTEM_COLOURS, styled
 
+MODE_LINES = {"multi": "-", "diagnosis": "--", "birads": ":"}
 GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are averaged
 
 
@@ -129,26 +132,32 @@ def confusion(answers: Sample) -> np.ndarray:
 
 
 @styled
-def draw_training(epochs: Mapping[str, pd.DataFrame], systems: Mapping[str, str], best: Mapping[str, int]) -> Figure:
-    """Loss and validation AUC by epoch, one line a run; the best epoch is a dot.
-
-    epochs: run id -> epochs.csv; systems: run id -> system; best: run id -> the epoch that was kept.
-    """
-    tasks = [t for t in ("diagnosis", "birads") if any(f"validation_{t}_auc" in table for table in epochs.values())]
-    figure, axes = plt.subplots(1, 1 + len(tasks), figsize=(3 * (1 + len(tasks)), 3.2), layout="constrained")
-    for run, table in epochs.items():
-        colour = SYSTEM_COLOURS[systems[run]]
+def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
+    """Loss and validation AUC by epoch, one line a run, coloured by system and dashed by task mode; the epoch
+    that was kept is a dot."""
+    tasks = [t for t in TASKS if any(f"validation_{t}_auc" in run.epochs for run in runs)]
+    figure, axes = plt.subplots(1, 1 + len(tasks), figsize=(3 * (1 + len(tasks)), 3.4), layout="constrained")
+    for run in runs:
+        look = {"color": SYSTEM_COLOURS[run.spec.system], "linestyle": MODE_LINES[run.spec.task_mode]}
         for axis, column in zip(axes, ["loss", *(f"validation_{task}_auc" for task in tasks)], strict=True):
-            if column in table:
-                axis.plot(table["epoch"], table[column], color=colour, label=run)
-                kept = table[table["epoch"] == best[run]]
-                axis.plot(kept["epoch"], kept[column], "o", color=colour, markersize=4)
-    axes[0].set(xlabel="epoch", ylabel="training loss (Eq. 11)")
+            if column in run.epochs:
+                axis.plot(run.epochs["epoch"], run.epochs[column], **look)
+                kept = run.epochs[run.epochs["epoch"] == run.metrics["best_epoch"]]
+                axis.plot(kept["epoch"], kept[column], "o", color=look["color"], markersize=4)
+    axes[0].set(ylabel="training loss (Eq. 11)")
     for axis, task in zip(axes[1:], tasks, strict=True):
         axis.axhline(0.5, color="0.7", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="epoch", ylabel=f"validation AUC, {task}", ylim=(min(0.35, axis.get_ylim()[0]), 1.02))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
+        axis.set(ylabel=f"validation AUC, {task}", ylim=(min(0.35, axis.get_ylim()[0]), 1.02))
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    systems = [s for s in SYSTEM_NAMES if any(run.spec.system == s for run in runs)]
+    handles = [plt.Line2D([], [], color=SYSTEM_COLOURS[s], label=SYSTEM_NAMES[s]) for s in systems]
+    modes = [m for m in MODE_LINES if any(run.spec.task_mode == m for run in runs)]
+    if len(modes) > 1:
+        handles += [plt.Line2D([], [], color="k", linestyle=MODE_LINES[m], label=f"task mode {m}") for m in modes]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.suptitle(title)
     return figure
 
 
@@ -221,6 +230,7 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
             axis.plot([row.low, row.high], [height, height], color=SYSTEM_COLOURS[row.system])
             axis.plot(row.difference, height, "o", color=SYSTEM_COLOURS[row.system], markersize=5)
         axis.axvline(0, color="0.5", linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set(title=task, xlabel=f"difference in {METRIC_NAMES['auc']}")
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0, 0].invert_yaxis()
@@ -230,7 +240,7 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
 
 def _labels_outside(axes: np.ndarray, used: int, x: str, y: str, ticks: bool = True) -> None:
     """Labels on the outer panels only; panels beyond `used` are taken away."""
-    lines, columns = axes.shape
+    columns = axes.shape[1]
     for number, axis in enumerate(axes.flat):
         axis: Axes
         if number >= used:

@@ -1,0 +1,95 @@
+"""Runs in, tables out: numbers that the answers hold, comparisons on the same patients, statements computed."""
+
+import numpy as np
+import pytest
+
+from mammo_utils.evidence.baselines import Baseline
+from mammo_utils.evidence.intervals import Sample
+from mammo_utils.evidence.metrics import auc
+from mammo_utils.evidence.paper import in_the_shape_of
+from mammo_utils.evidence.runs import read_runs, same_system, sample
+from mammo_utils.evidence.tables import comparisons, results_table, statements
+from tests.evidence.conftest import write_run
+
+
+@pytest.fixture
+def demo(fake_study):
+    for spec in fake_study.runs():
+        write_run(spec)
+    return fake_study
+
+
+def test_results_hold_the_number_its_interval_and_what_it_rests_on(demo):
+    runs = read_runs(demo)
+    table = results_table(runs, demo, "config/demo.yaml")
+    assert len(table) == 6 * 2 * 2 * 3 and set(table["side"]) == {"both", "L", "R"}
+    row = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side == 'both'").iloc[0]
+    answers = sample([next(r for r in runs if r.spec.system == "vssm_shared")], "diagnosis")
+    assert row["value"] == auc(answers.labels, answers.probabilities[0])
+    assert row["low"] < row["value"] < row["high"] and row["paper"] == 0.9319
+    assert (row["n_breasts"], row["n_exams"], row["n_patients"], row["n_seeds"]) == (91, 60, 60, 1)
+    assert row["resamples"] == 100 and row["part"] == "test" and row["synthetic"] and not row["stale"]
+    assert row["command"].endswith("-p system vssm_shared -p task_mode multi -p subset 1v5 -p seed 0")
+    sides = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side != 'both'")
+    assert sides["n_breasts"].sum() == 91 and sides["paper"].isna().all()
+
+
+def test_our_values_stand_beside_the_papers(demo):
+    table = in_the_shape_of("1v5", results_table(read_runs(demo), demo))
+    row = table.loc["VSSM (View-specific)"]
+    assert row["Multi-task", "diagnosis", "AUC", "paper"] == "", "unreadable stays empty"
+    assert row["Multi-task", "diagnosis", "AUC", "ours"].startswith("0.")
+    assert (table.loc[:, "Single-task"].xs("ours", axis=1, level="from") == "").all().all(), "not run"
+
+
+def test_comparisons_are_paired_with_the_reference_and_ask_a_question(demo):
+    write_run(demo.run("resnet18", "diagnosis", "1v5", 0), strength=2.5)
+    table = comparisons(read_runs(demo), demo)
+    against = table[table["reference"] == "hybrid_shared multi"]
+    assert set(against["system"]) == set(demo.grid.systems) - {"hybrid_shared"}
+    assert (table["question"].str.endswith("?")).all() and set(table["metric"]) == {"auc", "f1_macro"}
+    weak = table.query("system == 'vssm_view_specific' and metric == 'auc'")
+    assert (weak["answer"] == "worse").all() and (weak["high"] < 0).all()
+    single = table.query("reference == 'resnet18 multi'")
+    assert set(single["task"]) == {"diagnosis"} and set(single["task_mode"]) == {"diagnosis"}
+
+
+def test_seeds_are_one_row_with_their_spread(demo):
+    for seed in (1, 2):
+        write_run(demo.run("resnet50", "multi", "1v5", seed))
+    row = (
+        results_table(read_runs(demo), demo)
+        .query("system == 'resnet50' and metric == 'auc' and side == 'both'")
+        .iloc[0]
+    )
+    seeds = same_system(read_runs(demo))["1v5", "multi", "resnet50"]
+    values = [auc(s.labels, s.probabilities[0]) for s in (sample([run], row["task"]) for run in seeds)]
+    assert row["n_seeds"] == 3
+    assert row["value"] == pytest.approx(np.mean(values)) and row["sd_seeds"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_statements_are_computed(demo):
+    write_run(demo.run("resnet18", "diagnosis", "1v5", 0), strength=0.0)
+    runs = read_runs(demo)
+    answers = sample([next(r for r in runs if r.spec.system == "resnet18")], "diagnosis")
+    noise = np.random.default_rng(0).random(len(answers.labels))
+    layer = np.stack([1 - noise, noise], axis=-1)
+    weak = Baseline(
+        "thumbnails", True, Sample(answers.labels, layer[None], answers.groups), auc(answers.labels, layer), 60
+    )
+    table = statements(runs, {("1v5", "diagnosis"): [weak]}, demo).set_index(["system", "task_mode", "task"])
+    strong = table.loc["hybrid_shared", "multi", "diagnosis"]
+    assert strong["beats_chance"] and strong["beats_shortcuts"] and strong["surely_ahead"]
+    assert "beats chance; beats every shortcut (also by the paired interval)" in strong["statement"]
+    blind = table.loc["resnet18", "diagnosis", "diagnosis"]
+    assert not blind["beats_chance"] and "not told apart from chance" in blind["statement"]
+    assert not blind["surely_ahead"]
+    assert table.loc["hybrid_shared", "multi", "birads"]["beats_shortcuts"] is None
+    assert "no shortcut to hold it against" in table.loc["hybrid_shared", "multi", "birads"]["statement"]
+
+
+def test_nothing_in_empty_tables_out(fake_study):
+    runs = read_runs(fake_study)
+    assert results_table(runs, fake_study).empty and comparisons(runs, fake_study).empty
+    assert statements(runs, {}, fake_study).empty
+    assert in_the_shape_of("1to5", results_table(runs, fake_study)).shape == (6, 16)
