@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def _run(kernel, tasks: int, work: int, *arrays) -> None:
         kernel(*arrays, 0, tasks)
         return
     pool = _pool(threads - 1, os.getpid())
-    waiting = [pool.submit(kernel, *arrays, a, b) for a, b in zip(edges[1:-1], edges[2:], strict=True)]
+    waiting = [pool.submit(kernel, *arrays, a, b) for a, b in pairwise(edges[1:])]
     kernel(*arrays, 0, edges[1])
     for future in waiting:
         future.result()

@@ -1,0 +1,175 @@
+"""The 2D selective scan (SS2D) of VMamba (Liu et al. 2024) in MedMamba's SS-Conv-SSM block (Yue and Li 2024).
+
+Figure 2 of the paper. Images are channels-last, (batch, H, W, C), of any height and width. Facts of shape and
+initialisation are those of MedMamba's published code; two of its slips are put right, see :class:`SS2D`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mammo_utils.models.selective_scan import scan_paths
+
+PATHS = ("rows", "columns", "rows reversed", "columns reversed")
+
+
+@lru_cache(maxsize=64)
+def four_paths(height: int, width: int) -> Tensor:
+    """The pixel that each path of ``PATHS`` visits at each step: (4, H*W) int64; pixel = row * W + column."""
+    rows = torch.arange(height * width)
+    columns = rows.view(height, width).t().reshape(-1)
+    return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
+
+
+class SS2D(nn.Module):
+    """Four selective scans over one image, added up (VMamba's first form).
+
+    Linear to 2E channels x and z; x through a depthwise 3x3 convolution and SiLU; each path's delta, B and C
+    by a linear map of x; the four scans; LayerNorm; times SiLU(z); linear back. E = expand * channels.
+
+    Different from MedMamba: the depthwise convolution is initialised by its true fan (9, not 9E: theirs is
+    sqrt(E), about 10 times, too small), and A_log and D carry ``_no_weight_decay`` for the optimiser to obey.
+    """
+
+    def __init__(self, channels: int, states: int = 16, expand: int = 2, backend: str = "auto"):
+        super().__init__()
+        inner, self.rank, self.states, self.backend = expand * channels, math.ceil(channels / 16), states, backend
+        K = len(PATHS)
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_proj = nn.Parameter(torch.empty(K, self.rank + 2 * states, inner))
+        self.dt_weight = nn.Parameter(torch.empty(K, inner, self.rank))
+        self.dt_bias = nn.Parameter(torch.empty(K, inner))
+        self.A_log = nn.Parameter(torch.empty(K, inner, states))
+        self.D = nn.Parameter(torch.ones(K, inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+        self.A_log._no_weight_decay = self.D._no_weight_decay = True
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        nn.init.trunc_normal_(self.in_proj.weight, std=0.02)
+        nn.init.trunc_normal_(self.out_proj.weight, std=0.02)
+        nn.init.normal_(self.conv.weight, std=math.sqrt(2 / 9))
+        nn.init.zeros_(self.conv.bias)
+        nn.init.uniform_(self.x_proj, -(self.x_proj.shape[2] ** -0.5), self.x_proj.shape[2] ** -0.5)
+        nn.init.uniform_(self.dt_weight, -(self.rank**-0.5), self.rank**-0.5)
+        # softplus(dt_bias) is log-uniform in 0.001..0.1, as in Mamba; the inverse of softplus is x + log(1 - e^-x)
+        dt = torch.exp(torch.empty_like(self.dt_bias).uniform_(math.log(0.001), math.log(0.1)))
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log.copy_(torch.log(torch.arange(1, self.states + 1)).expand_as(self.A_log))  # A = -1..-N (S4D-real)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, H, W, C) -> (batch, H, W, C)"""
+        batch, height, width, _ = x.shape
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, H, W, E) each
+        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        y = self.scan(x.reshape(batch, height * width, -1), four_paths(height, width))
+        y = self.out_norm(y.view(batch, height, width, -1).to(z.dtype))
+        return self.out_proj(y * F.silu(z))
+
+    def scan(self, x: Tensor, paths: Tensor) -> Tensor:
+        """Scan (batch, L, E) along each of the four paths (4, L) and add: (batch, L, E).
+
+        delta, B and C depend on the pixel alone, so they are computed once per pixel, for all paths in one
+        matrix product, and read in each path's order by the scan: the image is never copied in another order.
+        """
+        batch, length, inner = x.shape
+        K = len(PATHS)
+        parameters = F.linear(x, self.x_proj.flatten(0, 1)).view(batch, length, K, -1)
+        dt, B, C = parameters.transpose(1, 2).split([self.rank, self.states, self.states], dim=-1)  # (batch, K, L, .)
+        dt = dt.transpose(0, 1).reshape(K, batch * length, self.rank)
+        delta = torch.bmm(dt, self.dt_weight.transpose(1, 2).to(dt.dtype))  # (K, batch*L, E)
+        delta = delta.view(K, batch, length, inner).transpose(0, 1)
+        A = -torch.exp(self.A_log.float())
+        return scan_paths(x, delta, A, B, C, self.D, self.dt_bias, paths, backend=self.backend)
+
+
+class SSConvSSM(nn.Module):
+    """MedMamba's block: half of the channels convolved, half scanned, joined and added to the input.
+
+    variant ``shuffle``: the halves are concatenated and their channels shuffled in two groups. ``inner``: the
+    scanned half has a residual of its own and a 1x1 convolution stands in the shuffle's place (the published
+    code's first version).
+    """
+
+    def __init__(self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto"):
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"The block splits its channels in two halves; {channels} is odd.")
+        if variant not in ("shuffle", "inner"):
+            raise ValueError(f"The block's variant is {variant!r}; it must be 'shuffle' or 'inner'.")
+        half, self.variant = channels // 2, variant
+        self.norm = nn.LayerNorm(half)
+        self.ss2d = SS2D(half, states, backend=backend)
+        self.convolutions = nn.Sequential(
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, 3, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 1),
+            nn.ReLU(),
+        )
+        self.mix = nn.Conv2d(channels, channels, 1) if variant == "inner" else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module is not self.ss2d.conv:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, H, W, C) -> (batch, H, W, C)"""
+        left, right = x.chunk(2, dim=-1)
+        convolved = self.convolutions(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        scanned = self.ss2d(self.norm(right))
+        if self.mix is not None:
+            joined = torch.cat([convolved, scanned + right], dim=-1)
+            return x + self.mix(joined.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # shuffled: channel 2i is the convolved half's i, channel 2i + 1 the scanned half's
+        return x + torch.stack([convolved, scanned], dim=-1).flatten(-2)
+
+
+class PatchEmbedding(nn.Module):
+    """(batch, 3, H, W) -> (batch, ceil(H/patch), ceil(W/patch), width): one linear map of each patch, LayerNorm.
+
+    Zeros are added at the bottom and right where patches do not fit.
+    """
+
+    def __init__(self, width: int, patch: int = 4):
+        super().__init__()
+        self.patch = patch
+        self.project = nn.Conv2d(3, width, patch, stride=patch)
+        self.norm = nn.LayerNorm(width)
+        nn.init.kaiming_normal_(self.project.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
+        x = F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+        return self.norm(self.project(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """(batch, H, W, C) -> (batch, ceil(H/2), ceil(W/2), 2C): each 2x2 square joined, LayerNorm, linear.
+
+    The order in a square is MedMamba's: (0, 0), (1, 0), (0, 1), (1, 1). Odd sides get a row or column of zeros
+    (theirs cuts the last one off).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduce = nn.Linear(4 * channels, 2 * channels, bias=False)
+        nn.init.trunc_normal_(self.reduce.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = x.shape[1] % 2, x.shape[2] % 2
+        x = F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+        squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduce(self.norm(torch.cat(squares, dim=-1)))

@@ -1,0 +1,88 @@
+"""ImageNet weights of torchvision's ResNets: downloaded, or from a local file, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from mammo_utils.files import project_root
+
+URLS = {18: ResNet18_Weights.IMAGENET1K_V1.url, 50: ResNet50_Weights.IMAGENET1K_V1.url}
+
+
+class WeightsError(ValueError):
+    """Pretrained weights are missing, damaged or of another network; the message says what to do."""
+
+
+def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> None:
+    """Load `weights` into a torchvision ResNet.
+
+    weights: ``"imagenet"``, torchvision's first ImageNet weights, downloaded once into torch's own folder; a
+    local ``.pth`` or ``.safetensors`` file; or a folder that holds the file under torchvision's name. Relative
+    paths are read from the project's folder. Where a file's name carries the first digits of its SHA-256, as
+    torchvision's do, they are checked. Raises WeightsError with one sentence.
+    """
+    name = URLS[depth].rsplit("/", 1)[1]
+    if str(weights) == "imagenet":
+        file = Path(torch.hub.get_dir()) / "checkpoints" / name
+        if not file.is_file():
+            download(URLS[depth], file)
+    else:
+        file = project_root() / weights
+        file = file / name if file.is_dir() else file
+        if not file.is_file():
+            raise WeightsError(
+                f"There is no weights file {file}; download {URLS[depth]} elsewhere and put {name} there, "
+                f"or set model.weights to 'imagenet' or ''."
+            )
+    state = read_state(file)
+    try:
+        resnet.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{file} does not hold the weights of torchvision's ResNet-{depth}.") from error
+
+
+def download(url: str, file: Path) -> None:
+    """Fetch torchvision's file, its hash checked, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_in_name(file.name), progress=False)
+    except (URLError, OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"ImageNet weights could not be downloaded ({error}); download {url} elsewhere and put {file.name} "
+            f"into {file.parent}, or set model.weights to the file's path."
+        ) from error
+
+
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file, nothing but tensors unpickled; its hash checked where named."""
+    expected = hash_in_name(file.name)
+    if expected:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if not found.startswith(expected):
+            raise WeightsError(
+                f"{file} is damaged: its SHA-256 begins with {found[:8]}, not {expected}; "
+                "delete it and download it again."
+            )
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{file} is not a file of weights alone that torch or safetensors can read.") from error
+
+
+def hash_in_name(name: str) -> str | None:
+    """The digits in a name such as resnet18-f37072fd.pth."""
+    match = re.search(r"-([0-9a-f]{8,64})\.(?:pth|safetensors)$", name)
+    return match.group(1) if match else None
