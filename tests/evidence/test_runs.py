@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mammo_utils.evidence.runs import categories, known_breasts, read_runs, same_system, sample
-from tests.evidence.conftest import write_run
+from tests.evidence.fakes import write_run
 
 
 def by_id(study, **more):

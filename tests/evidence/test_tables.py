@@ -9,7 +9,7 @@ from mammo_utils.evidence.metrics import auc
 from mammo_utils.evidence.paper import in_the_shape_of
 from mammo_utils.evidence.runs import read_runs, same_system, sample
 from mammo_utils.evidence.tables import comparisons, results_table, statements
-from tests.evidence.conftest import write_run
+from tests.evidence.fakes import write_run
 
 
 @pytest.fixture
