@@ -1,0 +1,27 @@
+"""From a data folder to the exam table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mammo_utils.data.exams import Cohort
+
+
+def read_cohort(
+    source: str,
+    folder: Path,
+    *,
+    cohort: str = "usable",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Cohort:
+    """Read a data folder: "cmmd" and "synthetic" (the release's format), or "ddsm" (CBIS-DDSM's images).
+
+    cohort: "usable" (excluded and invisible breasts set aside), "annotated" (of these, patients with an outlined
+    lesion) or "complete" (with all four views). Raises DataError: one sentence on what is missing or wrong.
+    """
+    from mammo_utils.data import ddsm, release
+
+    if source == "ddsm":
+        return ddsm.read_images(Path(folder), progress=progress)
+    return release.read_release(Path(folder), cohort=cohort, progress=progress)

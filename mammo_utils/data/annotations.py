@@ -1,0 +1,85 @@
+"""Lesion outlines of TOMPEI-CMMD: one JSON file a breast, MLO alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from mammo_utils.data.exams import KINDS
+
+NAME = re.compile(r"^(?P<exam>[A-Za-z0-9-]+)_(?P<view>CC|MLO)_(?P<side>[LR])_AnnotationFile\.json$")
+LARGEST = 20 * 2**20  # bytes; the real files have some 4 kB a lesion
+JUST_OUTSIDE = 0.01  # of the image's side: points so near are drawn by hand at the edge, and clipped
+
+
+def read_annotations(
+    folder: Path, sizes: dict[tuple[str, str], tuple[int, int]]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """All outlines under `folder` for images of `sizes`, (exam, view) -> (rows, columns).
+
+    Returns rows of the table lesions and, for what cannot be used, rows of set_aside. The junk that macOS
+    leaves (``__MACOSX``, names that begin ``._``) is no annotation and is passed over.
+    """
+    lesions, set_aside = [], []
+    for path in sorted(folder.rglob("*_AnnotationFile.json")):
+        name = path.relative_to(folder).as_posix()
+        if path.name.startswith("._") or "__MACOSX" in path.parts or not path.is_file():
+            continue
+        match = NAME.match(path.name)
+        if not match:
+            reason = "the name is not ID_MLO_SIDE_AnnotationFile.json, so no image is known for it"
+            set_aside.append({"kind": "annotation", "what": name, "reason": reason})
+            continue
+        exam, side = match["exam"], match["side"]
+        view = f"{side}_{match['view']}"
+        size = sizes.get((exam, view))
+        if size is None:
+            set_aside.append({"kind": "annotation", "what": name, "reason": f"{exam} has no {view} image"})
+            continue
+        outlines, reasons = read_outlines(path, *size)
+        lesions += [{"exam": exam, "side": side, "view": view, **outline} for outline in outlines]
+        set_aside += [{"kind": "annotation", "what": name, "reason": reason} for reason in reasons]
+    return lesions, set_aside
+
+
+def read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, str]], list[str]]:
+    """The outlines of one file, {kind, points}, and a sentence for each that cannot be used. Never raises."""
+    try:
+        if path.stat().st_size > LARGEST:
+            return [], f"the file is larger than {LARGEST // 2**20} MB"
+        lesions = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return [], [f"the file cannot be read as JSON ({type(error).__name__}); download it again"]
+    if not isinstance(lesions, list):
+        return [], ["the file does not hold a list of lesions; download it again"]
+    outlines, reasons = [], []
+    for number, lesion in enumerate(lesions, 1):
+        try:
+            kind = str(lesion["label"]).strip()
+            points = [(float(point["x"]), float(point["y"])) for point in lesion["cgPoints"]]
+        except (KeyError, TypeError, ValueError):
+            reasons.append(f"lesion {number} has no label or no points {{x, y}}")
+            continue
+        reason = _wrong(kind, points, rows, columns)
+        if reason:
+            reasons.append(f"lesion {number}: {reason}")
+            continue
+        clipped = [[min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))] for x, y in points]
+        outlines.append({"kind": kind, "points": json.dumps(clipped)})
+    return outlines, reasons
+
+
+def _wrong(kind: str, points: list[tuple[float, float]], rows: int, columns: int) -> str:
+    if kind not in KINDS:
+        return f"the label {kind[:40]!r} is none of {', '.join(KINDS)}"
+    if len(points) < 3:
+        return f"{len(points)} points are no outline"
+    if not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
+        return "a point is not finite"
+    far = max(max(-x / columns, x / columns - 1, -y / rows, y / rows - 1) for x, y in points)
+    if far > JUST_OUTSIDE:
+        return f"points lie up to {100 * far:.0f} % of the side outside the image of {columns} x {rows} pixels"
+    return ""

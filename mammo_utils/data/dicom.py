@@ -1,0 +1,145 @@
+"""An index of DICOM files by their headers alone: whose image, which side, which view.
+
+Nothing is read from names of files or folders. A file that cannot be used is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+LARGEST_FILE = 512 * 2**20  # bytes; a mammogram has at most some 60 MB
+LARGEST_IMAGE = 100_000_000  # pixels
+CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}  # SNOMED CT, and SRT
+TAGS = [
+    *("SOPInstanceUID", "PatientID", "ImageLaterality", "Laterality", "PatientOrientation", "ViewCodeSequence"),
+    *("ViewPosition", "Rows", "Columns", "BitsStored", "PhotometricInterpretation", "Manufacturer"),
+    *("ImageComments", "InstitutionName"),
+]
+
+
+def read_headers(
+    folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Headers of every .dcm file under `folder`, ordered by path, and the files set aside.
+
+    Each header: image, patient, side ("L", "R", ""), view ("CC", "MLO", ""), path, rows, columns, bits_stored,
+    photometric, transfer_syntax, note, synthetic (bool). Files are set aside as rows of the table set_aside.
+    """
+    paths = sorted(path for path in folder.rglob("*.dcm") if path.is_file() and not path.name.startswith("._"))
+    headers, set_aside = [], []
+    for done, path in enumerate(paths, 1):
+        name = path.relative_to(folder).as_posix()
+        header, reason = read_header(path)
+        if reason:
+            set_aside.append({"kind": "file", "what": name, "reason": reason})
+        else:
+            headers.append({**header, "path": name})
+        progress(done, len(paths))
+    return headers, set_aside
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], str]:
+    """One file's header, or the reason why it cannot be used. Reads no pixels and never raises."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            return {}, f"the file is larger than {LARGEST_FILE // 2**20} MB; no mammogram is"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            return _header(dataset)
+    except InvalidDicomError:
+        return {}, "not a DICOM file; download it again"
+    except Exception as error:  # the file is untrusted: whatever is wrong with it must not stop the others
+        return {}, f"the DICOM header cannot be read ({type(error).__name__}); download the file again"
+
+
+def _header(dataset: pydicom.Dataset) -> tuple[dict[str, Any], str]:
+    def text(name: str) -> str:
+        value = dataset.get(name)
+        return "" if value is None else str(value).strip()
+
+    image, patient = text("SOPInstanceUID"), text("PatientID")
+    missing = [name for name in ("SOPInstanceUID", "PatientID", "Rows", "Columns") if not text(name)]
+    if missing:
+        return {}, f"the DICOM header has no {missing[0]}; download the file again"
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if rows * columns > LARGEST_IMAGE or min(rows, columns) < 1:
+        return {}, f"{rows} x {columns} pixels is no size of a mammogram"
+    sides, views = side_tags(dataset), view_tags(dataset)
+    notes = [
+        f"{what}: " + ", ".join(f"{tag} says {value}" for tag, value in tags.items())
+        for what, tags in (("side", sides), ("view", views))
+        if len(set(tags.values())) > 1
+    ]
+    face = " ".join(text(name) for name in ("Manufacturer", "ImageComments", "InstitutionName"))
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    return {
+        "image": image,
+        "patient": patient,
+        "side": next(iter(sides.values()), ""),
+        "view": next(iter(views.values()), ""),
+        "rows": rows,
+        "columns": columns,
+        "bits_stored": int(dataset.get("BitsStored") or 0),
+        "photometric": text("PhotometricInterpretation"),
+        "transfer_syntax": str(syntax or ""),
+        "note": "; ".join(notes),
+        "synthetic": "SYNTHETIC" in face.upper(),
+    }, ""
+
+
+def side_tags(dataset: pydicom.Dataset) -> dict[str, str]:
+    """Which side each tag says, "L" or "R", in the order of precedence: the first counts.
+
+    The column direction of PatientOrientation runs down the image; in mammograms the lateral or upper part of
+    the breast is on top, so it points to the patient's right for a left breast, and the other way round.
+    """
+    found = {}
+    for tag in ("ImageLaterality", "Laterality"):
+        value = str(dataset.get(tag) or "").strip().upper()
+        if value in ("L", "R"):
+            found[tag] = value
+    down = _down(dataset)
+    if ("R" in down) != ("L" in down):
+        found["PatientOrientation"] = "L" if "R" in down else "R"
+    return found
+
+
+def view_tags(dataset: pydicom.Dataset) -> dict[str, str]:
+    """Which view each tag says, "CC" or "MLO", in the order of precedence: the first counts.
+
+    A column direction with a part towards the feet is the oblique view's. CBIS-DDSM writes the view's name
+    into PatientOrientation.
+    """
+    found = {}
+    orientation, down = _orientation(dataset), _down(dataset)
+    if orientation and orientation[0] in ("CC", "MLO"):
+        found["PatientOrientation"] = orientation[0]
+    elif down:
+        found["PatientOrientation"] = "MLO" if "F" in down or "H" in down else "CC"
+    sequence = dataset.get("ViewCodeSequence")
+    code = str(sequence[0].get("CodeValue") or "").strip() if sequence else ""
+    if code in CODES:
+        found["ViewCodeSequence"] = CODES[code]
+    position = str(dataset.get("ViewPosition") or "").strip().upper()
+    if position in ("CC", "MLO"):
+        found["ViewPosition"] = position
+    return found
+
+
+def _orientation(dataset: pydicom.Dataset) -> list[str]:
+    value = dataset.get("PatientOrientation")
+    if value is None:
+        return []
+    return [str(v).strip().upper() for v in ([value] if isinstance(value, str) else value)]
+
+
+def _down(dataset: pydicom.Dataset) -> str:
+    orientation = _orientation(dataset)
+    return orientation[1] if len(orientation) == 2 else ""

@@ -1,0 +1,133 @@
+"""The split by patient, stratified, drawn once a study and saved with a hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from mammo_utils.data.exams import SIDES, VIEWS, Cohort, DataError
+from mammo_utils.files import hash_of, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Split:
+    """part: exam -> "train", "validation" or "test"; groups: exam -> group (patients that share an image).
+
+    With "paper" the best epoch is chosen on the part that is reported, validation, as the paper did, which
+    flatters; with "nested" the part test has chosen nothing.
+    """
+
+    kind: str
+    seed: int
+    part: pd.Series
+    groups: pd.Series
+
+    @property
+    def reported(self) -> str:
+        return "test" if self.kind == "nested" else "validation"
+
+    @property
+    def hash(self) -> str:
+        return hash_of(self._values())
+
+    def _values(self) -> dict:
+        exams = {exam: [self.part[exam], self.groups[exam]] for exam in sorted(self.part.index)}
+        return {"kind": self.kind, "seed": self.seed, "exams": exams}
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"hash": self.hash, **self._values()})
+
+
+def load_split(path: Path) -> Split:
+    """Read a saved split. Raises DataError where it was edited or where a patient is in two parts."""
+    values = read_json(path)
+    exams = pd.DataFrame.from_dict(values["exams"], orient="index", columns=["part", "group"])
+    split = Split(values["kind"], values["seed"], exams["part"], exams["group"])
+    if split.hash != values["hash"]:
+        raise DataError(f"{path} does not match its hash: it was changed by hand; delete it and run notebook 02.")
+    leaks = exams.groupby("group")["part"].nunique()
+    if (leaks > 1).any():
+        raise DataError(f"{path} has {leaks[leaks > 1].index[0]} in two parts; delete it and run notebook 02.")
+    return split
+
+
+def twins(cohort: Cohort, index: pd.DataFrame) -> pd.DataFrame:
+    """Images with the same pixels under two patients: sha256, exam, view, conflicting (labels differ).
+
+    `index` is the store's: exam, view, sha256. Twins conflict where one breast's diagnosis or BI-RADS is known
+    under both IDs and not the same.
+    """
+    shared = index.groupby("sha256")["exam"].transform("nunique") > 1
+    found = index.loc[shared, ["sha256", "exam", "view"]].sort_values(["sha256", "exam"], ignore_index=True)
+    exams = cohort.exams
+
+    def labels(row: pd.Series) -> tuple:
+        side = row["view"][0]
+        return exams.at[row["exam"], f"{side}_diagnosis"], exams.at[row["exam"], f"{side}_birads"]
+
+    pairs = found.apply(labels, axis=1, result_type="reduce") if len(found) else pd.Series(dtype=object)
+    found["conflicting"] = pairs.groupby(found["sha256"]).transform("nunique") > 1 if len(found) else False
+    return found
+
+
+def groups_of(cohort: Cohort, index: pd.DataFrame, conflicts: str = "set aside") -> pd.Series:
+    """exam -> group: the first exam among those joined by identical images, directly or through others.
+
+    Exams with twins in conflict are left out (``conflicts="set aside"``) or stay in one group ("keep").
+    """
+    exams = list(cohort.exams.index)
+    position = {exam: i for i, exam in enumerate(exams)}
+    found = twins(cohort, index)
+    first = found.groupby("sha256")["exam"].transform("first")
+    edges = [position[e] for e in found["exam"]], [position[e] for e in first]
+    graph = coo_matrix((np.ones(len(found)), edges), shape=(len(exams), len(exams)))
+    component = connected_components(graph, directed=False)[1]
+    names = pd.Series(exams, exams, dtype=object)
+    groups = names.groupby(component).transform("first").rename("group")
+    if conflicts == "set aside":
+        out = set(found.loc[found["conflicting"], "exam"])
+        groups = groups[~groups.isin(set(groups[groups.index.isin(out)]))]
+    return groups
+
+
+def make_split(
+    exams: pd.DataFrame,
+    groups: pd.Series,
+    *,
+    kind: str = "nested",
+    seed: int = 0,
+    validation: float = 0.2,
+    test: float = 0.2,
+) -> Split:
+    """Split groups of exams into parts: "paper" train and validation, "nested" train, validation and test.
+
+    `validation` and `test` are shares of the groups. Groups of the same stratum (worst BI-RADS of the group,
+    all four views or not) are shuffled and dealt out one by one to the part that lacks most, so that each part
+    has its share of each stratum. Raises ValueError for an unknown kind or shares that leave nothing to train on.
+    """
+    shares = {"paper": {"validation": validation}, "nested": {"validation": validation, "test": test}}
+    if kind not in shares or sum(shares[kind].values()) >= 1:
+        raise ValueError(f"A split {kind!r} with validation {validation} and test {test} is not possible.")
+    shares = {"train": 1 - sum(shares[kind].values()), **shares[kind]}
+    exams = exams.loc[groups.index]
+    strata = pd.DataFrame(
+        {
+            "birads": exams[[f"{side}_birads" for side in SIDES]].max(axis=1).groupby(groups).max(),
+            "complete": exams[list(VIEWS)].all(axis=1).groupby(groups).max(),
+        }
+    )
+    random = np.random.default_rng(seed)
+    order = strata.sort_index().sample(frac=1, random_state=random).sort_values(["birads", "complete"], kind="stable")
+    parts, dealt = list(shares), np.zeros(len(shares))
+    wanted = np.array(list(shares.values()))
+    chosen = {}
+    for count, group in enumerate(order.index, 1):
+        part = int(np.argmax(wanted * count - dealt))
+        dealt[part] += 1
+        chosen[group] = parts[part]
+    return Split(kind, seed, groups.map(chosen).rename("part"), groups)

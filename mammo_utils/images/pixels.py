@@ -1,0 +1,97 @@
+"""From a DICOM file to the square picture of §3.1."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image
+
+from mammo_utils.data.dicom import LARGEST_FILE, LARGEST_IMAGE
+
+EDGE = 0.02  # share of the columns that decides where the chest wall is
+
+
+class PixelError(ValueError):
+    """An image's pixels cannot be used; the message is the reason, for the list of what was set aside."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """grey: (size, size) uint8, chest wall at the left; sha256 of the decoded pixels; what was done to them."""
+
+    grey: np.ndarray
+    sha256: str
+    rows: int
+    columns: int
+    flipped: bool
+    chest_wall: str  # "left" or "right", as found in the pixels before flipping
+
+
+def decode(path: Path) -> tuple[np.ndarray, int, str]:
+    """Stored values (rows, columns) of one grey frame, bits stored and the photometric interpretation.
+
+    Raises PixelError with the reason; never another error, whatever the file holds.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise PixelError(f"the file is larger than {LARGEST_FILE // 2**20} MB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path)
+            rows, columns = int(dataset.Rows), int(dataset.Columns)
+            frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
+            if rows * columns > LARGEST_IMAGE or frames != 1 or samples != 1:
+                raise PixelError(f"{frames} frames of {rows} x {columns} x {samples} are no single grey image")
+            photometric = str(dataset.PhotometricInterpretation)
+            if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+                raise PixelError(f"its pixels are {photometric[:20]}, not grey")
+            values, bits = dataset.pixel_array, int(dataset.BitsStored)
+    except PixelError:
+        raise
+    except Exception as error:  # the file is untrusted: whatever is wrong with it must not stop the others
+        raise PixelError(f"its pixels cannot be decoded ({type(error).__name__}); download the file again") from None
+    if values.ndim != 2 or not 1 <= bits <= 16:
+        raise PixelError(f"an array of {values.ndim} dimensions and {bits} bits is no mammogram")
+    if int(dataset.PixelRepresentation or 0) == 1:
+        values = values.astype(np.int32) + 2 ** (bits - 1)
+    return values, bits, photometric
+
+
+def intensities(values: np.ndarray, bits: int, photometric: str) -> np.ndarray:
+    """Stored values as float32 in [0, 1], 0 for air: value / (2^bits - 1), MONOCHROME1 inverted.
+
+    The window of the header is not applied: in CMMD it spans the full range and its sigmoid would bend it.
+    """
+    scaled = np.clip(values.astype(np.float32) / (2**bits - 1), 0, 1)
+    return 1 - scaled if photometric == "MONOCHROME1" else scaled
+
+
+def chest_wall(image: np.ndarray) -> str:
+    """The side, "left" or "right", whose outermost columns are brighter: there the breast leaves the image."""
+    width = max(1, round(EDGE * image.shape[1]))
+    return "left" if image[:, :width].mean() >= image[:, -width:].mean() else "right"
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Stretch (rows, columns) in [0, 1] to (size, size) uint8 with Pillow's antialiasing bilinear (triangle) filter."""
+    small = Image.fromarray(image, mode=None).resize((size, size), Image.Resampling.BILINEAR)
+    return np.rint(np.clip(np.asarray(small), 0, 1) * 255).astype(np.uint8)
+
+
+def prepare(path: Path, side: str, size: int) -> Picture:
+    """§3.1: decode, scale, invert, flip right breasts, resize. Raises PixelError with the reason."""
+    values, bits, photometric = decode(path)
+    image = intensities(values, bits, photometric)
+    if not image.any():
+        raise PixelError("every pixel is 0")
+    wall = chest_wall(image)
+    flipped = side == "R"
+    grey = resize(np.ascontiguousarray(image[:, ::-1]) if flipped else image, size)
+    digest = hashlib.sha256(f"{values.shape}{bits}{photometric}".encode())
+    digest.update(np.ascontiguousarray(values, dtype="<i4"))
+    return Picture(grey, digest.hexdigest(), *values.shape, flipped, wall)
