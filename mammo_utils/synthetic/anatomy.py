@@ -13,12 +13,12 @@ import numpy as np
 from scipy import fft
 
 from mammo_utils.synthetic.cases import Finding
-from mammo_utils.synthetic.findings import Outline, add_blobs, add_findings
+from mammo_utils.synthetic.findings import Outline, add_findings, add_harmless
 
 HEIGHT, WIDTH = 2294 * 0.094090909, 1914 * 0.094090909  # mm of the real detector image: 215.8 x 180.1
 VIEWS = ("CC", "MLO")
-DENSE_SHARE = {"fatty": -1.15, "scattered": -0.45, "heterogeneous dense": 0.35, "extremely dense": 1.1}
-FAT, GLAND, MUSCLE, SKIN = 62.0, 76.0, 74.0, 34.0  # grey levels: fat, and what each adds to it
+DENSE_SHARE = {"fatty": -1.7, "scattered": -0.8, "heterogeneous dense": 0.2, "extremely dense": 1.2}
+FAT, GLAND, MUSCLE, SKIN = 58.0, 58.0, 60.0, 30.0  # grey levels: fat, and what each adds to it
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def draw(
     findings: tuple[Finding, ...],
     shared: np.ndarray,
     rng: np.random.Generator,
+    harmless: np.random.Generator,
     lesions: np.random.Generator,
     contrast: float = 1.0,
     noise: float = 1.0,
@@ -99,22 +100,23 @@ def draw(
     """One mammogram as a left breast.
 
     shape: (rows, columns). shared: spectrum common to both breasts in this view (`spectrum_of`). rng draws the
-    breast, lesions draws its findings, so that the breast is the same with and without them. contrast and noise
-    scale the findings' contrast and the quantum noise. Returns uint8 (rows, columns), background exactly 0,
-    and the findings' outlines in pixels.
+    breast in this view; harmless, begun anew for each view, what it has whatever its label; lesions its
+    findings: so the breast is the same with and without them. contrast and noise scale the findings' contrast
+    and the quantum noise. Returns uint8 (rows, columns), background exactly 0, and the findings' outlines in
+    pixels.
     """
     rows, columns = shape
     y = ((np.arange(rows, dtype=np.float32) + 0.5) * np.float32(HEIGHT / rows))[:, None]
     x = ((np.arange(columns, dtype=np.float32) + 0.5) * np.float32(WIDTH / columns))[None, :]
     outline = outline_of(body, view, rng)
 
-    dy = (y - np.float32(outline.nipple)) / np.where(y < outline.nipple, outline.up, outline.down)
-    dy = np.abs(dy.astype(np.float32))
+    half = np.where(y < outline.nipple, outline.up, outline.down).astype(np.float32)
+    dy = np.abs(y - np.float32(outline.nipple)) / half
     round_ = np.square(x / np.float32(outline.reach)) + dy**2.2  # 1 on the skin
     round_ *= 1 - 0.09 * np.exp(-np.square((y - np.float32(outline.nipple)) / 4.5))  # the nipple
     mask = round_ < 1
     # distance to the skin, to first order: (1 - f) / |gradient of f|
-    inward = (1 - round_) / np.hypot(2 * x / outline.reach**2, 2.2 * dy**1.2 / outline.down + 1e-3)
+    inward = (1 - round_) / np.hypot(2 * x / outline.reach**2, 2.2 * dy**1.2 / half + 1e-3)
 
     own = spectrum_of(shape, rng)
     tissue, fine = _textures(0.75 * shared + 0.66 * own, shape)
@@ -122,15 +124,15 @@ def draw(
     fibres = _fibres(x, y, outline, tissue, rng)
 
     picture = FAT * (1 - 0.45 * np.exp(-inward / 9)) + 5 * tissue + 4 * fine
-    picture += GLAND * gland * (1 + 0.10 * fine + 0.20 * fibres) + 6 * fibres
+    picture += GLAND * gland * (1 + 0.08 * fine + 0.16 * fibres) + 5 * fibres
     picture += SKIN * np.exp(-np.square((inward - 1.2) / 1.1))
     picture += _vessels(x, y, outline, rng)
     if view == "MLO":
         picture += _muscle(x, y, body.muscle, picture, fine, rng)
-    picture = (picture - 95) * np.float32(body.contrast) + 95 * np.float32(body.brightness)
+    picture = (picture - 85) * np.float32(body.contrast) + 85 * np.float32(body.brightness)
     picture = np.where(mask, picture, 0).astype(np.float32)
 
-    add_blobs(picture, mask, x, y, outline, rng)
+    add_harmless(picture, mask, x, y, outline, harmless)
     drawn = add_findings(picture, mask, x, y, outline, findings, lesions, contrast)
     picture += np.float32(2.0 * noise) * rng.standard_normal(shape, dtype=np.float32)
     return np.where(mask, np.clip(np.rint(picture), 1, 255), 0).astype(np.uint8), drawn
@@ -143,7 +145,7 @@ def _textures(spectrum: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray,
         fft.fftfreq(rows, HEIGHT / rows).astype(np.float32)[:, None],
         fft.rfftfreq(columns, WIDTH / columns).astype(np.float32)[None, :],
     )
-    cloud = (f + 0.006) ** -1.8
+    cloud = (f + 0.006) ** -2.0
     cloud[0, 0] = 0
     grain = np.where(f > 0.04, (f + 0.006) ** -0.9, 0)
     fields = fft.irfft2(np.stack([spectrum * cloud, spectrum * grain]), s=shape)
@@ -158,7 +160,7 @@ def _gland(
     up = min(outline.up, 1.3 * outline.down)
     dy = (y - outline.nipple) / np.where(y < outline.nipple, up, outline.down)
     lens = np.square((x / outline.reach - centre) / (0.46 * extent)) + np.square(dy / (0.72 * extent))
-    return 1 / (1 + np.exp(-2.2 * (tissue + 0.22 * fine + share + 1.5 * (0.75 - lens))))
+    return 1 / (1 + np.exp(-2.2 * (tissue + 0.16 * fine + share + 1.5 * (0.75 - lens))))
 
 
 def _fibres(

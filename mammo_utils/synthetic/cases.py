@@ -170,22 +170,22 @@ def _breast(
 
 def _findings(rng: np.random.Generator, classification: str, birads: int, abnormality: str) -> tuple[Finding, ...]:
     malignant = classification == "Malignant"
-    suspicion = {2: 0.1, 3: 0.4, 4: 0.75, 5: 1.0}[birads] * (1.0 if malignant else 0.8)
+    suspicion = {2: 0.1, 3: 0.45, 4: 0.85, 5: 1.0}[birads] * (1.0 if malignant else 0.8)
     place = _place(rng)
     findings = []
     if abnormality in ("mass", "both"):
         kind = _pick(rng, MASS_KINDS[classification])
-        radius = (5.5 + 5.5 * suspicion) * rng.uniform(0.85, 1.2)
+        radius = (5.5 + 5.0 * suspicion) * rng.uniform(0.85, 1.2)
         findings.append(Finding(kind, suspicion, float(radius), place))
     if abnormality in ("calcification", "both"):
-        radius = (6.0 + 5.0 * suspicion) * rng.uniform(0.85, 1.2)
+        radius = (6.5 + 6.0 * suspicion) * rng.uniform(0.85, 1.2)
         findings.append(Finding("calc", suspicion, float(radius), place))
     return tuple(findings)
 
 
 def _place(rng: np.random.Generator) -> tuple[float, float, float]:
     """Somewhere in the gland, more often in the upper outer quadrant."""
-    depth = rng.uniform(0.28, 0.66)
+    depth = rng.uniform(0.22, 0.72)
     angle, away = rng.normal(np.pi / 4, 1.2), 0.62 * np.sqrt(rng.random())
     return float(depth), float(away * np.cos(angle)), float(away * np.sin(angle))
 

@@ -60,14 +60,14 @@ def add_findings(
         radius = min(finding.radius, 0.19 * outline.reach)
         window = Window(x, y, centre, 4.2 * radius)
         pattern, edge = _draw_finding(window, finding, radius, rng, float(steps.max()))
-        _add(picture, mask, window, contrast * pattern, 2.4 * radius)
+        _add(picture, mask, window, contrast * pattern, (1.2 if finding.kind == "calc" else 1.8) * radius)
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         away = edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         drawn.append(Outline(finding.kind, (np.array(centre) + away) / steps - 0.5))
     return drawn
 
 
-def add_blobs(
+def add_harmless(
     picture: np.ndarray,
     mask: np.ndarray,
     x: np.ndarray,
@@ -82,7 +82,7 @@ def add_blobs(
         window = Window(x, y, outline.point(place), 4 * radius)
         stretch, turn = rng.uniform(0.75, 1.25), rng.uniform(0, np.pi)
         r = window.r * (1 + (stretch - 1) * np.cos(2 * (window.angle - turn)))
-        blob = rng.uniform(18, 46) * np.exp(-(np.square(r / radius) ** rng.uniform(0.8, 1.6)))
+        blob = rng.uniform(12, 34) * np.exp(-(np.square(r / radius) ** rng.uniform(0.8, 1.6)))
         _add(picture, mask, window, blob, 2.2 * radius)
     for _ in range(rng.integers(0, 4)):
         place = (rng.uniform(0.2, 0.8), rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
@@ -91,10 +91,11 @@ def add_blobs(
 
 
 def _add(picture: np.ndarray, mask: np.ndarray, window: Window, pattern: np.ndarray, around: float) -> None:
-    """Add a pattern less a smooth surround that takes the same sum away, all inside the breast."""
+    """Add a pattern, and take the same sum away around it and in its gaps, all inside the breast."""
     inside = mask[window.cut]
-    surround = np.exp(-np.square(window.r / around)) * inside
     pattern = pattern * inside
+    gaps = 1 - np.clip(pattern / (pattern.max() + 1e-6), 0, 1)
+    surround = np.exp(-np.square(window.r / around)) * gaps * inside
     total = surround.sum()
     if total > 0:
         picture[window.cut] += pattern - surround * (pattern.sum() / total)
@@ -103,7 +104,7 @@ def _add(picture: np.ndarray, mask: np.ndarray, window: Window, pattern: np.ndar
 def _draw_finding(window: Window, finding: Finding, radius: float, rng: np.random.Generator, step: float):
     """The pattern of a finding in grey levels, and its edge: radius in mm as a function of the angle."""
     s = finding.suspicion
-    edge = _edge(radius, 0.05 if finding.kind in ROUND else 0.04 + 0.14 * s, rng)
+    edge = _edge(radius, 0.05 if finding.kind in ROUND else 0.04 + 0.11 * s, rng)
     if finding.kind == "calc":
         return _calcifications(window, radius, s, rng, step), _edge(1.25 * radius, 0.04, rng)
     if finding.kind == "lipoma":
@@ -115,7 +116,7 @@ def _draw_finding(window: Window, finding: Finding, radius: float, rng: np.rando
     if finding.kind == "dist":
         return (40 + 60 * s) * lines, _edge(1.5 * radius, 0.04, rng)
     core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 0.8, -30, 30)))
-    return (26 + 64 * s) * np.maximum(core, lines), edge
+    return (28 + 72 * s) * np.maximum(core, lines), edge
 
 
 def _edge(radius: float, irregular: float, rng: np.random.Generator):
@@ -132,17 +133,17 @@ def _edge(radius: float, irregular: float, rng: np.random.Generator):
 
 def _spicules(window: Window, radius: float, s: float, rng: np.random.Generator) -> np.ndarray:
     """Lines that radiate from a mass, 0..1; more, longer and stronger with suspicion."""
-    n = round(3 + 13 * s)
+    n = round(3 + 9 * s)
     angles = 2 * np.pi * (np.arange(n) + rng.uniform(-0.3, 0.3, n)) / n + rng.uniform(0, 6.28)
     lines = np.zeros_like(window.r)
     for angle in angles:
-        length = radius * (1.2 + 1.6 * s * rng.random())
+        length = radius * (1.2 + s * rng.uniform(0.6, 1.6))
         along = window.dx * np.cos(angle) + window.dy * np.sin(angle)
         across = window.dy * np.cos(angle) - window.dx * np.sin(angle)
         across = across - rng.normal(0, 0.006) * along * along
         taper = np.clip((length - along) / (length - 0.4 * radius), 0, 1) * (along > 0)
-        lines = np.maximum(lines, taper * np.exp(-np.square(across / 1.3)))
-    return (0.35 + 0.6 * s) * lines
+        lines = np.maximum(lines, taper * np.exp(-np.square(across / 1.5)))
+    return (0.3 + 0.7 * s) * lines
 
 
 def _calcifications(window: Window, radius: float, s: float, rng: np.random.Generator, step: float) -> np.ndarray:
@@ -158,4 +159,4 @@ def _calcifications(window: Window, radius: float, s: float, rng: np.random.Gene
         row = np.exp(-np.square((window.dy - py[i]) / size[i]))
         column = np.exp(-np.square((window.dx - px[i]) / size[i]))
         grains = np.maximum(grains, row * column * np.float32(rng.uniform(0.6, 1)))
-    return (60 + 60 * s) * grains
+    return (80 + 100 * s) * grains

@@ -82,7 +82,7 @@ def write_release(
     _check_folder(folder)
     with folder_lock(folder):
         _claim(folder, {**asdict(settings), "n_exams": n_exams, "layout": layout})
-        shutil.rmtree(folder / DRAWING, ignore_errors=True)
+        _sweep(folder)
         exams = cases.exams_of(n_exams, seed)
         left = [exam for exam in exams if not _place(folder, exam, settings, layout).is_dir()]
         if not left and (folder / tables.WORKBOOK).is_file():
@@ -94,7 +94,7 @@ def write_release(
         for _ in _draw_all(folder, left, settings, layout, workers):
             done += 1
             progress(done, n_exams)
-        shutil.rmtree(folder / DRAWING, ignore_errors=True)
+        _sweep(folder)
         _finish(folder, exams, settings, layout)
     return folder
 
@@ -123,7 +123,8 @@ def draw_exam(exam: Exam, settings: Settings) -> dict[tuple[str, str], tuple[np.
                 found,
                 shared,
                 rng(4, v, side),
-                rng(5, v, side),
+                rng(5, side),
+                rng(6, v, side),
                 settings.contrast,
                 settings.noise,
             )
@@ -176,13 +177,21 @@ def _claim(folder: Path, knobs: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds a synthetic release drawn {was}; delete it or name another folder.")
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what a killed command left half written."""
+    shutil.rmtree(folder / DRAWING, ignore_errors=True)
+    for place in (folder, folder / "manifest-synthetic", folder / tables.ANNOTATIONS):
+        for path in place.glob(".*.part"):
+            path.unlink(missing_ok=True)
+
+
 def _uids(exam: Exam, settings: Settings) -> tuple[str, str]:
     """UIDs of the exam's study and series."""
     return tuple(headers.uid_of(what, exam.number, *asdict(settings).values()) for what in ("study", "series"))
 
 
 def _date(exam: Exam, settings: Settings) -> str:
-    rng = np.random.default_rng([settings.seed, exam.number, 6])
+    rng = np.random.default_rng([settings.seed, exam.number, 7])
     return DATES[rng.choice(len(DATES), p=DATE_SHARES)]
 
 

@@ -72,6 +72,8 @@ def write_workbook(path: Path, exams: list[Exam], settings: dict[str, Any]) -> N
     readme = book.active
     readme.title = "README"
     readme.append([f"{MARK} release, drawn by mammo_utils in the format of TOMPEI-CMMD. It shows no patient."])
+    if settings["null"]:
+        readme.append(["Null setting: images and outlines are drawn without regard to these labels."])
     for name, value in settings.items():
         readme.append([name, str(value)])
 
@@ -123,6 +125,8 @@ def _imaging_row(exam: Exam, breast: Breast) -> list[Any]:
             row[6], row[10] = where, {"FA": "Fibroadenoma", "lipoma": "Lipoma"}[finding.kind]
         else:
             row[6:10] = [where, *_mass_words(s)]
+    if breast.classification == "Normal" and breast.birads == 2:
+        row[12], row[15] = "M", "Vascular Calcifications"
     if exam.number % 40 == 7:
         row[3] += "\u200b"
     if exam.number % 40 == 19 and row[5]:
