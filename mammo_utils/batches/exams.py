@@ -110,7 +110,7 @@ def exam_set(
     memory map from which each batch is read.
     """
     device = torch.device(device)
-    images = torch.from_numpy(np.asarray(store.images) if store.images.nbytes < 2**31 else store.images)
+    images = torch.from_numpy(store.images)
     if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         images = images.to(device)
     names = list(exams.index)

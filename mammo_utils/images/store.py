@@ -91,13 +91,13 @@ def build_store(
 
 
 def load_store(folder: Path) -> Store:
-    """Open a store; its images are a read-only memory map. Raises DataError where it is not complete."""
+    """Open a store; its images are a memory map that no write reaches. Raises DataError where it is not complete."""
     if not (folder / "store.json").is_file():
         raise DataError(f"{folder} holds no finished image store; run notebook 02_preprocessing of the study first.")
     return Store(
         folder,
         read_json(folder / "store.json"),
-        np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
+        np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False),
         pd.read_parquet(folder / "index.parquet"),
         pd.read_csv(folder / "set_aside.csv", dtype=str, keep_default_na=False),
     )
