@@ -23,8 +23,8 @@ import math
 import numpy as np
 from numba import njit, types
 
-LANES = 32  # channels in a block
-STEPS = 32  # of time in a chunk
+LANES = 64  # channels in a block
+STEPS = 16  # of time in a chunk
 
 # Sums may be reordered and products contracted, but NaN and infinity mean what they say.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -43,13 +43,17 @@ ROWS = 11 * STEPS + 7
 
 
 def jit(*arguments, **options):
-    """numba.njit, kept on disk where a folder can be written: kernels start fresh, compiling takes seconds."""
+    """numba.njit, kept on disk where a folder can be written: kernels start fresh, compiling takes seconds.
+
+    With numba's default error model a division may raise, and a loop that may raise is not vectorised.
+    """
+    options |= {"fastmath": FASTMATH, "error_model": "numpy"}
 
     def decorate(function):
         try:
-            return njit(*arguments, cache=True, fastmath=FASTMATH, **options)(function)
+            return njit(*arguments, cache=True, **options)(function)
         except RuntimeError:  # "no locator available": neither the package nor the home folder is writable
-            return njit(*arguments, fastmath=FASTMATH, **options)(function)
+            return njit(*arguments, **options)(function)
 
     return decorate
 
