@@ -176,9 +176,9 @@ def annotation(outlines: list[Outline], exam: Exam) -> str:
     lesions = [
         {
             "cgPoints": [{"x": float(np.round(x, 4)), "y": float(np.round(y, 4))} for x, y in outline.points],
-            "label": outline.kind + (" " if (exam.number + i) % 9 == 0 else ""),
+            "label": outline.kind + (" " if (exam.number + i) % 4 == 0 else ""),
             "_id": f"DICOM_App__{MARK}{exam.number:06d}{i}",
-            "type": "Polyline" if (exam.number + i) % 5 == 0 else "Draw",
+            "type": "Polyline" if (exam.number + i) % 3 == 0 else "Draw",
             "color": "#cdff27",
         }
         for i, outline in enumerate(outlines)
