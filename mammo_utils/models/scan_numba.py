@@ -260,6 +260,7 @@ def backward(
                 load(s, DY, dyk, pixels)
                 s[SUM_GB * LANES : (SUM_GHA + STEPS) * LANES] = ZERO
                 for n in range(states):
+                    s[A2 * LANES : (A2 + 1) * LANES] = ZERO  # it held sums; a NaN must not stay behind
                     for c in range(lanes):
                         s[A2 * LANES + c] = A[k, n, d0 + c] * LOG2E
                         s[WN * LANES + c] = W[k, n, d0 + c] if has_W else ONE

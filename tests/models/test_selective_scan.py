@@ -1,0 +1,291 @@
+"""The reference against theory, the CPU backend against the reference."""
+
+import math
+
+import pytest
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mammo_utils.models import scan_cpu, selective_scan
+from mammo_utils.models.selective_scan import pick_backend, scan_paths
+from mammo_utils.models.selective_scan import selective_scan as scan
+
+F64 = torch.float64
+TOLERANCE = 1e-5  # relative, of the norm, float32
+
+
+def make(batch, channels, length, states, *, B="varying", C="varying", groups=1, softplus=True, seed=0):
+    """Random inputs in float64; softplus=False gives positive deltas as mamba-ssm's own test draws them."""
+    torch.manual_seed(seed)
+    shapes = {
+        "constant": (channels, states),
+        "varying": (batch, states, length),
+        "grouped": (batch, groups, states, length),
+    }
+    sequence = (batch, channels, length)
+    values = {
+        "u": torch.randn(sequence, dtype=F64),
+        "delta": torch.randn(sequence, dtype=F64) if softplus else 0.5 * torch.rand(sequence, dtype=F64),
+        "A": -0.1 - 2 * torch.rand(channels, states, dtype=F64),
+        "B": torch.randn(shapes[B], dtype=F64),
+        "C": torch.randn(shapes[C], dtype=F64),
+        "D": torch.randn(channels, dtype=F64),
+        "z": torch.randn(sequence, dtype=F64),
+        "delta_bias": 0.5 * torch.rand(channels, dtype=F64),
+    }
+    return {name: x.float().double() for name, x in values.items()}  # the same numbers in both dtypes
+
+
+def run(inputs, backend, dtype, softplus, last=True, restride=lambda name, x: x):
+    """Output, last state and every gradient of a random linear function of both, in float64."""
+    leaves = {name: x.to(dtype, copy=True).requires_grad_() for name, x in inputs.items()}
+    arguments = {name: restride(name, x) for name, x in leaves.items()}
+    y, state = scan(**arguments, delta_softplus=softplus, return_last_state=True, backend=backend)
+    torch.manual_seed(1)
+    loss = (y.double() * torch.randn(y.shape, dtype=F64)).sum()
+    if last:
+        loss = loss + (state.double() * torch.randn(state.shape, dtype=F64)).sum()
+    loss.backward()
+    found = {"y": y.detach(), "last": state.detach()}
+    return {k: v.double() for k, v in (found | {f"d{n}": x.grad for n, x in leaves.items()}).items()}
+
+
+def assert_close(found, expected, tolerance=TOLERANCE):
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        error = (found[name] - x).norm() / x.norm().clamp_min(1e-20)
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+
+
+# --- the reference against theory -----------------------------------------------------------------------
+
+
+def test_recurrence_is_convolution_where_parameters_do_not_vary():
+    """Eq. 6 is Eq. 7: y_t = sum_j K_j u_(t-j) with K_j = C Abar^j Bbar."""
+    x = make(2, 3, 20, 4, B="constant", C="constant")
+    delta = torch.rand(3, dtype=F64)[None, :, None].expand(2, 3, 20)
+    y = scan(x["u"], delta, x["A"], x["B"], x["C"], backend="reference")
+    decay = torch.exp(delta[0, :, :1] * x["A"])  # (D, N)
+    kernel = torch.stack([(x["C"] * decay**j * delta[0, :, :1] * x["B"]).sum(1) for j in range(20)], dim=1)
+    for t in range(20):
+        expected = sum(kernel[:, j] * x["u"][:, :, t - j] for j in range(t + 1))
+        torch.testing.assert_close(y[:, :, t], expected)
+
+
+def test_exact_discretisation_is_the_matrix_exponential():
+    """Eq. 5: one step of h' = A h + B x with x held is exp of [[A, B], [0, 0]] delta, here for each state."""
+    A, B, delta = -1.7, 0.8, 0.3
+    step = scipy.linalg.expm([[A * delta, B * delta], [0.0, 0.0]])
+    one = torch.ones(1, 1, 1, dtype=F64)
+    _, h = scan(
+        one, delta * one, A * one[0], B * one[0], one[0],
+        return_last_state=True, backend="reference", discretisation="exact",
+    )  # fmt: skip
+    assert h.item() == pytest.approx(step[0, 1], rel=1e-12)
+    _, simple = scan(one, delta * one, A * one[0], B * one[0], one[0], return_last_state=True, backend="reference")
+    assert simple.item() == pytest.approx(delta * B) and abs(simple.item() - h.item()) > 0.01
+
+
+def test_exact_discretisation_where_A_is_zero():
+    one = torch.ones(1, 1, 3, dtype=F64)
+    A = torch.zeros(1, 1, dtype=F64, requires_grad=True)
+    y = scan(one, 0.5 * one, A, one[0, :, :1], one[0, :, :1], backend="reference", discretisation="exact")
+    assert y.tolist() == [[[0.5, 1.0, 1.5]]]
+    y.sum().backward()
+    assert torch.isfinite(A.grad).all()
+
+
+@pytest.mark.parametrize("discretisation", ["simplified", "exact"])
+def test_gradients_of_the_reference(discretisation):
+    x = make(2, 2, 4, 2, B="grouped", groups=2)
+    names, tensors = list(x), [v.requires_grad_() for v in x.values()]
+
+    def function(*values):
+        return scan(
+            **dict(zip(names, values, strict=True)), delta_softplus=True, return_last_state=True,
+            backend="reference", discretisation=discretisation,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+
+# --- the CPU backend against the reference --------------------------------------------------------------
+
+
+def transposed(name, x):
+    """The same numbers, channels next to each other in memory instead of time steps."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2) if x.dim() > 1 else x
+
+
+def sliced(name, x):
+    return torch.stack([x, torch.zeros_like(x)], dim=-1)[..., 0]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    per_group=st.integers(1, 5),
+    groups=st.integers(1, 3),
+    length=st.sampled_from([1, 2, 3, 15, 16, 17, 31, 33, 49, 100]),
+    states=st.sampled_from([1, 2, 3, 8, 16, 17]),
+    B=st.sampled_from(["constant", "varying", "grouped"]),
+    C=st.sampled_from(["constant", "varying", "grouped"]),
+    softplus=st.booleans(),
+    left_out=st.sets(st.sampled_from(["D", "z", "delta_bias"])),
+    last=st.booleans(),
+    restride=st.sampled_from([lambda name, x: x, transposed, sliced]),
+    seed=st.integers(0, 100),
+)
+@example(2, 65, 1, 33, 16, "varying", "varying", True, set(), True, transposed, 0)  # more than a block of channels
+@example(1, 64, 2, 16, 4, "grouped", "grouped", False, {"D"}, True, sliced, 1)
+def test_values_and_gradients(
+    batch, per_group, groups, length, states, B, C, softplus, left_out, last, restride, seed
+):  # fmt: skip
+    x = make(
+        batch, per_group * groups, length, states, B=B, C=C, groups=groups, softplus=softplus, seed=seed
+    )  # fmt: skip
+    x = {name: value for name, value in x.items() if name not in left_out}
+    expected = run(x, "reference", F64, softplus, last)
+    assert_close(run(x, "cpu", torch.float32, softplus, last, restride), expected)
+
+
+# The cases of mamba-ssm's own tests/ops/test_selective_scan.py: batch 2, 4 channels, 8 states, everything on.
+@pytest.mark.parametrize(("length", "groups"), [(128, 1), (372, 2), (1134, 1), (1134, 2), (4096, 2)])
+def test_lengths_of_mamba_ssm(length, groups):
+    x = make(2, 4, length, 8, B="grouped", C="grouped", groups=groups)
+    assert_close(run(x, "cpu", torch.float32, True), run(x, "reference", F64, True))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("B", "C"), [("varying", "grouped"), ("constant", "varying"), ("constant", "constant")])
+def test_half_precision_is_scanned_in_float32(dtype, tolerance, B, C):
+    x = {name: v.to(dtype).double() for name, v in make(2, 4, 300, 8, B=B, C=C, groups=2).items()}
+    found, expected = run(x, "cpu", dtype, True), run(x, "reference", F64, True)
+    assert_close(found, expected, tolerance)  # of the rounding of output and gradients alone
+    assert scan(**{n: v.to(dtype) for n, v in x.items()}, backend="cpu").dtype == dtype
+    state = scan(**{n: v.to(dtype) for n, v in x.items()}, backend="cpu", return_last_state=True)[1]
+    assert state.dtype == torch.float32
+
+
+def test_decays_of_exp_minus_100_within_a_chunk():
+    """Scans that divide by cumulative products of decays give NaN here; delta is 0.1 and A goes to -1000."""
+    x = make(1, 3, 64, 16, softplus=False)
+    x["delta"] = torch.full_like(x["delta"], 0.1)
+    x["A"] = -torch.logspace(-3, 3, 48, dtype=F64).view(3, 16).float().double()
+    x["delta_bias"] = torch.zeros(3, dtype=F64)
+    assert_close(run(x, "cpu", torch.float32, False), run(x, "reference", F64, False))
+
+
+def test_growing_states_overflow_as_in_the_reference():
+    x = {name: v.float() for name, v in make(1, 2, 40, 3, softplus=False).items()}
+    x["A"] = torch.tensor([[30.0, -1.0, 0.5], [-1.0, -1.0, -1.0]])
+    expected, found = (scan(**x, backend=backend) for backend in ("reference", "cpu"))
+    assert not torch.isfinite(expected[0, 0, -1])
+    assert torch.equal(torch.isfinite(found), torch.isfinite(expected))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_what_is_not_finite_stays_so_at_the_same_places(name, value):
+    x = {k: v.float() for k, v in make(2, 3, 40, 4).items()}
+    x[name].view(-1)[x[name].numel() // 2] = value
+    expected, found = (scan(**x, delta_softplus=True, backend=b, return_last_state=True) for b in ("reference", "cpu"))
+    for e, f in zip(expected, found, strict=True):
+        assert torch.equal(torch.isfinite(f), torch.isfinite(e))
+        assert torch.equal(f.isnan() | f.isinf(), e.isnan() | e.isinf())
+    if name != "A" or not value < 0:  # A = -inf forgets at once: a finite answer
+        assert not torch.isfinite(found[0]).all() or name in ("delta", "delta_bias")
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "B", "C"])
+def test_gradients_of_what_is_nan(name):
+    x = make(1, 3, 40, 4)
+    x[name].view(-1)[x[name].numel() // 2] = math.nan
+    expected, found = run(x, "reference", torch.float32, True), run(x, "cpu", torch.float32, True)
+    for key in expected:
+        assert torch.equal(found[key].isnan(), expected[key].isnan()), key
+    assert any(found[key].isnan().any() for key in ("du", "ddelta", "dB", "dC"))
+
+
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(scan_cpu, "LEAST_WORK", 1)
+    x = make(3, 130, 40, 4)
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        results.append(run(x, "cpu", torch.float32, True))
+    for other in results[1:]:
+        assert all(torch.equal(other[k], results[0][k]) for k in other)
+
+
+# --- scans over paths -----------------------------------------------------------------------------------
+
+
+def test_paths_are_gathered_scans():
+    """scan_paths of the CPU backend against the reference backend, on paths that are any permutation."""
+    torch.manual_seed(0)
+    batch, K, length, channels, states = 2, 3, 21, 5, 4
+    shapes = [(batch, length, channels), (batch, K, length, channels), (K, channels, states)]
+    shapes += [(batch, K, length, states)] * 2 + [(K, channels)] * 2
+    paths = torch.stack([torch.randperm(length) for _ in range(K)])
+    outputs = []
+    values = [torch.randn(s) for s in shapes]
+    values[2] = -values[2].exp()
+    weight = torch.randn(shapes[0])
+    for backend, dtype in (("reference", F64), ("cpu", torch.float32)):
+        leaves = [v.to(dtype, copy=True).requires_grad_() for v in values]
+        y = scan_paths(*leaves, paths, backend=backend)
+        (y * weight).sum().backward()
+        outputs.append({str(i): t.double() for i, t in enumerate([y.detach(), *(v.grad for v in leaves)])})
+    assert_close(outputs[1], outputs[0])
+
+
+# --- borders --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"u": torch.ones(2, 3)}, r"u has the shape \(2, 3\); it must be"),
+        ({"delta": torch.ones(2, 4, 6)}, r"delta has the shape \(2, 4, 6\); it must be \(2, 4, 5\)"),
+        ({"A": torch.ones(4, 3, dtype=torch.complex64)}, "A has the shape .* must be real"),
+        ({"B": torch.ones(2, 3, 6)}, r"B has the shape \(2, 3, 6\); it must be real"),
+        ({"C": torch.ones(2, 3, 3, 5)}, "with G dividing 4"),
+        ({"D": torch.ones(3)}, r"D has the shape \(3,\); it must be \(4,\)"),
+        ({"B": torch.ones(2, 2, 3, 5), "C": torch.ones(2, 4, 3, 5)}, "B has 2 groups and C has 4"),
+        ({"backend": "gpu"}, "no backend 'gpu'; accepted are auto, reference, cpu, mamba_ssm"),
+        ({"backend": "mamba_ssm"}, "needs tensors on cuda, these are on cpu"),
+        ({"backend": "cpu", "u": torch.ones(2, 4, 5, dtype=F64)}, "use backend='reference' for float64"),
+        ({"backend": "cpu", "discretisation": "exact"}, "use backend='reference'"),
+        ({"discretisation": "zoh"}, "must be 'simplified' or 'exact'"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, sentence):
+    arguments = {
+        "u": torch.ones(2, 4, 5), "delta": torch.ones(2, 4, 5), "A": -torch.ones(4, 3),
+        "B": torch.ones(2, 3, 5), "C": torch.ones(2, 3, 5),
+    }  # fmt: skip
+    scan(**arguments)
+    with pytest.raises(ValueError, match=sentence):
+        scan(**(arguments | change))
+
+
+def test_the_backend_that_auto_means(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert pick_backend("auto", cpu) == "cpu"
+    assert pick_backend("auto", cpu, F64) == "reference"
+    monkeypatch.setattr(selective_scan, "find_spec", lambda name: None)
+    assert pick_backend("auto", gpu) == "reference"
+    monkeypatch.setattr(selective_scan, "find_spec", lambda name: object())
+    assert pick_backend("auto", gpu) == "mamba_ssm"
+
+
+def test_softplus_of_large_and_small_numbers():
+    """The kernel's own series against torch, through a scan that returns delta: A = 0, one step, B = C = u = 1."""
+    delta = torch.cat([torch.linspace(-80, 80, 4001), torch.tensor([-1e30, -1e3, 1e3, 1e30])])
+    one = torch.ones(len(delta), 1)
+    y = scan(one[None], delta[None, :, None], 0 * one, one, one, delta_softplus=True, backend="cpu")
+    torch.testing.assert_close(y.flatten().double(), F.softplus(delta.double()), rtol=1e-5, atol=0)
