@@ -1,0 +1,43 @@
+"""The study's data: drawn where the cohort is synthetic, looked for where it is real.
+
+python -m mammo_utils.workflow.cohort config/demo.yaml [settings ...] [--outcome FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mammo_utils.config import Study, load_study
+from mammo_utils.data.exams import DataError
+from mammo_utils.files import write_json
+from mammo_utils.progress import Progress
+from mammo_utils.synthetic.release import write_release
+
+
+def provide(study: Study) -> None:
+    """Draw the synthetic release where it is not there yet. Raises DataError where real data are missing."""
+    if study.data.source == "synthetic":
+        settings = study.data.synthetic.model_dump()
+        write_release(study.data_folder, **settings, progress=Progress("synthetic cohort", "exams"))
+    elif not study.data_folder.is_dir() or not any(study.data_folder.iterdir()):
+        raise DataError(f"The data folder {study.data.folder} is missing or empty; the README says what goes there.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", help="the study file")
+    parser.add_argument("settings", nargs="*", help="settings in place of the file's, such as data.synthetic.seed=1")
+    parser.add_argument("--outcome", type=Path, help="file to leave the outcome in")
+    options = parser.parse_args()
+    try:
+        provide(load_study(options.study, options.settings))
+    except ValueError as error:  # each of ours is one sentence
+        sys.exit(str(error))
+    if options.outcome:
+        write_json(options.outcome, {"outcome": "done", "reason": ""})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A papermill engine for the study's notebooks: ``papermill --engine study notebooks/04_train.ipynb out.ipynb``.
+
+Before a kernel starts it checks the parameters, for papermill itself only warns of an unknown one. While the
+notebook runs it watches the process that started the study: when that is gone, so is the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from papermill.engines import NBClientEngine
+
+from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
+from mammo_utils.workflow.study import STARTER, alive
+
+
+class StudyEngine(NBClientEngine):
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+        """Check, watch, and run the notebook as papermill does. Ends the command with a sentence where a
+        parameter is unknown or ill-typed."""
+        facts = nb_man.nb.metadata.papermill
+        name = Path(facts.get("input_path") or "").stem
+        if name in NOTEBOOKS:
+            try:
+                check_parameters(name, dict(facts.get("parameters") or {}))
+            except ParameterError as error:
+                sys.exit(str(error))
+        watch()
+        return super().execute_managed_notebook(nb_man, kernel_name, coalesce_streams=True, **kwargs)
+
+
+def watch(interval: float = 0.5) -> None:
+    """End this process when the one named in STARTER is gone; the kernel ends itself when its parent does."""
+    starter = int(os.environ.get(STARTER, 0))
+    if not starter:
+        return
+
+    def look() -> None:
+        while alive(starter):
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()

@@ -1,0 +1,73 @@
+"""Copies a study's pictures into the project's figures/, with what each was made from.
+
+python -m mammo_utils.workflow.publish config/demo.yaml [settings ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mammo_utils.config import Study, load_study
+from mammo_utils.figures.save import MANIFEST, read_manifest
+from mammo_utils.files import (
+    code_hash,
+    file_hash,
+    hash_of,
+    project_root,
+    read_json,
+    source_hash,
+    write_json,
+    write_whole,
+)
+
+
+def publish(study: Study, study_file: str) -> list[Path]:
+    """Replace ``figures/*.png`` and the manifest by this study's; returns the pictures."""
+    target = project_root() / "figures"
+    entries = read_manifest(study.folder / "figures")
+    for entry in entries:
+        with write_whole(target / entry["figure"]) as file:
+            file.write_bytes((study.folder / "figures" / entry["figure"]).read_bytes())
+        entry["notebook_hash"] = notebook_hash(entry["notebook"])
+    for old in set(target.glob("*.png")) - {target / entry["figure"] for entry in entries}:
+        old.unlink()
+    write_json(
+        target / MANIFEST,
+        {"study": study_file, "configuration": study_hash(study), "code": code_hash(), "figures": entries},
+    )
+    return [target / entry["figure"] for entry in entries]
+
+
+def stale(folder: Path) -> list[str]:
+    """One sentence for each way in which a folder of published figures no longer matches the project."""
+    manifest = read_json(folder / MANIFEST)
+    sentences = []
+    if manifest["configuration"] != study_hash(load_study(manifest["study"])):
+        sentences.append(f"{manifest['study']} has changed since the figures were made.")
+    if manifest["code"] != code_hash():
+        sentences.append("The package's code has changed since the figures were made.")
+    for entry in manifest["figures"]:
+        file = folder / entry["figure"]
+        if not file.is_file() or file_hash(file) != entry["sha256"]:
+            sentences.append(f"{entry['figure']} is not the picture that the study wrote.")
+        if entry["notebook_hash"] != notebook_hash(entry["notebook"]):
+            sentences.append(f"The notebook {entry['notebook']} has changed since it drew {entry['figure']}.")
+    listed = {entry["figure"] for entry in manifest["figures"]}
+    sentences += [f"{file.name} is in no manifest." for file in folder.glob("*.png") if file.name not in listed]
+    return sentences
+
+
+def study_hash(study: Study) -> str:
+    return hash_of(study.model_dump(mode="json"))
+
+
+def notebook_hash(name: str) -> str:
+    """Of what a notebook's code does."""
+    cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
+    return source_hash("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+
+
+if __name__ == "__main__":
+    for picture in publish(load_study(sys.argv[1], sys.argv[2:]), sys.argv[1]):
+        print(picture.relative_to(project_root()))

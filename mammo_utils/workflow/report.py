@@ -1,0 +1,158 @@
+"""The pages of a study: each executed notebook as HTML, and an index to open first.
+
+python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict]
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+from nbconvert import HTMLExporter
+
+from mammo_utils.config import Study, load_study
+from mammo_utils.data.exams import load_cohort
+from mammo_utils.evidence.runs import read_runs
+from mammo_utils.evidence.tables import results_table, run_list, settings_table
+from mammo_utils.figures.save import read_manifest
+from mammo_utils.files import environment, read_json, write_text
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+.mark { background: #fff3cd; border-left: 4px solid #e0a800; padding: .6rem 1rem; }
+.failed { background: #fdecea; border-left: 4px solid #c0392b; padding: .6rem 1rem; }
+table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .25rem .7rem; text-align: left; }
+tr { border-bottom: 1px solid #eee; } thead tr { border-bottom: 2px solid #999; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; } figcaption { color: #555; font-size: .9rem; }
+.wide { overflow-x: auto; }
+"""
+
+
+def write_report(study: Study) -> Path:
+    """Write ``html/`` of the study from whatever its runs and notebooks have left; returns the index page."""
+    pages = study.folder / "html"
+    links = []
+    for notebook in sorted((study.folder / "notebooks").glob("[!.]*.ipynb")):
+        write_text(pages / f"{notebook.stem}.html", page_of(notebook))
+        links.append((f"{notebook.stem}.html", notebook.stem))
+    index = pages / "index.html"
+    write_text(index, index_page(study, links))
+    return index
+
+
+def page_of(notebook: Path) -> str:
+    """An executed notebook as one HTML page, its pictures inside. Equations need a network to be typeset."""
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.read(notebook, as_version=4))
+    return body
+
+
+def failures(study: Study) -> dict[str, str]:
+    """What failed, by name, with its reason: notebooks and runs."""
+    outcomes = {file.stem: read_json(file) for file in sorted((study.folder / "outcomes").glob("*.json"))}
+    return {name: values["reason"] for name, values in outcomes.items() if values["outcome"] == "failed"}
+
+
+def index_page(study: Study, links: list[tuple[str, str]]) -> str:
+    cohort = load_cohort(study.folder)
+    runs = read_runs(study)
+    facts = environment()
+    parts = [f"<h1>Study “{study.name}”</h1>"]
+    parts.append("<p>A hybrid CNN–VSSM model for multi-view, multi-task mammography analysis.</p>")
+    if cohort.synthetic:
+        parts.append(
+            '<p class="mark"><b>Synthetic cohort.</b> Every image and label here is drawn by a program. The '
+            "numbers show that the study runs and what it can find; they say nothing about patients.</p>"
+        )
+    failed = failures(study)
+    if failed:
+        items = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in failed.items())
+        parts.append(f'<div class="failed"><b>{len(failed)} failed</b><ul>{items}</ul></div>')
+    parts.append("<h2>Results</h2>" + _results(study, runs))
+    parts.append("<h2>Notebooks as they ran</h2><ul>")
+    parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
+    parts.append("</ul><p>Widgets need a kernel: here their static twins stand. Equations need a network.</p>")
+    parts.append("<h2>Pictures</h2>")
+    for entry in read_manifest(study.folder / "figures"):
+        text = escape(entry["caption"] or entry["figure"])
+        source = f"<br>{escape(entry['notebook'])}"
+        image = f'<img src="../figures/{escape(entry["figure"])}" alt="{text}" loading="lazy">'
+        parts.append(f"<figure>{image}<figcaption>{text}{source}</figcaption></figure>")
+    parts.append("<h2>Runs</h2>" + _html(run_list(runs)))
+    parts.append("<h2>Settings beside the paper's</h2>" + _html(settings_table(study)))
+    aside = cohort.set_aside.groupby(["kind", "reason"]).size().rename("number").reset_index()
+    parts.append(f"<h2>Data</h2><p>{len(cohort.exams)} exams, {_used(cohort.images)} images used.</p>")
+    if len(aside):
+        parts.append("<p>Set aside, with the reason:</p>" + _html(aside.set_index("kind")))
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    parts.append(f"<h2>Made with</h2><p>{escape(versions)}; {escape(facts['platform'])}; ")
+    parts.append(f"commit {escape(facts['commit'][:12] or 'unknown')}; {escape(facts['written'])}</p>")
+    title = f"<title>{escape(study.name)}: results</title>"
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{title}<style>{STYLE}</style></head>'
+    return head + "<body>" + "\n".join(parts) + "</body></html>\n"
+
+
+def _results(study: Study, runs: list) -> str:
+    table = results_table(runs, study)
+    table = table[table["side"] == "both"] if len(table) else table
+    if not len(table):
+        return "<p>No run has finished yet.</p>"
+    cell = table.apply(lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", axis=1)
+    rows = table.assign(cell=cell, what=table["task"] + " " + table["metric"])
+    wide = rows.pivot_table(
+        index=["subset", "task_mode", "system"], columns="what", values="cell", aggfunc="first", sort=False
+    ).fillna("")
+    wide = wide.rename(columns=lambda name: name.replace("_", " ").replace("auc", "AUC").replace("f1 macro", "F1"))
+    wide.columns.name = None
+    first = rows.iloc[0]
+    note = (
+        f"<p>On the part <i>{escape(first['part'])}</i>, the first row on {first['n_exams']} exams and "
+        f"{first['n_breasts']} breasts; 95 % intervals by bootstrap over patients "
+        f"({study.evidence.resamples} resamples).</p>"
+    )
+    return note + _html(wide.reset_index().set_index("system"))
+
+
+def _used(images: pd.DataFrame) -> int:
+    return int((images["fate"] == "used").sum())
+
+
+def _html(table: pd.DataFrame) -> str:
+    return '<div class="wide">' + table.to_html(border=0, na_rep="", justify="left") + "</div>"
+
+
+def escape(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def verdict(study: Study) -> int:
+    """Say where to look, and what failed; returns the command's exit status."""
+    failed = failures(study)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}")
+    if failed:
+        print("Give the same command again to try what failed once more.")
+    index = study.folder / "html" / "index.html"
+    print(f"\nOpen this page first: {index}\n{index.as_uri()}", flush=True)
+    return int(bool(failed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", help="the study file")
+    parser.add_argument("settings", nargs="*", help="settings in place of the file's, such as training.epochs=3")
+    parser.add_argument("--verdict", action="store_true", help="write nothing; say what failed and what to open")
+    options = parser.parse_args()
+    study = load_study(options.study, options.settings)
+    if options.verdict:
+        sys.exit(verdict(study))
+    write_report(study)
+
+
+if __name__ == "__main__":
+    main()
