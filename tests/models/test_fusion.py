@@ -1,0 +1,83 @@
+"""Identities of §2.2."""
+
+import pytest
+import torch
+
+from mammo_utils.models.fusion import FUSIONS, GatedFusion
+
+PRESENT = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+
+
+@pytest.fixture
+def v():
+    torch.manual_seed(0)
+    return torch.randn(4, 4, 6)
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("missing", ["zeros", "masked"])
+def test_weights_add_up_to_one(kind, missing, v):
+    fused, weights = FUSIONS[kind](6, missing)(v, PRESENT)
+    assert ((weights >= 0) & (weights <= 1)).all()
+    expected = torch.ones(4)
+    if missing == "masked":
+        expected[3] = 0  # no view at all
+        assert (weights[~PRESENT] == 0).all() and (weights[PRESENT] > 0).all()
+    torch.testing.assert_close(weights.sum(1), expected)
+    assert torch.isfinite(fused).all()
+
+
+def test_equation_10_by_hand(v):
+    gate = GatedFusion(6, hidden=5)
+    fused, alpha = gate(v, PRESENT)
+    first, _, second = gate.mlp
+    for i in range(4):
+        hidden = (first.weight @ torch.cat([*v[i]]) + first.bias).clamp_min(0)
+        logits = second.weight @ hidden + second.bias
+        expected = logits.exp() / logits.exp().sum()
+        torch.testing.assert_close(alpha[i], expected)
+        torch.testing.assert_close(fused[i], torch.cat([a * x for a, x in zip(expected, v[i], strict=True)]))
+
+
+def test_the_gate_looks_at_all_views(v):
+    """Each weight depends on every view, by Eq. 8."""
+    torch.manual_seed(0)
+    gate = GatedFusion(6)
+    v.requires_grad_()
+    for i in range(4):
+        (gradient,) = torch.autograd.grad(gate(v, PRESENT)[1][0, i], v, retain_graph=True)
+        assert (gradient[0].abs().sum(1) > 0).all() and (gradient[1:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_an_absent_view_has_no_influence_where_masked_and_some_where_not(kind, v):
+    torch.manual_seed(0)
+    fusion = FUSIONS[kind](6, "masked")
+    other = torch.where(PRESENT[:, :, None], v, torch.full_like(v, float("nan")))
+    for a, b in zip(fusion(v, PRESENT), fusion(other, PRESENT), strict=True):
+        assert torch.equal(a, b)
+    fusion.masked = False
+    assert fusion(other, PRESENT)[0][1:].isnan().any()
+
+
+def test_a_constant_added_to_the_logits_changes_nothing(v):
+    gate = GatedFusion(6)
+    before = gate(v, PRESENT)[1]
+    with torch.no_grad():
+        gate.mlp[2].bias += 3
+    torch.testing.assert_close(gate(v, PRESENT)[1], before)
+
+
+def test_plain_baselines(v):
+    fused, weights = FUSIONS["concat"](6)(v, PRESENT)
+    assert torch.equal(fused, v.flatten(1)) and (weights == 0.25).all()
+    fused, _ = FUSIONS["mean"](6)(v, PRESENT)
+    torch.testing.assert_close(fused, v.mean(1))
+    fused, weights = FUSIONS["mean"](6, "masked")(v, PRESENT)
+    torch.testing.assert_close(fused[1], v[1, [0, 2, 3]].mean(0))
+    torch.testing.assert_close(weights[1], torch.tensor([1, 0, 1, 1]) / 3)
+
+
+def test_what_is_not_known_is_named():
+    with pytest.raises(ValueError, match="'zeros' or 'masked'"):
+        GatedFusion(6, "drop")
