@@ -8,7 +8,7 @@ choose their epoch there, scored on the reported part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mammo_utils.batches.exams import ExamSet
+from mammo_utils.config import Study
 from mammo_utils.evidence.intervals import Interval, Sample, interval
 from mammo_utils.evidence.metrics import METRICS, auc
+from mammo_utils.training.run import RunData, load_data
 
 THUMBNAIL = 8  # pixels a side
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: smaller is stronger
@@ -34,6 +36,20 @@ class Baseline:
     sample: Sample
     auc: float
     n_exams: int
+
+
+def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
+    """Subset -> the exams on which its runs are trained and judged, as the study's folder has them now.
+
+    Where they cannot be read, none, and one sentence on why.
+    """
+    found: dict[str, RunData] = {}
+    for subset in subsets:
+        try:
+            found[subset] = load_data(study.run("resnet18", "multi", subset, 0))
+        except (OSError, ValueError) as error:
+            return found, f"The data of the subset {subset} cannot be read: {error}"
+    return found, ""
 
 
 def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -> list[Baseline]:

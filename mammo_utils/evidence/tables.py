@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mammo_utils.config import Study
+from mammo_utils.config import NotebookParameters, Study
 from mammo_utils.evidence.intervals import Interval, Sample, interval, paired_difference
 from mammo_utils.evidence.metrics import METRICS
 from mammo_utils.evidence.paper import KEY, paper_values
@@ -38,13 +39,15 @@ COMPARISON_COLUMNS = [
 ]
 
 
-def results_table(runs: Sequence[RunResult], study: Study, study_file: str = "") -> pd.DataFrame:
+def results_table(
+    runs: Sequence[RunResult], study: Study, parameters: NotebookParameters | None = None
+) -> pd.DataFrame:
     """One row a (subset, system, task mode, task, metric, side): the number, its interval and what it rests on.
 
     Runs that differ in their seed alone make one row: the mean over seeds, sd_seeds their standard deviation
     (NaN for one seed). side: "both" pools the breasts of both sides; "L" and "R" stand beside it. resamples
     and dropped: bootstrap resamples in which the metric is defined and is not. paper: the paper's value.
-    study_file: the study's file, for the command that trains the row.
+    parameters: the notebook's, for the command that trains the row.
     """
     printed = paper_values().set_index(KEY)
     rows = []
@@ -66,7 +69,7 @@ def results_table(runs: Sequence[RunResult], study: Study, study_file: str = "")
                     row |= {"paper": printed.loc[key, "value"], "paper_note": printed.loc[key, "note"]}
                 row |= {"synthetic": any(run.metrics["synthetic"] for run in seeds)}
                 row |= {"stale": any(run.stale for run in seeds), "runs": ", ".join(run.id for run in seeds)}
-                rows.append(row | {"command": command(study_file or f"config/{study.name}.yaml", seeds[0])})
+                rows.append(row | {"command": command(parameters or NotebookParameters(), seeds[0])})
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
 
 
@@ -84,12 +87,13 @@ def _layers(answers: Sample) -> list[Sample]:
     return [Sample(answers.labels, layer[None], answers.groups) for layer in answers.probabilities]
 
 
-def command(study_file: str, run: RunResult) -> str:
-    """The command that trains a row's run."""
+def command(parameters: NotebookParameters, run: RunResult) -> str:
+    """The command that trains a row's run, from the project's folder."""
     spec = run.spec
-    named = {"study": study_file, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
-    words = " ".join(f"-p {name} {value}" for name, value in named.items())
-    return f"papermill notebooks/04_train.ipynb out.ipynb {words} -p seed {spec.seed}"
+    named = {"study": parameters.study, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
+    words = " ".join(f"-p {name} {value}" for name, value in {**named, "seed": spec.seed}.items())
+    settings = f" -y '{json.dumps({'settings': parameters.settings})}'" if parameters.settings else ""
+    return f"papermill notebooks/04_train.ipynb out.ipynb {words}{settings}"
 
 
 def comparisons(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
@@ -181,3 +185,100 @@ def _sentence(row: Mapping) -> str:
         sure = "also by the paired interval" if row["surely_ahead"] else "by its value; the paired interval holds 0"
         shortcuts = f"beats every shortcut ({sure})"
     return f"{row['system']} ({row['task_mode']}, {row['subset']}, {row['task']}) {chance}; {shortcuts}."
+
+
+# --- the study as a whole -------------------------------------------------------------------------------
+
+
+def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
+    """One row a run of the grid or the folder: its state, why, whether it still matches, what it was made with."""
+    rows = []
+    for run in runs:
+        row = {"run": run.id, "state": run.state + ("" if run.in_grid else ", not in the grid")}
+        row |= {"stale or why not": " ".join((run.reason, *run.stale)).strip()}
+        if run.finished:
+            row |= {"best epoch": f"{run.metrics['best_epoch']} of {run.metrics['epochs']}"}
+            row |= {"parameters": f"{run.metrics['parameters']:,}", "minutes": round(run.metrics["seconds"] / 60, 1)}
+            row |= {"device": run.environment.get("device"), "commit": str(run.environment.get("commit"))[:7]}
+        rows.append(row)
+    columns = ["run", "state", "stale or why not", "best epoch", "parameters", "minutes", "device", "commit"]
+    return pd.DataFrame(rows, columns=columns).fillna("").set_index("run")
+
+
+def settings_table(study: Study) -> pd.DataFrame:
+    """The paper's training setting (§3.1, §4) beside this study's; `differs` marks what is the study's own."""
+    rates = study.training.learning_rate
+    rows = [
+        ("data", "TOMPEI-CMMD, 1,360 patients", _data_name(study)),
+        ("split", "80 % training, 20 % validation, by patient", _split_name(study)),
+        (
+            "reported on",
+            "validation (best epoch)",
+            "test" if study.split.kind == "nested" else "validation (best epoch)",
+        ),
+        ("image size, pixels a side", 512, study.images.size),
+        ("ImageNet weights of the ResNets", "yes", "yes" if study.model.weights == "imagenet" else "no"),
+        ("epochs, at most", 100, study.training.epochs),
+        *((f"learning rate, {s}", PAPER_RATES.get(s, "not stated"), rates[s]) for s in study.grid.systems),
+        ("weight decay (AdamW)", 0.05, study.training.weight_decay),
+        ("learning rate halved after epochs", 10, study.training.patience),
+        ("gradient norm clipped at", 1.0, study.training.clip),
+        ("dropout", 0.5, study.model.dropout),
+        ("VSSM blocks, pure and hybrid", "4, 2", f"{study.model.vssm_blocks}, {study.model.hybrid_blocks}"),
+        ("batch size, exams", "not stated", study.training.batch_size),
+        ("training seeds", "not stated", len(study.grid.seeds)),
+    ]
+    table = pd.DataFrame(rows, columns=["setting", "paper", "this study"]).set_index("setting")
+    return table.assign(differs=["" if ours == paper else "yes" for paper, ours in table.to_numpy()])
+
+
+PAPER_RATES = {"resnet18": 1e-4, "hybrid_shared": 1e-4, "hybrid_view_specific": 1e-4}  # §4.3
+PAPER_RATES |= {"vssm_shared": 1e-5, "vssm_view_specific": 1e-5}
+
+
+def _data_name(study: Study) -> str:
+    if study.data.source != "synthetic":
+        return f"{study.data.source}, cohort {study.data.cohort}"
+    return f"synthetic cohort, {study.data.synthetic.n_exams} exams"
+
+
+def _split_name(study: Study) -> str:
+    split = study.split
+    if split.kind == "paper":
+        return f"{1 - split.validation:.0%} training, {split.validation:.0%} validation, by patient"
+    rest = 1 - split.validation - split.test
+    return f"{rest:.0%} training, {split.validation:.0%} validation, {split.test:.0%} test, by patient"
+
+
+SHORTCUT_LIMIT = 0.65  # a cohort whose shortcuts do better is solved without looking for lesions
+
+
+def checks(runs: Sequence[RunResult], said: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+    """What the study claims of itself, each claim held against the numbers: holds is True, False, or None where
+    it cannot be said. said: :func:`statements`; baselines: evidence.baselines.baseline_table."""
+    grid = [run for run in runs if run.in_grid]
+    done, stale = [run for run in grid if run.finished], [run.id for run in grid if run.stale]
+    missing = [run.id for run in grid if not run.finished]
+    rows = [
+        ("every run of the grid is finished", not missing, f"{len(done)} of {len(grid)}", missing),
+        ("every finished run matches configuration, data and code", not stale if done else None, "", stale),
+    ]
+    told = said[said["task"] == "diagnosis"] if len(said) else said
+    for column, claim in (
+        ("beats_chance", "diagnosis: each system's AUC has its lower end above 0.5"),
+        ("beats_shortcuts", "diagnosis: each system's AUC lies above every shortcut's"),
+    ):
+        holds = list(told[column]) if len(told) else []
+        against = [f"{r.system} {r.task_mode} {r.subset}" for r in told.itertuples() if getattr(r, column) is not True]
+        known = None if not holds or any(value is None for value in holds) else all(holds)
+        rows.append((claim, known, f"{sum(v is True for v in holds)} of {len(holds)}", against))
+    weak = baselines[(baselines["metric"] == "auc") & (baselines["task"] == "diagnosis")]
+    weak = weak[weak["baseline"] != "majority class"]
+    above = weak[weak["value"] > SHORTCUT_LIMIT]
+    claim = f"diagnosis: every shortcut's AUC is at most {SHORTCUT_LIMIT}"
+    highest = f"highest {weak['value'].max():.3f}" if len(weak) else ""
+    rows.append(
+        (claim, above.empty if len(weak) else None, highest, [f"{r.baseline} {r.subset}" for r in above.itertuples()])
+    )
+    table = pd.DataFrame(rows, columns=["claim", "holds", "count", "not so"])
+    return table.assign(**{"not so": table["not so"].map(", ".join)}).set_index("claim").astype({"holds": object})

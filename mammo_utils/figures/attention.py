@@ -156,7 +156,7 @@ def draw_combinations(
     x = np.arange(len(table))
     for index, view in enumerate(VIEWS):
         above.bar(x + (index - 1.5) * 0.2, table[f"α {view}"], width=0.18, color=VIEW_COLOURS[view], label=view)
-    above.set(ylabel="weight α", ylim=(0, 1))
+    above.set(ylabel="weight α", ylim=(0, 1.3), yticks=(0, 0.5, 1))
     above.legend(ncols=4, loc="upper center", fontsize=7)
     for column in answers:
         task, side = column.rsplit(" ", 1)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from mammo_utils.evidence.baselines import Baseline
+from mammo_utils.config import NotebookParameters
+from mammo_utils.evidence.baselines import Baseline, baseline_table
 from mammo_utils.evidence.intervals import Sample
 from mammo_utils.evidence.metrics import auc
 from mammo_utils.evidence.paper import in_the_shape_of
 from mammo_utils.evidence.runs import read_runs, same_system, sample
-from mammo_utils.evidence.tables import comparisons, results_table, statements
+from mammo_utils.evidence.tables import checks, comparisons, results_table, run_list, settings_table, statements
 from tests.evidence.fakes import write_run
 
 
@@ -21,7 +22,7 @@ def demo(fake_study):
 
 def test_results_hold_the_number_its_interval_and_what_it_rests_on(demo):
     runs = read_runs(demo)
-    table = results_table(runs, demo, "config/demo.yaml")
+    table = results_table(runs, demo, NotebookParameters(settings=["training.epochs=3"]))
     assert len(table) == 6 * 2 * 2 * 3 and set(table["side"]) == {"both", "L", "R"}
     row = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side == 'both'").iloc[0]
     answers = sample([next(r for r in runs if r.spec.system == "vssm_shared")], "diagnosis")
@@ -29,7 +30,10 @@ def test_results_hold_the_number_its_interval_and_what_it_rests_on(demo):
     assert row["low"] < row["value"] < row["high"] and row["paper"] == 0.9319
     assert (row["n_breasts"], row["n_exams"], row["n_patients"], row["n_seeds"]) == (91, 60, 60, 1)
     assert row["resamples"] == 100 and row["part"] == "test" and row["synthetic"] and not row["stale"]
-    assert row["command"].endswith("-p system vssm_shared -p task_mode multi -p subset 1v5 -p seed 0")
+    assert row["command"] == (
+        "papermill notebooks/04_train.ipynb out.ipynb -p study config/demo.yaml -p system vssm_shared "
+        """-p task_mode multi -p subset 1v5 -p seed 0 -y '{"settings": ["training.epochs=3"]}'"""
+    )
     sides = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side != 'both'")
     assert sides["n_breasts"].sum() == 91 and sides["paper"].isna().all()
 
@@ -93,3 +97,38 @@ def test_nothing_in_empty_tables_out(fake_study):
     assert results_table(runs, fake_study).empty and comparisons(runs, fake_study).empty
     assert statements(runs, {}, fake_study).empty
     assert in_the_shape_of("1to5", results_table(runs, fake_study)).shape == (6, 16)
+
+
+def test_checks_hold_only_where_the_numbers_say_so(demo):
+    runs = read_runs(demo)
+    answers = sample([next(r for r in runs if r.spec.system == "resnet18")], "diagnosis")
+    noise = np.random.default_rng(0).random(len(answers.labels))
+    layer = np.stack([1 - noise, noise], axis=-1)
+    weak = Baseline(
+        "thumbnails", True, Sample(answers.labels, layer[None], answers.groups), auc(answers.labels, layer), 60
+    )
+    baselines = {("1v5", "diagnosis"): [weak]}
+    table = checks(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    assert list(table["holds"]) == [True] * 5, table
+    good = Sample(answers.labels, np.eye(2)[answers.labels][None], answers.groups)
+    baselines = {("1v5", "diagnosis"): [Baseline("thumbnails", True, good, 1.0, 60)]}
+    (demo.runs()[0].folder / "metrics.json").unlink()
+    runs = read_runs(demo)
+    table = checks(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    assert list(table["holds"]) == [False, True, True, False, False]
+    assert table["not so"].iloc[0] == "resnet18-multi-1v5-seed0" and table["count"].iloc[0] == "5 of 6"
+    assert table["not so"].iloc[4] == "thumbnails 1v5"
+
+
+def test_without_runs_nothing_is_claimed(fake_study):
+    runs = read_runs(fake_study)
+    table = checks(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20))
+    assert list(table["holds"]) == [False, None, None, None, None]
+    assert (run_list(runs)["state"] == "not run").all()
+
+
+def test_the_setting_is_shown_beside_the_papers(fake_study):
+    table = settings_table(fake_study)
+    assert table.loc["image size, pixels a side"].tolist() == [512, fake_study.images.size, "yes"]
+    assert table.loc["dropout", "differs"] == ""
+    assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
