@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from papermill.engines import NBClientEngine
+from traitlets.config import Config
 
 from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
 from mammo_utils.workflow.study import STARTER, alive
@@ -32,7 +34,11 @@ class StudyEngine(NBClientEngine):
             except ParameterError as error:
                 sys.exit(str(error))
         watch()
-        return super().execute_managed_notebook(nb_man, kernel_name, coalesce_streams=True, **kwargs)
+        # sockets in a folder of this kernel's own: no other user can read what the kernel says
+        with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+            config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/socket"}})
+            kwargs |= {"coalesce_streams": True, "config": config}
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 
 def watch(interval: float = 0.5) -> None:

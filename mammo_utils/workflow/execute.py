@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -58,6 +59,7 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
 
 
 def main() -> None:
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # the engine checks the parameters
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebook", help="such as 04_train")
     parser.add_argument("folder", type=Path, help="the study's folder of results")
