@@ -18,7 +18,7 @@ from mammo_utils.synthetic.findings import Outline, add_findings, add_harmless
 HEIGHT, WIDTH = 2294 * 0.094090909, 1914 * 0.094090909  # mm of the real detector image: 215.8 x 180.1
 VIEWS = ("CC", "MLO")
 DENSE_SHARE = {"fatty": -1.7, "scattered": -0.8, "heterogeneous dense": 0.2, "extremely dense": 1.2}
-FAT, GLAND, MUSCLE, SKIN = 58.0, 58.0, 60.0, 30.0  # grey levels: fat, and what each adds to it
+FAT, GLAND, MUSCLE, SKIN = 52.0, 48.0, 52.0, 28.0  # grey levels: fat, and what each adds to it
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def draw(
     picture += _vessels(x, y, outline, rng)
     if view == "MLO":
         picture += _muscle(x, y, body.muscle, picture, fine, rng)
-    picture = (picture - 85) * np.float32(body.contrast) + 85 * np.float32(body.brightness)
+    picture = (picture - 75) * np.float32(body.contrast) + 75 * np.float32(body.brightness)
     picture = np.where(mask, picture, 0).astype(np.float32)
 
     add_harmless(picture, mask, x, y, outline, harmless)
