@@ -32,7 +32,7 @@ COMBINATIONS = {  # of the static twin: which views are shown
 @styled
 def draw_weights(table: pd.DataFrame, title: str) -> Figure:
     """Mean weight of each view by class and side (evidence.views.weight_table), with 95 % intervals."""
-    figure, axes = plt.subplots(1, len(SIDES), figsize=(8, 3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(SIDES), figsize=(8, 3.4), sharey=True, layout="constrained")
     for axis, side in zip(axes, SIDES, strict=True):
         rows = table[table["side"] == side].set_index("class")
         classes = [name for name in CLASSES if name in rows.index]
@@ -42,12 +42,12 @@ def draw_weights(table: pd.DataFrame, title: str) -> Figure:
             axis.bar(x, values[view], width=0.18, color=VIEW_COLOURS[view], label=view)
             axis.vlines(x, values[f"{view}_low"], values[f"{view}_high"], color="k", linewidth=1)
         axis.axhline(0.25, color="0.5", linewidth=0.8, linestyle=":")
-        ticks = [f"{name}\n{rows.loc[name, 'n_exams']} exams" for name in classes]
+        ticks = [f"{name}\nexams: {rows.loc[name, 'n_exams']}" for name in classes]
         axis.set_xticks(range(len(classes)), ticks)
         axis.set_xlabel(f"class of the {'left' if side == 'L' else 'right'} breast")
     axes[0].set_ylabel("mean weight α (Eq. 9)")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     return figure
 
@@ -58,7 +58,7 @@ def draw_removals(table: pd.DataFrame, title: str) -> Figure:
 
     table: rows of one task of evidence.views.removal_table with the sides L and R.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharey=True, layout="constrained")
     columns = {
         "auc_change": "change in AUC",
         "change_of_class": "mean change in probability,\nbreasts of the highest class",
@@ -76,7 +76,7 @@ def draw_removals(table: pd.DataFrame, title: str) -> Figure:
     axes[0].set_yticks(range(len(VIEWS)), [f"without {view}" for view in VIEWS])
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     return figure
 
@@ -115,6 +115,7 @@ def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, shown: boo
     if note:
         axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color="w" if row >= 0 else "k")
     axis.set(xticks=[], yticks=[], aspect="equal", box_aspect=1)
+    axis.set_xlabel("mirrored" if VIEWS[index].startswith("R") else "", fontsize=7)  # the store has them so
 
 
 def _draw_answers(axis: Axes, exams: ExamSet, position: int, task: str, values: np.ndarray) -> None:
@@ -158,10 +159,11 @@ def draw_combinations(
         above.bar(x + (index - 1.5) * 0.2, table[f"α {view}"], width=0.18, color=VIEW_COLOURS[view], label=view)
     above.set(ylabel="weight α", ylim=(0, 1.3), yticks=(0, 0.5, 1))
     above.legend(ncols=4, loc="upper center", fontsize=7)
-    for column in answers:
+    for number, column in enumerate(answers):
         task, side = column.rsplit(" ", 1)
         marker = "o" if "malignant" in column else "s"
-        below.plot(x, table[column], marker, color=SIDE_COLOURS[side], label=f"{task}, breast {side}", alpha=0.9)
+        beside = x + (number - (len(answers) - 1) / 2) * 0.12  # so that none hides another
+        below.plot(beside, table[column], marker, color=SIDE_COLOURS[side], label=f"{task}, breast {side}", alpha=0.9)
     below.axhline(0.5, color="0.7", linewidth=0.8, linestyle=":")
     below.set(ylabel="probability", ylim=(-0.03, 1.4), yticks=(0, 0.5, 1))
     below.set_xticks(x, table.index)

@@ -28,7 +28,7 @@ def test_weights_are_drawn_for_the_classes_that_there_are():
     row = {"class": "malignant", "side": "L", "n_exams": 5}
     row |= {f"{view}{end}": 0.25 for view in VIEWS for end in ("", "_low", "_high")}
     figure = draw.draw_weights(pd.DataFrame([row, {**row, "side": "R", "class": "benign"}]), "weights")
-    assert [axis.get_xticklabels()[0].get_text() for axis in figure.axes] == ["malignant\n5 exams", "benign\n5 exams"]
+    assert [axis.get_xticklabels()[0].get_text() for axis in figure.axes] == ["malignant\nexams: 5", "benign\nexams: 5"]
 
 
 def test_removals_are_drawn():
