@@ -1,0 +1,139 @@
+"""What holds for the project as a whole."""
+
+import ast
+import re
+import subprocess
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from mammo_utils.config import NOTEBOOKS
+from mammo_utils.workflow.publish import stale
+from tests.conftest import CHECKOUT
+
+PACKAGE = CHECKOUT / "mammo_utils"
+LINE = ("synthetic", "data", "images", "batches", "models", "training", "evidence", "figures", "workflow")
+CONDA = {"torch": ("pytorch-gpu", "pytorch-cpu"), "matplotlib": ("matplotlib-base",)}
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+
+
+def notebook(name):
+    return nbformat.read(CHECKOUT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def parameter_cell(name):
+    (cell,) = [c for c in notebook(name).cells if "parameters" in c.metadata.get("tags", [])]
+    return cell.source
+
+
+def listed_files():
+    done = subprocess.run(["git", "-C", str(CHECKOUT), "ls-files"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [CHECKOUT / name for name in done.stdout.split("\n") if name and (CHECKOUT / name).is_file()]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_parameters_cell_and_model_agree(name):
+    """Same names, in the same order, of the same type, with the same defaults; single-line literals."""
+    model, lines = NOTEBOOKS[name], parameter_cell(name).splitlines()
+    fields = {}
+    for line in lines:
+        assert line.count("=") == 1 and "  # " in line, f"{line!r}: a literal and a comment, which papermill can read"
+        (node,) = ast.parse(line).body
+        fields[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
+    assert list(fields) == list(model.model_fields)
+    for field, (annotation, default) in fields.items():
+        assert model.model_fields[field].default == default
+        kind = {"str": str, "int": int, "float": float, "bool": bool, "list[str]": list}[annotation]
+        assert isinstance(default, kind)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_carry_no_outputs_and_freeze_their_parameters(name):
+    cells = [c for c in notebook(name).cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in cells)
+    assert "parameters" in cells[0].metadata["tags"] and f'freeze_parameters("{name}", globals())' in cells[1].source
+    assert notebook(name).cells[0].source.startswith("# ") and "showed" in notebook(name).cells[-1].source
+
+
+def test_data_flow_one_way():
+    """data → images → batches → models → training → evidence → figures → workflow: no import goes upstream."""
+    for path in PACKAGE.rglob("*.py"):
+        here = path.relative_to(PACKAGE).parts[0]
+        if here not in LINE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                there = (name or "").split(".")
+                if there[0] == "mammo_utils" and len(there) > 1 and there[1] in LINE:
+                    assert LINE.index(there[1]) <= LINE.index(here), f"{path.name} imports {name}"
+
+
+def test_modules_stay_small():
+    sizes = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert not [str(path) for path, lines in sizes.items() if lines > 400]
+
+
+def bounds(requirement):
+    return {str(part) for part in requirement.specifier}
+
+
+def test_the_environments_name_what_pyproject_names():
+    wanted = [Requirement(text) for text in PROJECT["dependencies"]]
+    extras = PROJECT["optional-dependencies"]
+    wanted += [Requirement(text) for name in ("demo", "test") for text in extras[name]]
+    (mamba,) = [Requirement(text) for text in extras["cuda"]]
+    for file, more in (("environment.yml", [mamba]), ("environment-cpu.yml", [])):
+        lines = yaml.safe_load((CHECKOUT / file).read_text())["dependencies"]
+        pip = next(line["pip"] for line in lines if isinstance(line, dict))
+        found = {}
+        for line in [*(line for line in lines if isinstance(line, str)), *pip]:
+            if line not in ("-e .", "pip"):
+                found[Requirement(line).name] = bounds(Requirement(line))
+        assert found.pop("python") == bounds(Requirement(f"python{PROJECT['requires-python']}"))
+        for requirement in wanted + more:
+            names = CONDA.get(requirement.name, (requirement.name,))
+            (name,) = [n for n in names if n in found]
+            assert found.pop(name) == bounds(requirement), f"{file}: {name}"
+        assert not found, f"{file} names more than pyproject: {found}"
+
+
+def test_the_lock_pins_all_and_names_no_address():
+    text = (CHECKOUT / "requirements.lock").read_text()
+    assert "://" not in text and "--" not in text
+    pins = [Requirement(line) for line in text.splitlines() if line.strip()]
+    assert all(re.fullmatch(r"==[^=,*]+", str(pin.specifier)) for pin in pins)
+    by_name = {}
+    for pin in pins:
+        by_name.setdefault(pin.name.lower(), []).append(Version(str(pin.specifier)[2:]))
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["demo"], *extras["test"]]:
+        requirement = Requirement(text)
+        versions = by_name[requirement.name.lower()]
+        assert all(requirement.specifier.contains(version) for version in versions), text
+
+
+def test_no_file_names_a_machine():
+    """Neither a home folder nor a temporary one, nor the host of a package registry."""
+    pattern = re.compile(r"(/home/[a-z]|/root/|/Users/[a-z]|/tmp/[a-z]|/work/|pypi\.org|pythonhosted)")
+    for path in listed_files():
+        if path.suffix in (".py", ".md", ".yml", ".yaml", ".ipynb", ".toml", ".lock", ".json", ".cff", ""):
+            if path != CHECKOUT / "tests" / "test_project.py":
+                assert not pattern.search(path.read_text(encoding="utf-8")), path.name
+
+
+def test_the_published_figures_are_those_of_this_code_and_configuration():
+    """After a change: run the demo study, then `snakemake figures`, look at the pictures and commit them."""
+    assert stale(CHECKOUT / "figures") == []
+
+
+def test_the_readme_shows_figures_that_exist():
+    shown = re.findall(r"\((figures/[^)]+)\)", (CHECKOUT / "README.md").read_text())
+    assert shown and all((CHECKOUT / name).is_file() for name in shown)
