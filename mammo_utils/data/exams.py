@@ -192,7 +192,8 @@ def without_images(cohort: Cohort, reasons: dict[str, str]) -> Cohort:
     rows = [{"kind": "image", "what": row["path"], "reason": row["reason"]} for row in images[lost].to_dict("records")]
     left = images[images["fate"] == USED]
     there = set(zip(left["exam"], left["side"], strict=True))
-    bare = (breasts["fate"] == USED) & [key not in there for key in zip(breasts["exam"], breasts["side"], strict=True)]
+    bare = breasts["fate"] == USED
+    bare &= pd.Series([key not in there for key in zip(breasts["exam"], breasts["side"], strict=True)], breasts.index)
     breasts.loc[bare, ["fate", "reason"]] = SET_ASIDE, "none of its images can be used"
     rows += [
         {"kind": "breast", "what": f"{row['exam']} {row['side']}", "reason": row["reason"]}
