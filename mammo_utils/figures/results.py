@@ -193,7 +193,7 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, ours: str
         axis.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
         axis.set(title=f"{task} ({'multi-task' if mode == 'multi' else 'single-task'})", xlabel="AUC")
     axes[0, 0].set_yticks(range(len(rows)), [SYSTEM_NAMES.get(row, row) for row in rows])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.6)
     handles = [
         plt.Line2D([], [], color="k", marker="o", markersize=5, label=f"ours, {ours}, 95 % over patients"),
         plt.Line2D(
@@ -233,7 +233,7 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set(title=task, xlabel=f"difference in {METRIC_NAMES['auc']}")
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=7)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     figure.suptitle(title)
     return figure
 
