@@ -31,7 +31,9 @@ def claim(study: Study) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise StudyRunning(f"The study {study.name} is running already (process {file.read().strip()}).") from None
+        holder = file.read().strip()
+        file.close()
+        raise StudyRunning(f"The study {study.name} is running already (process {holder}).") from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

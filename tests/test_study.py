@@ -1,0 +1,133 @@
+"""The whole study by its one command, at tiny size: every notebook, and kills at any moment."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from mammo_utils.config import NOTEBOOKS
+from mammo_utils.files import read_json
+from mammo_utils.workflow.study import STARTER
+from tests.conftest import CHECKOUT
+
+SETTINGS = (
+    "name=tiny data.folder=data/tiny 'data.synthetic={n_exams: 36, rows: 96, columns: 80, seed: 1}' images.size=32 "
+    "'split={kind: nested, seed: 0, validation: 0.25, test: 0.25}' training.epochs=3 "
+    "'grid.systems=[resnet18, hybrid_shared]' evidence.resamples=40"
+)
+RUNS = ("resnet18-multi-1v5-seed0", "hybrid_shared-multi-1v5-seed0")
+
+
+def project(folder):
+    """A project folder of its own, with all that a study reads."""
+    for name in ("config", "notebooks", "profiles"):
+        shutil.copytree(CHECKOUT / name, folder / name)
+    for name in ("Snakefile", "pyproject.toml"):
+        shutil.copy(CHECKOUT / name, folder / name)
+    return folder
+
+
+def start(folder, *words, settings=SETTINGS):
+    environment = {k: v for k, v in os.environ.items() if k != STARTER}
+    environment |= {"MAMMO_PROJECT": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"settings={settings}"]
+    log = (folder / "log.txt").open("a")
+    with log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def finish(folder, **more):
+    process = start(folder, **more)
+    assert process.wait(timeout=600) == 0, (folder / "log.txt").read_text()[-6000:]
+    return (folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    folder = project(tmp_path_factory.mktemp("undisturbed"))
+    return folder, finish(folder)
+
+
+def test_every_notebook_runs_and_the_command_names_the_page_to_open(undisturbed):
+    folder, log = undisturbed
+    results = folder / "results" / "tiny"
+    outcomes = {file.stem: read_json(file)["outcome"] for file in (results / "outcomes").glob("*.json")}
+    named = {name for name in NOTEBOOKS if name != "04_train"} | {f"04_train-{run}" for run in RUNS} | {"cohort"}
+    assert outcomes == dict.fromkeys(named, "done")
+    page = results / "html" / "index.html"
+    assert str(page) in log.rstrip().split("Open this page first: ")[-1]
+    text = page.read_text()
+    assert "Synthetic cohort" in text and all(run in text for run in RUNS)
+    for name in named - {"cohort"}:
+        assert f'href="{name}.html"' in text and (results / "html" / f"{name}.html").is_file()
+    figures = read_json(results / "figures" / "manifest.json")
+    assert len(figures) > 8 and all(f"../figures/{entry['figure']}" in text for entry in figures)
+
+
+def test_the_same_command_again_does_nothing_again(undisturbed):
+    folder, _ = undisturbed
+    files = {f: f.stat().st_mtime_ns for f in (folder / "results" / "tiny").rglob("*") if f.is_file()}
+    start_of_log = len((folder / "log.txt").read_text())
+    log = finish(folder)[start_of_log:]
+    assert "started" not in log and "Open this page first" in log
+    changed = [f.name for f, t in files.items() if f.stat().st_mtime_ns != t and f.name != ".lock"]
+    assert not changed
+
+
+def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+    """Three kills in all, of the command alone, each at a seeded random moment of what was left."""
+    reference, _ = undisturbed
+    folder = project(tmp_path / "killed")
+    moment = random.Random(7)
+    for longest in (25, 30, 30):
+        process = start(folder)
+        time.sleep(moment.uniform(4, longest))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    log = finish(folder)
+    for run in RUNS:
+        one, other = (f / "results" / "tiny" / "runs" / run for f in (reference, folder))
+        for name in ("metrics.json",):
+            a, b = read_json(one / name), read_json(other / name)
+            assert {**a, "seconds": 0} == {**b, "seconds": 0}
+        assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+        tables = [pd.read_parquet(f / "predictions.parquet") for f in (one, other)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        epochs = log.count(f"{run}  epoch ")
+        assert epochs <= 3 + 3, "each kill costs at most one epoch of a run"
+
+
+def test_a_wrong_setting_stops_the_command_with_a_sentence(tmp_path):
+    folder = project(tmp_path / "wrong")
+    assert start(folder, settings="training.epoch=3").wait(timeout=120) == 1
+    log = (folder / "log.txt").read_text()
+    assert "there is no parameter 'training.epoch'" in log and "Traceback" not in log
+
+
+def test_a_missing_data_folder_stops_the_command_with_a_sentence(tmp_path):
+    folder = project(tmp_path / "missing")
+    assert start(folder, settings="name=tiny data.source=cmmd data.folder=data/nowhere").wait(timeout=120) != 0
+    assert "The data folder data/nowhere is missing or empty" in (folder / "log.txt").read_text()
+
+
+def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
+    """One run cannot be trained; the others, the report and its index are there, and the command says so."""
+    reference, _ = undisturbed
+    folder = project(tmp_path / "failed")
+    shutil.copytree(reference / "data", folder / "data")
+    broken = SETTINGS.replace("resnet18", "resnet50") + " 'training.learning_rate={resnet50: 1.0e+30}'"
+    assert start(folder, settings=broken).wait(timeout=600) == 1
+    results, log = folder / "results" / "tiny", (folder / "log.txt").read_text()
+    outcome = read_json(results / "outcomes" / "04_train-resnet50-multi-1v5-seed0.json")
+    assert outcome["outcome"] == "failed" and "The loss of epoch" in outcome["reason"]
+    assert read_json(results / "outcomes" / "04_train-hybrid_shared-multi-1v5-seed0.json")["outcome"] == "done"
+    assert read_json(results / "outcomes" / "05_results.json")["outcome"] == "done"
+    text = (results / "html" / "index.html").read_text()
+    assert "1 failed" in text and "The loss of epoch" in text
+    assert "failed: 04_train-resnet50-multi-1v5-seed0: TrainingError" in log

@@ -1,0 +1,161 @@
+"""Parameters are checked before a kernel starts, and no kernel outlives what it was started for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from mammo_utils.config import ParameterError
+from mammo_utils.workflow.execute import execute
+from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, forget_failures
+
+
+def papermill_command(*words):
+    command = [sys.executable, "-m", "papermill", "--engine", "study", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_papermill_with_the_studys_engine_refuses_before_a_kernel_starts(tmp_path):
+    from tests.conftest import CHECKOUT
+
+    notebook, copy = str(CHECKOUT / "notebooks" / "04_train.ipynb"), str(tmp_path / "out.ipynb")
+    for words, sentence in (
+        (["-p", "sytem", "resnet18"], "04_train: there is no parameter 'sytem'"),
+        (["-p", "system", "resnet"], "04_train: the parameter 'system' is 'resnet'"),
+        (["-p", "seed", "first"], "04_train: the parameter 'seed' is 'first'"),
+    ):
+        done = papermill_command(notebook, copy, *words)
+        assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+        cells = nbformat.read(copy, as_version=4).cells
+        assert all(cell.get("execution_count") is None for cell in cells), "no cell ran"
+
+
+def test_execute_refuses_too(tmp_path):
+    with pytest.raises(ParameterError, match="'sytem'"):
+        execute("04_train", tmp_path, {"sytem": "resnet18"})
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+@pytest.fixture
+def sleeper(tmp_path):
+    """A notebook that names its kernel's process and then sleeps, part of it deep inside compiled code."""
+    cell = f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'kernel')!r}).write_text(str(os.getpid()))"
+    notebook = new_notebook(cells=[new_code_cell(cell), new_code_cell("import time\ntime.sleep(100)")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "sleeper.ipynb")
+    return tmp_path
+
+
+def kernel_of(folder, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (folder / "kernel").exists() and (folder / "kernel").read_text():
+            return int((folder / "kernel").read_text())
+        time.sleep(0.1)
+    raise TimeoutError("the kernel did not start")
+
+
+def gone(process, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and running(process):
+        time.sleep(0.1)
+    return not running(process)
+
+
+def running(process):
+    """Alive and no zombie that only waits for its parent to look."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True)
+    return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
+
+
+@pytest.mark.parametrize("victim", ["starter", "papermill"])
+def test_a_kernel_ends_when_its_starter_or_papermill_is_killed(sleeper, victim):
+    starter = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(200)"])
+    words = ["--engine", "study", str(sleeper / "sleeper.ipynb"), str(sleeper / "out.ipynb")]
+    environment = {**os.environ, STARTER: str(starter.pid)}
+    runner = subprocess.Popen([sys.executable, "-m", "papermill", *words], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        kernel = kernel_of(sleeper)
+        (starter if victim == "starter" else runner).send_signal(signal.SIGKILL)
+        starter.wait() if victim == "starter" else runner.wait()
+        assert gone(kernel)
+        if victim == "starter":
+            assert runner.wait(timeout=20) != 0
+    finally:
+        for process in (starter, runner):
+            process.kill()
+            process.wait()
+
+
+def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
+    from mammo_utils import config
+
+    root = tmp_path / "project"
+    (root / "notebooks").mkdir(parents=True)
+    notebook = new_notebook(cells=[new_code_cell("raise ValueError('the reason')")])
+    nbformat.write(notebook, root / "notebooks" / "broken.ipynb")
+    monkeypatch.setenv("MAMMO_PROJECT", str(root))
+    monkeypatch.setitem(config.NOTEBOOKS, "broken", config.Frozen)
+    monkeypatch.setattr(config, "check_parameters", lambda *_: None)
+    monkeypatch.setattr("mammo_utils.workflow.execute.check_parameters", lambda *_: None)
+    monkeypatch.setattr("mammo_utils.workflow.engine.NOTEBOOKS", {})
+    outcome = execute("broken", tmp_path / "results", {})
+    assert outcome["outcome"] == "failed" and outcome["reason"] == "ValueError: the reason"
+    assert (tmp_path / "results" / "notebooks" / "broken.ipynb").is_file()
+    assert not list((tmp_path / "results" / "notebooks").glob(".*")), "no half-written copy is left"
+
+
+def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_small_project, monkeypatch):
+    monkeypatch.delenv(STARTER, raising=False)
+    code = "import sys, time; from mammo_utils.config import *; from mammo_utils.workflow.study import claim; "
+    code += f"c = claim(Study(name={small_study.name!r})); print('held', flush=True); time.sleep(100)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StudyRunning, match=f"running already .process {holder.pid}"):
+            claim(small_study)
+        holder.kill()
+        holder.wait()
+        claimed = claim(small_study)
+        assert claimed and int(os.environ[STARTER]) == os.getpid()
+        claimed.close()
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        monkeypatch.delenv(STARTER, raising=False)
+
+
+def test_failures_are_forgotten_and_successes_are_not(small_study, in_small_project):
+    folder = small_study.folder / "outcomes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.json").write_text(json.dumps({"outcome": "failed", "reason": "x"}))
+    (folder / "b.json").write_text(json.dumps({"outcome": "done", "reason": ""}))
+    forget_failures(small_study)
+    assert [file.name for file in folder.iterdir()] == ["b.json"]
+    (folder / "b.json").unlink()
+
+
+def test_alive():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert alive(os.getpid()) and not alive(process.pid)
+
+
+def test_plain_papermill_finds_an_unknown_parameter_in_the_second_cell(tmp_path):
+    from tests.conftest import CHECKOUT
+
+    with pytest.raises(papermill.PapermillExecutionError, match="there is no parameter 'sytem'"):
+        papermill.execute_notebook(
+            CHECKOUT / "notebooks" / "04_train.ipynb",
+            tmp_path / "out.ipynb",
+            {"sytem": "resnet18"},
+            progress_bar=False,
+            cwd=CHECKOUT,
+        )
