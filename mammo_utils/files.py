@@ -20,7 +20,7 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 VERSIONED = """torch torchvision mamba-ssm triton numba numpy scipy pandas pyarrow scikit-learn pydicom pillow
 safetensors""".split()
-TRAINING_CODE = ("data", "images", "batches", "models", "training")  # what can change a run's numbers
+TRAINING_CODE = ("metrics.py", "data", "images", "batches", "models", "training")  # what can change a run's numbers
 
 
 def project_root() -> Path:

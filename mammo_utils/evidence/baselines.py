@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from mammo_utils.batches.exams import ExamSet
 from mammo_utils.config import Study
 from mammo_utils.evidence.intervals import Interval, Sample, interval
-from mammo_utils.evidence.metrics import METRICS, auc
+from mammo_utils.metrics import METRICS, auc
 from mammo_utils.training.run import RunData, load_data
 
 THUMBNAIL = 8  # pixels a side

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mammo_utils.evidence.metrics import METRICS, auc, f1_macro, scored_classes, undefined
+from mammo_utils.metrics import METRICS, auc, f1_macro, scored_classes, undefined
 
 LEVEL = 0.95
 

@@ -12,9 +12,9 @@ import pandas as pd
 
 from mammo_utils.config import NotebookParameters, Study
 from mammo_utils.evidence.intervals import Interval, Sample, interval, paired_difference
-from mammo_utils.evidence.metrics import METRICS
 from mammo_utils.evidence.paper import KEY, paper_values
 from mammo_utils.evidence.runs import RunResult, known_breasts, same_system, sample
+from mammo_utils.metrics import METRICS
 
 if TYPE_CHECKING:
     from mammo_utils.evidence.baselines import Baseline

@@ -20,8 +20,8 @@ from torch import nn
 from mammo_utils.batches.exams import ExamSet, stream
 from mammo_utils.config import Training
 from mammo_utils.data.exams import SIDES, VIEWS
-from mammo_utils.evidence.metrics import auc
 from mammo_utils.files import write_whole
+from mammo_utils.metrics import auc
 from mammo_utils.training.loss import class_weights, total_loss
 
 

@@ -17,7 +17,6 @@ from mammo_utils.config import RunSpec, Training
 from mammo_utils.data.exams import load_cohort
 from mammo_utils.data.splits import load_split
 from mammo_utils.data.subsets import SUBSETS, exams_of_subset
-from mammo_utils.evidence.metrics import auc, f1_macro
 from mammo_utils.files import (
     TRAINING_CODE,
     code_hash,
@@ -30,6 +29,7 @@ from mammo_utils.files import (
     write_whole,
 )
 from mammo_utils.images.store import apply_store, load_store
+from mammo_utils.metrics import auc, f1_macro
 from mammo_utils.models.systems import System, build_system
 from mammo_utils.training.loop import predict, prediction_table, train
 

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from scipy.stats import norm
+from tests.evidence.test_metrics import answers
 
 from mammo_utils.evidence.intervals import (
     Sample,
@@ -15,8 +16,7 @@ from mammo_utils.evidence.intervals import (
     weighted_auc,
     weighted_f1_macro,
 )
-from mammo_utils.evidence.metrics import auc, f1_macro
-from tests.evidence.test_metrics import answers
+from mammo_utils.metrics import auc, f1_macro
 
 
 def binary(scores):

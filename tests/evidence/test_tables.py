@@ -6,10 +6,10 @@ import pytest
 from mammo_utils.config import NotebookParameters
 from mammo_utils.evidence.baselines import Baseline, baseline_table
 from mammo_utils.evidence.intervals import Sample
-from mammo_utils.evidence.metrics import auc
 from mammo_utils.evidence.paper import in_the_shape_of
 from mammo_utils.evidence.runs import read_runs, same_system, sample
 from mammo_utils.evidence.tables import checks, comparisons, results_table, run_list, settings_table, statements
+from mammo_utils.metrics import auc
 from tests.evidence.fakes import write_run
 
 

@@ -4,14 +4,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from tests.evidence.test_metrics import answers
 
 from mammo_utils.evidence.intervals import Sample
-from mammo_utils.evidence.metrics import auc
 from mammo_utils.evidence.runs import read_runs
 from mammo_utils.evidence.tables import comparisons, results_table
 from mammo_utils.figures import results as draw
+from mammo_utils.metrics import auc
 from tests.evidence.fakes import write_run
-from tests.evidence.test_metrics import answers
 
 
 @pytest.fixture(autouse=True)

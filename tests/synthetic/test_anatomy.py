@@ -115,6 +115,22 @@ def test_a_finding_lies_at_the_same_depth_in_both_views_and_where_its_quadrant_i
         assert depths["CC"] == pytest.approx(place[0], abs=0.1)
 
 
+def test_findings_lie_in_the_breast_wherever_they_are_placed():
+    """As in the release, an outline may reach past the chest wall, out of the image by a little."""
+    outside, n = 0, 0
+    for exam in exams_of(80, 4):
+        for image, outlines in draw_exam(exam, SETTINGS).values():
+            for outline in outlines:
+                points = np.rint(outline.points).astype(int)
+                at = points.clip(0, [239, 287])
+                x, y = np.rint(outline.points.mean(0)).astype(int)
+                assert image[y, x] > 0 and (image[at[:, 1], at[:, 0]] > 0).mean() > 0.7
+                assert np.abs(points - at).max() < 15
+                outside += (points != at).any()
+                n += 1
+    assert n > 100 and outside / n < 0.1
+
+
 def test_a_finding_moves_light_and_adds_none():
     """Equal sums with and without: a mean cannot tell. Its contrast rises with suspicion."""
     contrast = []

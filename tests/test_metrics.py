@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from mammo_utils.evidence.metrics import auc, f1_macro, undefined
+from mammo_utils.metrics import auc, f1_macro, undefined
 
 
 def answers(n, k, seed=0):
