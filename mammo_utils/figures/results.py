@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mammo_utils.evidence.intervals import LEVEL, Sample, group_weights
-from mammo_utils.evidence.metrics import scored_classes
 from mammo_utils.evidence.paper import METRIC_NAMES, SYSTEM_NAMES
 from mammo_utils.evidence.runs import TASKS, RunResult
 from mammo_utils.figures.style import BASELINE_COLOUR, SYSTEM_COLOURS, styled
+from mammo_utils.metrics import scored_classes
 
 MODE_LINES = {"multi": "-", "diagnosis": "--", "birads": ":"}
 GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are averaged

@@ -5,7 +5,6 @@ import time
 import numpy as np
 import pytest
 from scipy.stats import norm
-from tests.evidence.test_metrics import answers
 
 from mammo_utils.evidence.intervals import (
     Sample,
@@ -17,6 +16,7 @@ from mammo_utils.evidence.intervals import (
     weighted_f1_macro,
 )
 from mammo_utils.metrics import auc, f1_macro
+from tests.test_metrics import answers
 
 
 def binary(scores):

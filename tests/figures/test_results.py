@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from tests.evidence.test_metrics import answers
 
 from mammo_utils.evidence.intervals import Sample
 from mammo_utils.evidence.runs import read_runs
@@ -12,6 +11,7 @@ from mammo_utils.evidence.tables import comparisons, results_table
 from mammo_utils.figures import results as draw
 from mammo_utils.metrics import auc
 from tests.evidence.fakes import write_run
+from tests.test_metrics import answers
 
 
 @pytest.fixture(autouse=True)
