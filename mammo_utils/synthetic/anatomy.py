@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
-from mammo_utils.synthetic.cases import Finding
+from mammo_utils.synthetic.cases import LIFT, Finding
 from mammo_utils.synthetic.findings import Outline, add_findings, add_harmless
 
 HEIGHT, WIDTH = 2294 * 0.094090909, 1914 * 0.094090909  # mm of the real detector image: 215.8 x 180.1
@@ -48,7 +48,7 @@ class Outlines:
         """(x, y) in mm of a place (depth, lateral, up). Lateral is up in CC; MLO looks from the upper inner
         side, so both `up` and, less, `lateral` lift a place. Depth is the same in both views."""
         depth, lateral, upper = place
-        lift = lateral if self.view == "CC" else 0.9 * upper + 0.3 * lateral
+        lift = lateral if self.view == "CC" else LIFT[0] * upper + LIFT[1] * lateral
         half = min(self.up, 1.25 * self.down) if lift > 0 else self.down
         return depth * self.reach, self.nipple - lift * half
 

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 
 SIDES = ("L", "R")
+LIFT = (0.9, 0.3)  # how far `up` and `lateral` lift a place in the MLO view, which looks from the upper inner side
 FOUR_VIEWS, PATIENTS = 826, 1775
 LEFT_ALONE = 988 / 1872  # of CMMD's labelled breasts
 
@@ -184,10 +185,17 @@ def _findings(rng: np.random.Generator, classification: str, birads: int, abnorm
 
 
 def _place(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Somewhere in the gland, more often in the upper outer quadrant."""
-    depth = rng.uniform(0.22, 0.72)
-    angle, away = rng.normal(np.pi / 4, 1.2), 0.62 * np.sqrt(rng.random())
-    return float(depth), float(away * np.cos(angle)), float(away * np.sin(angle))
+    """Anywhere a finding has room for, more often in the upper outer quadrant.
+
+    Spread wide on purpose: what a finding changes in the mean picture is the curvature of this spread.
+    """
+    while True:
+        depth = rng.uniform(0.15, 0.8)
+        angle, away = rng.normal(np.pi / 4, 1.5), 0.75 * np.sqrt(rng.random())
+        lateral, up = away * np.cos(angle), away * np.sin(angle)
+        outward = max(abs(lateral), abs(LIFT[0] * up + LIFT[1] * lateral))
+        if depth**2 + outward**2.2 < 0.66:  # 1 is the skin
+            return float(depth), float(lateral), float(up)
 
 
 def _pick(rng: np.random.Generator, counts: dict[str, int]) -> str:
