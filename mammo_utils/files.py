@@ -35,6 +35,12 @@ def project_root() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
+def shown(path: Path) -> str:
+    """A path as messages name it: relative to the project where it lies inside."""
+    path = Path(path)
+    return path.relative_to(project_root()).as_posix() if path.is_relative_to(project_root()) else str(path)
+
+
 # --- whole or not at all --------------------------------------------------------------------------------
 
 
@@ -71,7 +77,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}); delete it to have it made again.") from error
+        raise ValueError(
+            f"{shown(path)} is not readable as JSON ({error}); delete it to have it made again."
+        ) from error
 
 
 def _plain(values: Any) -> Any:

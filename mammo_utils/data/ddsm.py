@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mammo_utils.data.dicom import read_headers
 from mammo_utils.data.exams import SET_ASIDE, USED, Cohort, DataError, check, exam_table, table
+from mammo_utils.files import shown
 
 PATIENT = re.compile(r"P_\d+")
 
@@ -29,10 +30,10 @@ def read_images(folder: Path, *, progress: Callable[[int, int], None] = lambda d
     Raises DataError where the folder is missing or holds no readable DICOM file.
     """
     if not folder.is_dir():
-        raise DataError(f"There is no data folder {folder}; put CBIS-DDSM's images there.")
+        raise DataError(f"There is no data folder {shown(folder)}; put CBIS-DDSM's images there.")
     headers, set_aside = read_headers(folder, progress)
     if not headers:
-        raise DataError(f"{folder} holds no readable DICOM file (*.dcm); put CBIS-DDSM's images there.")
+        raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dcm); put CBIS-DDSM's images there.")
     rows, views = [], set()
     for header in sorted(headers, key=lambda h: (h["patient"], h["path"])):
         match = PATIENT.search(header["patient"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pandera.pandas as pa
 
-from mammo_utils.files import read_json, write_json, write_whole
+from mammo_utils.files import read_json, shown, write_json, write_whole
 
 VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")  # the order of Eq. 8
 SIDES = ("L", "R")
@@ -176,7 +176,7 @@ def load_cohort(folder: Path) -> Cohort:
     """Read what :func:`save_cohort` wrote. Raises DataError where a file is missing."""
     missing = [name for name in ("cohort.json", "exams.parquet") if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{folder} has no {missing[0]}; run notebook 01_data_exploration of the study first.")
+        raise DataError(f"{shown(folder)} has no {missing[0]}; run notebook 01_data_exploration of the study first.")
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES[:-1]}
     tables["set_aside"] = pd.read_csv(folder / "set_aside.csv", dtype=str, keep_default_na=False)
     facts = read_json(folder / "cohort.json")

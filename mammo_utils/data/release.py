@@ -31,6 +31,7 @@ from mammo_utils.data.exams import (
     exam_table,
     table,
 )
+from mammo_utils.files import shown
 
 WORKBOOK = "TOMPEI-CMMD_clinical_data*.xlsx"
 SHEET = "Imaging Diagnosis Details Sheet"
@@ -50,11 +51,13 @@ def read_release(
     Raises DataError where the folder, the images or the workbook are missing or the workbook lacks a column.
     """
     if not folder.is_dir():
-        raise DataError(f"There is no data folder {folder}; put the release there or name another in data.folder.")
+        raise DataError(
+            f"There is no data folder {shown(folder)}; put the release there or name another in data.folder."
+        )
     labels, ages = read_workbook(find_workbook(folder))
     headers, set_aside = read_headers(folder, progress)
     if not headers:
-        raise DataError(f"{folder} holds no readable DICOM file (*.dcm); put CMMD's images there.")
+        raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dcm); put CMMD's images there.")
     images = _images(headers, labels)
     breasts = _breasts(labels, images)
     set_aside += [
@@ -103,7 +106,7 @@ def find_workbook(folder: Path) -> Path:
     found = sorted(path for path in folder.rglob(WORKBOOK) if not path.name.startswith(("._", "~")))
     if len(found) != 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in found) or "none"
-        raise DataError(f"{folder} should hold one workbook {WORKBOOK}, but has {names}; see the README.")
+        raise DataError(f"{shown(folder)} should hold one workbook {WORKBOOK}, but has {names}; see the README.")
     return found[0]
 
 

@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from mammo_utils.data.exams import SIDES, VIEWS, Cohort, DataError
-from mammo_utils.files import hash_of, read_json, write_json
+from mammo_utils.files import hash_of, read_json, shown, write_json
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ def load_split(path: Path) -> Split:
     exams = pd.DataFrame.from_dict(values["exams"], orient="index", columns=["part", "group"])
     split = Split(values["kind"], values["seed"], exams["part"], exams["group"])
     if split.hash != values["hash"]:
-        raise DataError(f"{path} does not match its hash: it was changed by hand; delete it and run notebook 02.")
+        raise DataError(
+            f"{shown(path)} does not match its hash: it was changed by hand; delete it and run notebook 02."
+        )
     leaks = exams.groupby("group")["part"].nunique()
     if (leaks > 1).any():
-        raise DataError(f"{path} has {leaks[leaks > 1].index[0]} in two parts; delete it and run notebook 02.")
+        raise DataError(f"{shown(path)} has {leaks[leaks > 1].index[0]} in two parts; delete it and run notebook 02.")
     return split
 
 

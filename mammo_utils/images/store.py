@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_utils.data.exams import USED, VIEWS, Cohort, DataError, without_images
-from mammo_utils.files import code_hash, folder_lock, hash_of, read_json, write_json, write_text, write_whole
+from mammo_utils.files import code_hash, folder_lock, hash_of, read_json, shown, write_json, write_text, write_whole
 from mammo_utils.images.pixels import PixelError, prepare
 
 PART = 64  # images
@@ -86,14 +86,16 @@ def build_store(
     store = load_store(folder)
     if not len(store.index):
         reason = store.set_aside["reason"].iloc[0] if len(store.set_aside) else "there is none"
-        raise DataError(f"Not one image of {cohort.folder} can be used; the first: {reason}.")
+        raise DataError(f"Not one image of {shown(cohort.folder)} can be used; the first: {reason}.")
     return store
 
 
 def load_store(folder: Path) -> Store:
     """Open a store; its images are a memory map that no write reaches. Raises DataError where it is not complete."""
     if not (folder / "store.json").is_file():
-        raise DataError(f"{folder} holds no finished image store; run notebook 02_preprocessing of the study first.")
+        raise DataError(
+            f"{shown(folder)} holds no finished image store; run notebook 02_preprocessing of the study first."
+        )
     return Store(
         folder,
         read_json(folder / "store.json"),

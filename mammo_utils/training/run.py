@@ -25,6 +25,7 @@ from mammo_utils.files import (
     folder_lock,
     hash_of,
     read_json,
+    shown,
     write_json,
     write_whole,
 )
@@ -80,7 +81,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     folder = spec.folder.parents[1]
     for name, notebook in (("exams.parquet", "01"), ("split.json", "02")):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; run notebook {notebook} of the study first.")
+            raise FileNotFoundError(f"{shown(folder / name)} is missing; run notebook {notebook} of the study first.")
     store, split = load_store(folder / "store"), load_split(folder / "split.json")
     cohort = apply_store(load_cohort(folder), store)
     exams = exams_of_subset(cohort.exams, spec.subset, spec.subset_rule)
@@ -200,7 +201,7 @@ def load_run(folder: Path) -> tuple[RunSpec, System]:
     """
     for name in ("metrics.json", "weights.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: the run is not finished; run 04_train for it.")
+            raise FileNotFoundError(f"{shown(folder)} has no {name}: the run is not finished; run 04_train for it.")
     spec = load_spec(folder)
     without_download = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": ""})})
     model = build(without_download)

@@ -1,6 +1,6 @@
 """The pages of a study: each executed notebook as HTML, and an index to open first.
 
-python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict]
+python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict | --claims]
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         items = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in failed.items())
         parts.append(f'<div class="failed"><b>{len(failed)} failed</b><ul>{items}</ul></div>')
     parts.append("<h2>Results</h2>" + _results(study, runs))
+    if (study.folder / "results.json").is_file():
+        checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be said")
+        parts.append("<p>What the study claims of itself, held against these numbers:</p>")
+        parts.append(_html(checks.replace({"holds": {True: "yes", False: "no"}}).set_index("claim")))
     parts.append("<h2>Notebooks as they ran</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
     parts.append("</ul><p>Widgets need a kernel: here their static twins stand. Equations need a network.</p>")
@@ -142,15 +146,30 @@ def verdict(study: Study) -> int:
     return int(bool(failed))
 
 
+def claims(study: Study) -> int:
+    """Say of each claim that notebook 05 held against the numbers whether it holds; 1 where one does not, else 0."""
+    path = study.folder / "results.json"
+    if not path.is_file():
+        print(f"The study {study.name} has no results.json yet; run it first.")
+        return 1
+    checks = read_json(path)["checks"]
+    for check in checks:
+        print(
+            f"{'holds' if check['holds'] else 'DOES NOT HOLD'}: {check['claim']} {check['count']} {check['not so']}".rstrip()
+        )
+    return int(not all(check["holds"] for check in checks))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="the study file")
     parser.add_argument("settings", nargs="*", help="settings in place of the file's, such as training.epochs=3")
     parser.add_argument("--verdict", action="store_true", help="write nothing; say what failed and what to open")
+    parser.add_argument("--claims", action="store_true", help="write nothing; say which claims of the results hold")
     options = parser.parse_args()
     study = load_study(options.study, options.settings)
-    if options.verdict:
-        sys.exit(verdict(study))
+    if options.verdict or options.claims:
+        sys.exit(verdict(study) if options.verdict else claims(study))
     write_report(study)
 
 
