@@ -11,7 +11,8 @@ from mammo_utils.files import hash_of, project_root
 from mammo_utils.workflow.study import StudyRunning, claim, forget_failures
 
 FILE = config.get("study", "config/demo.yaml")
-SETTINGS = shlex.split(config.get("settings", ""))  # such as "training.epochs=3 images.size=32"
+SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
+SETTINGS = [SETTINGS] if isinstance(SETTINGS, str) else list(SETTINGS)
 try:
     STUDY = load_study(FILE, SETTINGS)
     CLAIM = claim(STUDY)

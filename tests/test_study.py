@@ -1,5 +1,6 @@
 """The whole study by its one command, at tiny size: every notebook, and kills at any moment."""
 
+import json
 import os
 import random
 import shutil
@@ -17,9 +18,14 @@ from mammo_utils.workflow.study import STARTER
 from tests.conftest import CHECKOUT
 
 SETTINGS = (
-    "name=tiny data.folder=data/tiny 'data.synthetic={n_exams: 36, rows: 96, columns: 80, seed: 1}' images.size=32 "
-    "'split={kind: nested, seed: 0, validation: 0.25, test: 0.25}' training.epochs=3 "
-    "'grid.systems=[resnet18, hybrid_shared]' evidence.resamples=40"
+    "name=tiny",
+    "data.folder=data/tiny",
+    "data.synthetic={n_exams: 36, rows: 96, columns: 80, seed: 1}",
+    "images.size=32",
+    "split={kind: nested, seed: 0, validation: 0.25, test: 0.25}",
+    "training.epochs=3",
+    "grid.systems=[resnet18, hybrid_shared]",
+    "evidence.resamples=40",
 )
 RUNS = ("resnet18-multi-1v5-seed0", "hybrid_shared-multi-1v5-seed0")
 
@@ -36,7 +42,16 @@ def project(folder):
 def start(folder, *words, settings=SETTINGS):
     environment = {k: v for k, v in os.environ.items() if k != STARTER}
     environment |= {"MAMMO_PROJECT": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"settings={settings}"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--cores",
+        "2",
+        *words,
+        "--config",
+        f"settings={json.dumps(settings)}",
+    ]
     log = (folder / "log.txt").open("a")
     with log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
@@ -105,14 +120,14 @@ def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tm
 
 def test_a_wrong_setting_stops_the_command_with_a_sentence(tmp_path):
     folder = project(tmp_path / "wrong")
-    assert start(folder, settings="training.epoch=3").wait(timeout=120) == 1
+    assert start(folder, settings=["training.epoch=3"]).wait(timeout=120) == 1
     log = (folder / "log.txt").read_text()
     assert "there is no parameter 'training.epoch'" in log and "Traceback" not in log
 
 
 def test_a_missing_data_folder_stops_the_command_with_a_sentence(tmp_path):
     folder = project(tmp_path / "missing")
-    assert start(folder, settings="name=tiny data.source=cmmd data.folder=data/nowhere").wait(timeout=120) != 0
+    assert start(folder, settings=["name=tiny", "data.source=cmmd", "data.folder=data/nowhere"]).wait(timeout=120) != 0
     assert "The data folder data/nowhere is missing or empty" in (folder / "log.txt").read_text()
 
 
@@ -121,7 +136,8 @@ def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     reference, _ = undisturbed
     folder = project(tmp_path / "failed")
     shutil.copytree(reference / "data", folder / "data")
-    broken = SETTINGS.replace("resnet18", "resnet50") + " 'training.learning_rate={resnet50: 1.0e+30}'"
+    broken = [setting.replace("resnet18", "resnet50") for setting in SETTINGS]
+    broken.append("training.learning_rate={resnet50: 1.0e+30}")
     assert start(folder, settings=broken).wait(timeout=600) == 1
     results, log = folder / "results" / "tiny", (folder / "log.txt").read_text()
     outcome = read_json(results / "outcomes" / "04_train-resnet50-multi-1v5-seed0.json")

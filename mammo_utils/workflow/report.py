@@ -154,9 +154,8 @@ def claims(study: Study) -> int:
         return 1
     checks = read_json(path)["checks"]
     for check in checks:
-        print(
-            f"{'holds' if check['holds'] else 'DOES NOT HOLD'}: {check['claim']} {check['count']} {check['not so']}".rstrip()
-        )
+        word = "holds" if check["holds"] else "DOES NOT HOLD"
+        print(f"{word}: {check['claim']} {check['count']} {check['not so']}".rstrip())
     return int(not all(check["holds"] for check in checks))
 
 
