@@ -64,7 +64,7 @@ def count_operations(system: System, size: int) -> int:
         system.train(training)
         for hook in hooks:
             hook.remove()
-    return (counter.get_total_flops() + scans) * (size // small) ** 2 + rest.get_total_flops()
+    return (counter.get_total_flops() + scans) * size**2 // small**2 + rest.get_total_flops()
 
 
 def time_exam(system: System, size: int, *, backward: bool, repeats: int = 3) -> float:
