@@ -1,7 +1,6 @@
 # The whole study: `snakemake` runs config/demo.yaml, `snakemake --config study=config/paper.yaml` another one.
 # Give the same command again after an interruption: what is finished is not done again.
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ HERE = STUDY.folder
 RUNS = {run.id: run for run in STUDY.runs()}
 PYTHON = shlex.quote(sys.executable)
 SHOWN = STUDY.model_dump(mode="json", exclude={"grid", "training", "model"})  # what notebooks 01 and 02 depend on
-os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def outcome(name):

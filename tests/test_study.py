@@ -81,6 +81,7 @@ def test_every_notebook_runs_and_the_command_names_the_page_to_open(undisturbed)
     assert "Synthetic cohort" in text and all(run in text for run in RUNS)
     for name in named - {"cohort"}:
         assert f'href="{name}.html"' in text and (results / "html" / f"{name}.html").is_file()
+        assert "image/png" in (results / "notebooks" / f"{name}.ipynb").read_text(), "its pictures are in the copy"
     figures = read_json(results / "figures" / "manifest.json")
     assert len(figures) > 8 and all(f"../figures/{entry['figure']}" in text for entry in figures)
 

@@ -20,6 +20,8 @@ from traitlets.config import Config
 from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
 from mammo_utils.workflow.study import STARTER, alive
 
+INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the executed copy, whatever the shell says
+
 
 class StudyEngine(NBClientEngine):
     @classmethod
@@ -34,6 +36,7 @@ class StudyEngine(NBClientEngine):
             except ParameterError as error:
                 sys.exit(str(error))
         watch()
+        os.environ["MPLBACKEND"] = INLINE
         # sockets in a folder of this kernel's own: no other user can read what the kernel says
         with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/socket"}})

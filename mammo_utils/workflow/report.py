@@ -22,6 +22,7 @@ from mammo_utils.evidence.tables import results_table, run_list, settings_table
 from mammo_utils.figures.save import read_manifest
 from mammo_utils.files import environment, read_json, write_text
 
+ORDER = "05 06 01 02 03"  # notebooks whose pictures come first
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
@@ -82,7 +83,7 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
     parts.append("</ul><p>Widgets need a kernel: here their static twins stand. Equations need a network.</p>")
     parts.append("<h2>Pictures</h2>")
-    for entry in read_manifest(study.folder / "figures"):
+    for entry in sorted(read_manifest(study.folder / "figures"), key=lambda e: ORDER.find(e["notebook"][:2])):
         text = escape(entry["caption"] or entry["figure"])
         source = f"<br>{escape(entry['notebook'])}"
         image = f'<img src="../figures/{escape(entry["figure"])}" alt="{text}" loading="lazy">'
