@@ -43,6 +43,12 @@ class Synthetic(Frozen):
     noise: Annotated[float, Field(ge=0)] = 1.0
     null: bool = False  # labels carry no signal
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_null(cls, values: Any) -> Any:
+        """YAML reads a bare `null` as nothing, also where it is a name."""
+        return {"null" if k is None else k: v for k, v in values.items()} if isinstance(values, dict) else values
+
 
 class Data(Frozen):
     source: Literal["synthetic", "cmmd", "ddsm"] = "synthetic"

@@ -57,6 +57,11 @@ def test_settings_take_the_place_of_the_files():
     assert study.training.learning_rate["resnet50"] == 1e-4, "the others keep the paper's"
 
 
+def test_yamls_null_is_the_name_of_a_knob():
+    study = load_study("config/demo.yaml", ["data.synthetic={n_exams: 9, null: true}"])
+    assert study.data.synthetic.null and study.data.synthetic.n_exams == 9
+
+
 def test_papermills_unknown_parameter_is_found_in_the_cell_that_it_injects():
     namespace = {
         "study": "config/demo.yaml",
