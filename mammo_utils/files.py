@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,10 +126,19 @@ def file_hash(path: Path) -> str:
 
 @cache
 def code_hash(*parts: str) -> str:
-    """SHA-256 of the package's code, or of its named parts, blind to comments, docstrings and layout."""
+    """SHA-256 of the package's code, or of its named parts (folders or files), blind to comments, docstrings and
+    layout."""
     files = sorted(PACKAGE.rglob("*.py"))
-    kept = [file for file in files if not parts or file.relative_to(PACKAGE).parts[0] in parts]
+    names = {file: file.relative_to(PACKAGE) for file in files}
+    kept = [f for f, name in names.items() if not parts or {name.parts[0], name.as_posix()} & set(parts)]
     return hash_of([[file.relative_to(PACKAGE).as_posix(), source_hash(file.read_text("utf-8"))] for file in kept])
+
+
+def loaded_code() -> list[str]:
+    """The package's files that this process has imported, as parts for :func:`code_hash`."""
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == PACKAGE.name]
+    files = {Path(module.__file__) for module in modules if getattr(module, "__file__", None)}
+    return sorted(file.relative_to(PACKAGE).as_posix() for file in files if file.is_relative_to(PACKAGE))
 
 
 def source_hash(source: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from mammo_utils.figures.style import DPI, STYLE
-from mammo_utils.files import code_hash, commit, file_hash, folder_lock, read_json, write_json, write_whole
+from mammo_utils.files import code_hash, commit, file_hash, folder_lock, loaded_code, read_json, write_json, write_whole
 
 MANIFEST = "manifest.json"
 MARK = "synthetic cohort"
@@ -47,6 +47,7 @@ def save_figure(
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     with write_whole(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
+    loaded = loaded_code()
     entry = {
         "figure": path.name,
         "sha256": file_hash(path),
@@ -55,7 +56,8 @@ def save_figure(
         "data": data,
         "synthetic": synthetic,
         "commit": commit(),
-        "code": code_hash(),
+        "code": code_hash(*loaded),
+        "modules": loaded,
         "caption": caption,
     }
     with folder_lock(path.parent):  # two notebooks of a study may save at once

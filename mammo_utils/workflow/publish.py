@@ -34,7 +34,7 @@ def publish(study: Study, study_file: str) -> list[Path]:
         old.unlink()
     write_json(
         target / MANIFEST,
-        {"study": study_file, "configuration": study_hash(study), "code": code_hash(), "figures": entries},
+        {"study": study_file, "configuration": study_hash(study), "figures": entries},
     )
     return [target / entry["figure"] for entry in entries]
 
@@ -45,12 +45,12 @@ def stale(folder: Path) -> list[str]:
     sentences = []
     if manifest["configuration"] != study_hash(load_study(manifest["study"])):
         sentences.append(f"{manifest['study']} has changed since the figures were made.")
-    if manifest["code"] != code_hash():
-        sentences.append("The package's code has changed since the figures were made.")
     for entry in manifest["figures"]:
         file = folder / entry["figure"]
         if not file.is_file() or file_hash(file) != entry["sha256"]:
             sentences.append(f"{entry['figure']} is not the picture that the study wrote.")
+        if entry["code"] != code_hash(*entry["modules"]):
+            sentences.append(f"The code that draws {entry['figure']}, or what it rests on, has changed since.")
         if entry["notebook_hash"] != notebook_hash(entry["notebook"]):
             sentences.append(f"The notebook {entry['notebook']} has changed since it drew {entry['figure']}.")
     listed = {entry["figure"] for entry in manifest["figures"]}

@@ -26,7 +26,9 @@ def test_the_entry_says_where_the_figure_comes_from(tmp_path):
     (entry,) = read_manifest(tmp_path)
     assert entry["figure"] == "one.png" and entry["sha256"] == file_hash(path)
     assert (entry["notebook"], entry["runs"], entry["data"]) == ("05_results", ["a", "b"], "demo 1234")
-    assert entry["code"] == code_hash() and entry["caption"] == "A line." and entry["synthetic"] is True
+    assert (
+        entry["code"] == code_hash(*entry["modules"]) and entry["caption"] == "A line." and entry["synthetic"] is True
+    )
 
 
 def test_the_same_figure_has_the_same_bytes_and_one_entry(tmp_path):
