@@ -34,7 +34,12 @@ def publish(study: Study, study_file: str) -> list[Path]:
         old.unlink()
     write_json(
         target / MANIFEST,
-        {"study": study_file, "configuration": study_hash(study), "figures": entries},
+        {
+            "study": study_file,
+            "configuration": study_hash(study),
+            "training": code_hash(*TRAINING_CODE),
+            "figures": entries,
+        },
     )
     return [target / entry["figure"] for entry in entries]
 
@@ -49,7 +54,8 @@ def stale(folder: Path) -> list[str]:
         file = folder / entry["figure"]
         if not file.is_file() or file_hash(file) != entry["sha256"]:
             sentences.append(f"{entry['figure']} is not the picture that the study wrote.")
-        if entry["code"] != code_hash(*entry["modules"]):
+        trained = not entry["runs"] or manifest["training"] == code_hash(*TRAINING_CODE)
+        if entry["code"] != code_hash(*entry["modules"]) or not trained:
             sentences.append(f"The code that draws {entry['figure']}, or what it rests on, has changed since.")
         if entry["notebook_hash"] != notebook_hash(entry["notebook"]):
             sentences.append(f"The notebook {entry['notebook']} has changed since it drew {entry['figure']}.")
