@@ -11,6 +11,7 @@ from pathlib import Path
 from mammo_utils.config import Study, load_study
 from mammo_utils.figures.save import MANIFEST, read_manifest
 from mammo_utils.files import (
+    TRAINING_CODE,
     code_hash,
     file_hash,
     hash_of,
@@ -30,16 +31,13 @@ def publish(study: Study, study_file: str) -> list[Path]:
         with write_whole(target / entry["figure"]) as file:
             file.write_bytes((study.folder / "figures" / entry["figure"]).read_bytes())
         entry["notebook_hash"] = notebook_hash(entry["notebook"])
+        trained = [read_json(study.folder / "runs" / run / "environment.json")["code"] for run in entry["runs"]]
+        entry["training"] = sorted(set(trained))
     for old in set(target.glob("*.png")) - {target / entry["figure"] for entry in entries}:
         old.unlink()
     write_json(
         target / MANIFEST,
-        {
-            "study": study_file,
-            "configuration": study_hash(study),
-            "training": code_hash(*TRAINING_CODE),
-            "figures": entries,
-        },
+        {"study": study_file, "configuration": study_hash(study), "figures": entries},
     )
     return [target / entry["figure"] for entry in entries]
 
@@ -54,7 +52,7 @@ def stale(folder: Path) -> list[str]:
         file = folder / entry["figure"]
         if not file.is_file() or file_hash(file) != entry["sha256"]:
             sentences.append(f"{entry['figure']} is not the picture that the study wrote.")
-        trained = not entry["runs"] or manifest["training"] == code_hash(*TRAINING_CODE)
+        trained = all(code == code_hash(*TRAINING_CODE) for code in entry["training"])
         if entry["code"] != code_hash(*entry["modules"]) or not trained:
             sentences.append(f"The code that draws {entry['figure']}, or what it rests on, has changed since.")
         if entry["notebook_hash"] != notebook_hash(entry["notebook"]):
