@@ -151,14 +151,15 @@ def reference_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=Fa
     B, C = (per_channel(x, u) for x in (B, C))  # (batch, D, N, L), expanded
     h = u.new_zeros(u.shape[0], *A.shape)  # (batch, D, N)
     ys = []
-    for t in range(u.shape[2]):
-        dA = delta[:, :, t, None] * A  # (batch, D, N)
-        B_bar = delta[:, :, t, None] * B[..., t]
+    # unbound once: a slice a step would make the backward quadratic in L
+    for u_t, delta_t, B_t, C_t in zip(u.unbind(2), delta.unbind(2), B.unbind(3), C.unbind(3), strict=True):
+        dA = delta_t[:, :, None] * A  # (batch, D, N)
+        B_bar = delta_t[:, :, None] * B_t
         if discretisation == "exact":  # (dA)^-1 (exp(dA) - 1) (delta B); the factor tends to 1 with dA to 0
             flat = dA == 0
             B_bar = B_bar * torch.where(flat, 1.0, torch.expm1(dA) / torch.where(flat, 1.0, dA))
-        h = torch.exp(dA) * h + B_bar * u[:, :, t, None]
-        ys.append((h * C[..., t]).sum(-1))
+        h = torch.exp(dA) * h + B_bar * u_t[:, :, None]
+        ys.append((h * C_t).sum(-1))
     y = torch.stack(ys, dim=2)
     return (y if D is None else y + D[:, None] * u), h
 
@@ -169,7 +170,7 @@ def per_channel(x: Tensor, u: Tensor) -> Tensor:
     if x.dim() == 2:
         return x[None, :, :, None].expand(batch, -1, -1, length)
     x = x[:, None] if x.dim() == 3 else x
-    return x.repeat_interleave(channels // x.shape[1], dim=1)
+    return x[:, :, None].expand(-1, -1, channels // x.shape[1], -1, -1).flatten(1, 2)
 
 
 def _cpu_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
