@@ -50,7 +50,8 @@ def test_a_run_of_other_settings_code_or_data_says_so(fake_study):
     write_run(five, data={**five.data.model_dump(mode="json"), "folder": "elsewhere"})
     write_run(six, hash="0")
     runs = by_id(fake_study, data_hashes={"1v5": "d"})
-    assert runs[one.id].stale == ("training.epochs was 99, the study now says 12.",)
+    now = one.training.epochs
+    assert runs[one.id].stale == (f"training.epochs was 99, the study now says {now}.",)
     assert runs[two.id].stale == ("The code that can change its numbers has changed since.",)
     assert runs[three.id].stale == ("Its data are not those of the study's folder now.",)
     assert runs[four.id].stale == () and runs[five.id].stale == ()
