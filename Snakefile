@@ -3,11 +3,11 @@
 import json
 import shlex
 import sys
-from pathlib import Path
 
 from mammo_utils.config import ParameterError, load_study
-from mammo_utils.files import hash_of, project_root
-from mammo_utils.workflow.study import StudyRunning, claim, forget_failures
+from mammo_utils.files import code_hash, hash_of
+from mammo_utils.workflow.publish import notebook_hash
+from mammo_utils.workflow.study import StudyRunning, claim, failures, forget
 
 FILE = config.get("study", "config/demo.yaml")
 SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
@@ -18,44 +18,69 @@ try:
 except (ParameterError, StudyRunning) as error:
     sys.exit(str(error))
 if CLAIM:
-    forget_failures(STUDY)
+    forget(STUDY)
 
 HERE = STUDY.folder
+SETTINGS_OF = STUDY.model_dump(mode="json")  # by section
 RUNS = {run.id: run for run in STUDY.runs()}
+RUN_NAMES = ("system", "task_mode", "subset", "seed")
 PYTHON = shlex.quote(sys.executable)
-SHOWN = STUDY.model_dump(mode="json", exclude={"grid", "training", "model"})  # what notebooks 01 and 02 depend on
 
 
 def outcome(name):
     return HERE / "outcomes" / f"{name}.json"
 
 
-def notebook(name, *words, copy="", **parameters):
-    """The shell command that runs a notebook of the study."""
-    parameters = {"study": str(FILE), "settings": SETTINGS, **parameters}
-    words = ["-m", "mammo_utils.workflow.execute", name, HERE, outcome(copy or name), *words]
-    words += ["--parameters", json.dumps(parameters), "--copy", copy]
-    return "exec " + PYTHON + " " + shlex.join(map(str, words))
+def words(*values):
+    """Words for the shell as they are, whatever is in them."""
+    return shlex.join(map(str, values)).replace("{", "{{").replace("}", "}}")
 
 
-def module(name, *words):
+def notebook(name, *more):
+    """The shell command that runs a notebook of the study and leaves its outcome in the rule's first output."""
+    parameters = json.dumps({"study": str(FILE), "settings": SETTINGS})
+    start = f"exec {PYTHON} -m mammo_utils.workflow.execute {name}"
+    return " ".join([start, words(HERE), "{output[0]:q}", "--parameters", words(parameters), *more])
+
+
+def step(name, *more):
     """The shell command that runs a step of the workflow on this study."""
-    return "exec " + PYTHON + " " + shlex.join(map(str, ["-m", f"mammo_utils.workflow.{name}", FILE, *SETTINGS, *words]))
+    return f"exec {PYTHON} -m mammo_utils.workflow.{name} " + " ".join([words(FILE, *SETTINGS), *more])
 
+
+# A step is done again when the settings that it names in `params` change, or its notebook. Its command stands
+# in `shell` alone, so that a setting that does not concern a step leaves it alone.
+def made_with(name, settings):
+    return hash_of([settings, notebook_hash(name)])
+
+
+NOTEBOOKS = [outcome(n) for n in ("01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention")]
+TRAINED = [outcome(f"04_train-{run}") for run in RUNS]
+INDEX = HERE / "html" / "index.html"
+# all by name: of what lies between, Snakemake does not make a missing file where the last one is there
+EVERYTHING = [INDEX, outcome("cohort"), *NOTEBOOKS, *TRAINED]
 
 localrules: all, figures
+
 
 wildcard_constraints:
     run="[A-Za-z0-9_]+-[a-z]+-[0-9a-z]+-seed[0-9]+",
 
 
+onsuccess:
+    if failures(STUDY):  # each was named with its reason, and the page stands
+        sys.exit(1)
+
+
+onerror:
+    shell(step("report", "--broken"))
+
+
 rule all:
     input:
-        HERE / "html" / "index.html",
-    params:
-        command=module("report", "--verdict"),
+        EVERYTHING,
     shell:
-        "{params.command}"
+        step("report", "--verdict")
 
 
 rule cohort:
@@ -63,10 +88,9 @@ rule cohort:
         outcome("cohort"),
     params:
         data=STUDY.data.model_dump(mode="json"),
-        command=module("cohort", "--outcome", outcome("cohort")),
     threads: workflow.cores
     shell:
-        "{params.command}"
+        step("cohort", "--outcome {output[0]:q}")
 
 
 rule exploration:
@@ -76,10 +100,9 @@ rule exploration:
         outcome("01_data_exploration"),
         HERE / "exams.parquet",
     params:
-        settings=hash_of(STUDY.data.model_dump(mode="json")),
-        command=notebook("01_data_exploration"),
+        made_with("01_data_exploration", SETTINGS_OF["data"]),
     shell:
-        "{params.command}"
+        notebook("01_data_exploration")
 
 
 rule preprocessing:
@@ -89,28 +112,19 @@ rule preprocessing:
         outcome("02_preprocessing"),
         HERE / "split.json",
     params:
-        settings=hash_of(SHOWN),
-        command=notebook("02_preprocessing"),
+        made_with("02_preprocessing", [SETTINGS_OF[name] for name in ("data", "images", "split", "real_exams")]),
     threads: workflow.cores
     shell:
-        "{params.command}"
+        notebook("02_preprocessing")
 
 
 rule models:
     output:
         outcome("03_models"),
     params:
-        settings=hash_of(STUDY.model.model_dump(mode="json")),
-        command=notebook("03_models", "--soft"),
+        made_with("03_models", [SETTINGS_OF[name] for name in ("images", "model")]),
     shell:
-        "{params.command}"
-
-
-def train(wildcards):
-    run = RUNS[wildcards.run]
-    names = {name: getattr(run, name) for name in ("system", "task_mode", "subset", "seed")}
-    failure = run.folder / "failed.json"
-    return notebook("04_train", "--soft", "--failure", failure, copy=f"04_train-{run.id}", **names)
+        notebook("03_models", "--soft")
 
 
 rule train:
@@ -119,56 +133,53 @@ rule train:
     output:
         outcome("04_train-{run}"),
     params:
-        settings=lambda wildcards: RUNS[wildcards.run].hash,
-        command=train,
+        made_with=lambda wildcards: made_with("04_train", RUNS[wildcards.run].hash),
+        names=lambda wildcards: json.dumps({name: getattr(RUNS[wildcards.run], name) for name in RUN_NAMES}),
+        failure=lambda wildcards: RUNS[wildcards.run].folder / "failed.json",
     priority: 1
     threads: STUDY.training.threads
     resources:
         gpu=0 if STUDY.training.device == "cpu" else 1,
     shell:
-        "{params.command}"
+        notebook("04_train", "--soft --more {params.names:q} --copy 04_train-{wildcards.run} --failure {params.failure:q}")
 
 
 rule results:
     input:
-        [outcome(f"04_train-{run}") for run in RUNS],
+        TRAINED,
     output:
         outcome("05_results"),
     params:
-        settings=hash_of(STUDY.evidence.model_dump(mode="json")),
-        command=notebook("05_results", "--soft"),
+        made_with("05_results", SETTINGS_OF),
     shell:
-        "{params.command}"
+        notebook("05_results", "--soft")
 
 
 rule attention:
     input:
-        [outcome(f"04_train-{run}") for run in RUNS],
+        TRAINED,
     output:
         outcome("06_attention"),
     params:
-        settings=hash_of(STUDY.evidence.model_dump(mode="json")),
-        command=notebook("06_attention", "--soft"),
+        made_with("06_attention", SETTINGS_OF),
     shell:
-        "{params.command}"
+        notebook("06_attention", "--soft")
 
 
 rule report:
     input:
-        [outcome(name) for name in ("01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention")],
+        NOTEBOOKS,
     output:
-        HERE / "html" / "index.html",
+        INDEX,
     params:
-        command=module("report"),
+        made_with=hash_of([SETTINGS_OF, code_hash("workflow", "evidence")]),
     shell:
-        "{params.command}"
+        step("report")
 
 
 # Copies the study's pictures into figures/, with what each was made from.
 rule figures:
     input:
-        HERE / "html" / "index.html",
-    params:
-        command=module("publish"),
+        EVERYTHING,
     shell:
-        "{params.command}"
+        step("publish")

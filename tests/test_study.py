@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -39,9 +40,18 @@ def project(folder):
     return folder
 
 
+def foreign_kernel(folder):
+    """A folder with a kernel of the name python3 that is no Python."""
+    spec = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    spec.write_text(json.dumps({"argv": ["false"], "display_name": "another", "language": "python"}))
+    return folder / "jupyter"
+
+
 def start(folder, *words, settings=SETTINGS):
     environment = {k: v for k, v in os.environ.items() if k != STARTER}
     environment |= {"MAMMO_PROJECT": str(folder), "OMP_NUM_THREADS": "1"}
+    environment["JUPYTER_PATH"] = str(foreign_kernel(folder))  # the study's kernels are of this interpreter even so
     command = [
         sys.executable,
         "-m",
@@ -80,7 +90,9 @@ def test_every_notebook_runs_and_the_command_names_the_page_to_open(undisturbed)
     text = page.read_text()
     assert "Synthetic cohort" in text and all(run in text for run in RUNS)
     for name in named - {"cohort"}:
-        assert f'href="{name}.html"' in text and (results / "html" / f"{name}.html").is_file()
+        assert f'href="{name}.html"' in text
+        loaded = re.findall(r'(?:src|href)="(https?://[^"]+)"', (results / "html" / f"{name}.html").read_text())
+        assert all("mathjax" in address for address in loaded), "only equations need a network"
         assert "image/png" in (results / "notebooks" / f"{name}.ipynb").read_text(), "its pictures are in the copy"
     figures = read_json(results / "figures" / "manifest.json")
     assert len(figures) > 8 and all(f"../figures/{entry['figure']}" in text for entry in figures)
@@ -135,8 +147,11 @@ def test_a_missing_data_folder_stops_the_command_with_a_sentence(tmp_path):
 def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     """One run cannot be trained; the others, the report and its index are there, and the command says so."""
     reference, _ = undisturbed
-    folder = project(tmp_path / "failed")
-    shutil.copytree(reference / "data", folder / "data")
+    folder = tmp_path / "failed"
+    shutil.copytree(reference, folder)
+    for run in RUNS:
+        shutil.rmtree(folder / "results" / "tiny" / "runs" / run)
+    (folder / "log.txt").unlink()
     broken = [setting.replace("resnet18", "resnet50") for setting in SETTINGS]
     broken.append("training.learning_rate={resnet50: 1.0e+30}")
     assert start(folder, settings=broken).wait(timeout=600) == 1
@@ -148,3 +163,22 @@ def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     text = (results / "html" / "index.html").read_text()
     assert "1 failed" in text and "The loss of epoch" in text
     assert "failed: 04_train-resnet50-multi-1v5-seed0: TrainingError" in log
+    assert log.rstrip().endswith("index.html"), "the page to open is the last word"
+    assert start(folder, settings=broken).wait(timeout=600) == 1, "what failed is tried again by the same command"
+    again = (folder / "log.txt").read_text()[len(log) :]
+    assert "04_train-resnet50-multi-1v5-seed0: started" in again and "hybrid_shared-multi-1v5-seed0: st" not in again
+
+
+def test_a_change_redoes_what_it_concerns_and_nothing_else(undisturbed, tmp_path):
+    """A deleted run is trained anew; an evidence setting and a notebook's code concern 05 and 06 alone."""
+    reference, _ = undisturbed
+    folder = tmp_path / "changed"
+    shutil.copytree(reference, folder)
+    shutil.rmtree(folder / "results" / "tiny" / "runs" / RUNS[0])
+    for settings, redone in (
+        (SETTINGS, {f"04_train-{RUNS[0]}", "05_results", "06_attention"}),
+        ([*SETTINGS, "evidence.seed=1"], {"05_results", "06_attention"}),
+    ):
+        before = len((folder / "log.txt").read_text())
+        log = finish(folder, settings=settings)[before:]
+        assert set(re.findall(r"^(\S+): started", log, re.M)) == redone

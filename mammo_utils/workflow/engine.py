@@ -40,18 +40,22 @@ class StudyEngine(NBClientEngine):
         # sockets in a folder of this kernel's own: no other user can read what the kernel says
         with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/socket"}})
-            kwargs |= {"coalesce_streams": True, "config": config}
+            # a kernel is interrupted before it is shut down and would print that as an error
+            kwargs |= {"coalesce_streams": True, "config": config, "extra_arguments": ["--log-level=CRITICAL"]}
             return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 
 def watch(interval: float = 0.5) -> None:
-    """End this process when the one named in STARTER is gone; the kernel ends itself when its parent does."""
-    starter = int(os.environ.get(STARTER, 0))
+    """End this process when the one named in STARTER is gone; the kernel ends itself when its parent does.
+
+    A killed starter that nobody waits for keeps its number; then the change of our parent tells.
+    """
+    starter, parent = int(os.environ.get(STARTER, 0)), os.getppid()
     if not starter:
         return
 
     def look() -> None:
-        while alive(starter):
+        while alive(starter) and os.getppid() == parent:
             time.sleep(interval)
         os._exit(1)
 

@@ -22,6 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from mammo_utils.config import ParameterError, check_parameters
 from mammo_utils.files import folder_lock, project_root, write_json
 from mammo_utils.progress import duration
+from mammo_utils.workflow.study import drop_figures
 
 
 def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "") -> dict[str, Any]:
@@ -35,6 +36,8 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
     partial = target.with_name(f".{target.name}")
     with folder_lock(folder / "locks" / target.stem):
         target.parent.mkdir(parents=True, exist_ok=True)
+        drop_figures(folder / "figures", name)
+        voice = Voice(name[:2])
         start = time.monotonic()
         reason = ""
         try:
@@ -45,26 +48,50 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
                 engine_name="study",
                 kernel_name="python3",
                 progress_bar=False,
-                stdout_file=sys.stdout,
+                stdout_file=voice,
                 cwd=project_root(),
             )
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
         except DeadKernelError:
             reason = "its kernel died; most often the memory was not enough"
+        voice.close()
         if partial.exists():
             os.replace(partial, target)
         outcome = {"outcome": "failed" if reason else "done", "reason": reason, "seconds": time.monotonic() - start}
     return outcome
 
 
+class Voice:
+    """What a notebook prints, line by line behind its number: several notebooks speak at once."""
+
+    def __init__(self, number: str) -> None:
+        self.number, self.rest = number, ""
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                print(f"{self.number}  {line}", flush=True)
+
+    def flush(self) -> None:
+        """Each line went out when it was whole."""
+
+    def close(self) -> None:
+        self.write("\n")
+
+
 def main() -> None:
+    # the kernel is this interpreter, whatever kernels are installed elsewhere
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ.pop("JUPYTER_PATH", None)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # the engine checks the parameters
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebook", help="such as 04_train")
     parser.add_argument("folder", type=Path, help="the study's folder of results")
     parser.add_argument("outcome", type=Path, help="file to leave the outcome in")
     parser.add_argument("--parameters", default="{}", help="the notebook's parameters as JSON")
+    parser.add_argument("--more", default="{}", help="more parameters as JSON")
     parser.add_argument("--copy", default="", help="name of the executed copy, where it is not the notebook's")
     parser.add_argument("--soft", action="store_true", help="a failure is written into the outcome and is no error")
     parser.add_argument("--failure", type=Path, help="file to leave the reason in where the notebook fails")
@@ -72,7 +99,8 @@ def main() -> None:
     title = options.copy or options.notebook
     print(f"{title}: started", flush=True)
     try:
-        outcome = execute(options.notebook, options.folder, json.loads(options.parameters), options.copy)
+        parameters = json.loads(options.parameters) | json.loads(options.more)
+        outcome = execute(options.notebook, options.folder, parameters, options.copy)
     except ParameterError as error:
         sys.exit(str(error))
     spent = duration(outcome["seconds"])

@@ -21,8 +21,12 @@ from mammo_utils.evidence.runs import read_runs
 from mammo_utils.evidence.tables import results_table, run_list, settings_table
 from mammo_utils.figures.save import read_manifest
 from mammo_utils.files import environment, read_json, write_text
+from mammo_utils.workflow.study import failures
 
 ORDER = "05 06 01 02 03"  # notebooks whose pictures come first
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PAGE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js_requirejs %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
@@ -48,15 +52,14 @@ def write_report(study: Study) -> Path:
 
 
 def page_of(notebook: Path) -> str:
-    """An executed notebook as one HTML page, its pictures inside. Equations need a network to be typeset."""
-    body, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.read(notebook, as_version=4))
-    return body
-
-
-def failures(study: Study) -> dict[str, str]:
-    """What failed, by name, with its reason: notebooks and runs."""
-    outcomes = {file.stem: read_json(file) for file in sorted((study.folder / "outcomes").glob("*.json"))}
-    return {name: values["reason"] for name, values in outcomes.items() if values["outcome"] == "failed"}
+    """An executed notebook as one HTML page, its pictures inside. Equations need a network to be typeset; nothing
+    else of the page is loaded from elsewhere."""
+    node = nbformat.read(notebook, as_version=4)
+    node.metadata.pop("widgets", None)
+    for output in (output for cell in node.cells for output in cell.get("outputs", [])):
+        if WIDGET in output.get("data", {}):  # dead without a kernel; its static twin is a picture
+            output["data"] = {"text/plain": "(a widget: open the notebook in JupyterLab to use it)"}
+    return HTMLExporter(raw_template=PAGE).from_notebook_node(node)[0]
 
 
 def index_page(study: Study, links: list[tuple[str, str]]) -> str:
@@ -135,8 +138,8 @@ def escape(text: Any) -> str:
     return html.escape(str(text))
 
 
-def verdict(study: Study) -> int:
-    """Say where to look, and what failed; returns the command's exit status."""
+def verdict(study: Study) -> None:
+    """Say what failed, and which page to open."""
     failed = failures(study)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}")
@@ -144,7 +147,14 @@ def verdict(study: Study) -> int:
         print("Give the same command again to try what failed once more.")
     index = study.folder / "html" / "index.html"
     print(f"\nOpen this page first: {index}\n{index.as_uri()}", flush=True)
-    return int(bool(failed))
+
+
+def broken(study: Study) -> None:
+    """After a step that everything else rests on could not be done: report what there is."""
+    if (study.folder / "exams.parquet").is_file():
+        write_report(study)
+        verdict(study)
+    print("The study is not finished; what stopped it stands above. Give the same command again to go on.", flush=True)
 
 
 def claims(study: Study) -> int:
@@ -165,12 +175,14 @@ def main() -> None:
     parser.add_argument("study", help="the study file")
     parser.add_argument("settings", nargs="*", help="settings in place of the file's, such as training.epochs=3")
     parser.add_argument("--verdict", action="store_true", help="write nothing; say what failed and what to open")
+    parser.add_argument("--broken", action="store_true", help="a step failed: report what there is")
     parser.add_argument("--claims", action="store_true", help="write nothing; say which claims of the results hold")
     options = parser.parse_args()
     study = load_study(options.study, options.settings)
-    if options.verdict or options.claims:
-        sys.exit(verdict(study) if options.verdict else claims(study))
-    write_report(study)
+    if options.claims:
+        sys.exit(claims(study))
+    act = verdict if options.verdict else broken if options.broken else write_report
+    act(study)
 
 
 if __name__ == "__main__":

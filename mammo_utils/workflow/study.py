@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
 from typing import IO
 
 from mammo_utils.config import Study
-from mammo_utils.files import read_json
+from mammo_utils.files import code_hash, folder_lock, read_json, write_json
 
 STARTER = "MAMMO_STUDY_PID"  # environment variable: the process without which no notebook of a study should run
 
@@ -41,11 +42,39 @@ def claim(study: Study) -> IO[str] | None:
     return file
 
 
-def forget_failures(study: Study) -> None:
-    """Remove the outcomes of what failed, so that it is tried again."""
-    for file in (study.folder / "outcomes").glob("*.json"):
+def forget(study: Study) -> None:
+    """Remove the outcomes of what is to be done again: what failed, runs whose files were deleted, and notebooks
+    whose figures rest on code that has changed since. (Runs are kept then: they say that they are stale.)"""
+    outcomes = study.folder / "outcomes"
+    for file in outcomes.glob("*.json"):
         if read_json(file)["outcome"] == "failed":
             file.unlink()
+    for run in study.runs():
+        if not (run.folder / "metrics.json").is_file():
+            (outcomes / f"04_train-{run.id}.json").unlink(missing_ok=True)
+    manifest = study.folder / "figures" / "manifest.json"
+    for entry in read_json(manifest) if manifest.is_file() else []:
+        if entry["code"] != code_hash(*entry["modules"]):
+            (outcomes / f"{entry['notebook']}.json").unlink(missing_ok=True)
+
+
+def drop_figures(folder: Path, notebook: str) -> None:
+    """Remove the figures that an earlier execution of a notebook left: the next one may draw others."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return
+    with folder_lock(folder):
+        entries = read_json(manifest)
+        write_json(manifest, [entry for entry in entries if entry["notebook"] != notebook])
+        for entry in entries:
+            if entry["notebook"] == notebook:
+                (folder / entry["figure"]).unlink(missing_ok=True)
+
+
+def failures(study: Study) -> dict[str, str]:
+    """What failed, by name, with its reason: notebooks and runs."""
+    outcomes = {file.stem: read_json(file) for file in sorted((study.folder / "outcomes").glob("*.json"))}
+    return {name: values["reason"] for name, values in outcomes.items() if values["outcome"] == "failed"}
 
 
 def alive(process: int) -> bool:

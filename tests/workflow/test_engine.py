@@ -1,7 +1,7 @@
 """Parameters are checked before a kernel starts, and no kernel outlives what it was started for."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +13,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mammo_utils.config import ParameterError
-from mammo_utils.workflow.execute import execute
-from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, forget_failures
+from mammo_utils.files import code_hash, read_json, write_json
+from mammo_utils.workflow.execute import Voice, execute
+from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, drop_figures, failures, forget
 
 
 def papermill_command(*words):
@@ -45,9 +46,9 @@ def test_execute_refuses_too(tmp_path):
 
 @pytest.fixture
 def sleeper(tmp_path):
-    """A notebook that names its kernel's process and then sleeps, part of it deep inside compiled code."""
+    """A notebook that names its kernel's process and then stays inside compiled code that lets no thread in."""
     cell = f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'kernel')!r}).write_text(str(os.getpid()))"
-    notebook = new_notebook(cells=[new_code_cell(cell), new_code_cell("import time\ntime.sleep(100)")])
+    notebook = new_notebook(cells=[new_code_cell(cell), new_code_cell("while True: sum(range(10**7))")])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "sleeper.ipynb")
     return tmp_path
@@ -94,6 +95,21 @@ def test_a_kernel_ends_when_its_starter_or_papermill_is_killed(sleeper, victim):
             process.wait()
 
 
+def test_a_kernel_ends_when_nobody_waits_for_the_killed_starter(sleeper):
+    """A killed process that its own parent does not ask about keeps its number, as in a container without an init."""
+    words = ["--engine", "study", str(sleeper / "sleeper.ipynb"), str(sleeper / "out.ipynb")]
+    code = "import os, subprocess, sys; os.environ[sys.argv[1]] = str(os.getpid()); subprocess.run(sys.argv[2:])"
+    command = [sys.executable, "-c", code, STARTER, sys.executable, "-m", "papermill", *words]
+    starter = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        kernel = kernel_of(sleeper)
+        starter.send_signal(signal.SIGKILL)
+        assert gone(kernel) and alive(starter.pid), "the number is still taken"
+    finally:
+        starter.kill()
+        starter.wait()
+
+
 def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
     from mammo_utils import config
 
@@ -132,14 +148,43 @@ def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_sma
         monkeypatch.delenv(STARTER, raising=False)
 
 
-def test_failures_are_forgotten_and_successes_are_not(small_study, in_small_project):
-    folder = small_study.folder / "outcomes"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "a.json").write_text(json.dumps({"outcome": "failed", "reason": "x"}))
-    (folder / "b.json").write_text(json.dumps({"outcome": "done", "reason": ""}))
-    forget_failures(small_study)
-    assert [file.name for file in folder.iterdir()] == ["b.json"]
-    (folder / "b.json").unlink()
+def test_what_is_to_be_done_again_is_forgotten_and_nothing_else(small_study, in_small_project):
+    """Failures, runs whose files were deleted, and notebooks whose figures rest on code that has changed."""
+    folder, (kept, deleted, *_) = small_study.folder / "outcomes", small_study.runs()
+    done = ("cohort", "05_results", "06_attention", f"04_train-{kept.id}", f"04_train-{deleted.id}")
+    for name in done:
+        write_json(folder / f"{name}.json", {"outcome": "done", "reason": ""})
+    write_json(folder / "03_models.json", {"outcome": "failed", "reason": "x"})
+    write_json(kept.folder / "metrics.json", {})
+    entries = [{"notebook": "05_results", "figure": "a.png", "modules": ["files.py"], "code": code_hash("files.py")}]
+    entries += [{"notebook": "06_attention", "figure": "b.png", "modules": ["files.py"], "code": "another"}]
+    write_json(small_study.folder / "figures" / "manifest.json", entries)
+    assert failures(small_study) == {"03_models": "x"}
+    forget(small_study)
+    left = {file.stem for file in folder.iterdir()}
+    shutil.rmtree(small_study.folder / "figures")
+    shutil.rmtree(folder)
+    shutil.rmtree(kept.folder)
+    assert left == {"cohort", "05_results", f"04_train-{kept.id}"}
+
+
+def test_a_notebook_starts_without_its_old_figures(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    entries = [{"notebook": "05_results", "figure": "a.png"}, {"notebook": "06_attention", "figure": "b.png"}]
+    write_json(tmp_path / "manifest.json", entries)
+    drop_figures(tmp_path, "05_results")
+    assert read_json(tmp_path / "manifest.json") == entries[1:]
+    assert not (tmp_path / "a.png").exists() and (tmp_path / "b.png").exists()
+
+
+def test_a_notebook_speaks_in_whole_lines_behind_its_number(capsys):
+    voice = Voice("05")
+    for text in ("one ", "line\n\nan", "other"):
+        voice.write(text)
+    assert capsys.readouterr().out == "05  one line\n"
+    voice.close()
+    assert capsys.readouterr().out == "05  another\n"
 
 
 def test_alive():
