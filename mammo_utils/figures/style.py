@@ -5,7 +5,8 @@ The colours are those of Okabe and Ito (2008), one a system; related systems hav
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -45,12 +46,27 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+@contextmanager
+def in_style() -> Iterator[None]:
+    """Draw in STYLE, then put back its settings and no others.
+
+    plt.rc_context would put back all of them, "interactive" too, which the notebook's backend switches on when
+    the first figure is made: only that one would be shown.
+    """
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
+
+
 def styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Decorate a drawing function: it draws in STYLE and leaves matplotlib's settings as they were."""
 
     @wraps(draw)
     def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with plt.rc_context(STYLE):
+        with in_style():
             return draw(*args, **kwargs)
 
     return drawn
