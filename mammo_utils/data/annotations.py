@@ -49,7 +49,7 @@ def read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, s
     """The outlines of one file, {kind, points}, and a sentence for each that cannot be used. Never raises."""
     try:
         if path.stat().st_size > LARGEST:
-            return [], f"the file is larger than {LARGEST // 2**20} MB"
+            return [], [f"the file is larger than {LARGEST // 2**20} MB"]
         lesions = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return [], [f"the file cannot be read as JSON ({type(error).__name__}); download it again"]

@@ -40,7 +40,7 @@ def read_images(folder: Path, *, progress: Callable[[int, int], None] = lambda d
         exam = match[0] if match else header["patient"]
         view = f"{header['side']}_{header['view']}" if header["side"] and header["view"] else ""
         reason = "" if view else "no DICOM tag says its side and view"
-        if (exam, view) in views:
+        if view and (exam, view) in views:
             reason = f"a second {view} of {exam}"
         views.add((exam, view))
         kept = {k: v for k, v in header.items() if k not in ("patient", "synthetic")}

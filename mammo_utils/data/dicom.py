@@ -12,15 +12,36 @@ from typing import Any
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 
 LARGEST_FILE = 512 * 2**20  # bytes; a mammogram has at most some 60 MB
 LARGEST_IMAGE = 100_000_000  # pixels
+DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # transfer syntaxes
 CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}  # SNOMED CT, and SRT
 TAGS = [
     *("SOPInstanceUID", "PatientID", "ImageLaterality", "Laterality", "PatientOrientation", "ViewCodeSequence"),
     *("ViewPosition", "Rows", "Columns", "BitsStored", "PhotometricInterpretation", "Manufacturer"),
     *("ImageComments", "InstitutionName"),
 ]
+
+
+class Refused(ValueError):
+    """A file that is not opened; the message is the reason."""
+
+
+def read_dataset(path: Path, **options: Any) -> pydicom.Dataset:
+    """pydicom.dcmread, but bounded. Raises Refused for a file that is too large or deflated.
+
+    pydicom inflates a deflated data set whole, whatever part of it is asked for: 300 kB can become 300 MB and
+    more while the header alone is read. No collection of mammograms is deflated.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise Refused(f"the file is larger than {LARGEST_FILE // 2**20} MB; no mammogram is")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if str(read_file_meta_info(path).get("TransferSyntaxUID", "")) in DEFLATED:
+            raise Refused("the file is deflated, and could grow without bound; write it without deflation")
+        return pydicom.dcmread(path, **options)
 
 
 def read_headers(
@@ -47,12 +68,12 @@ def read_headers(
 def read_header(path: Path) -> tuple[dict[str, Any], str]:
     """One file's header, or the reason why it cannot be used. Reads no pixels and never raises."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            return {}, f"the file is larger than {LARGEST_FILE // 2**20} MB; no mammogram is"
+        dataset = read_dataset(path, stop_before_pixels=True, specific_tags=TAGS)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            warnings.simplefilter("ignore")  # of values that are not as the standard says
             return _header(dataset)
+    except Refused as refused:
+        return {}, str(refused)
     except InvalidDicomError:
         return {}, "not a DICOM file; download it again"
     except Exception as error:  # the file is untrusted: whatever is wrong with it must not stop the others

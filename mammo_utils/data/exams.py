@@ -36,7 +36,8 @@ class Cohort:
 
     exams: index exam (research ID). age (years, NaN unknown), dataset, and for each side S of L, R:
         S_class (one of CLASSES, "" absent), S_diagnosis (1 malignant, 0 not, -1 absent), S_birads (1-5, -1 absent),
-        S_density (one of DENSITIES, "" unknown), S_lesions (outlined lesions); for each of VIEWS whether it is there.
+        S_density (one of DENSITIES, "" unknown), S_lesions (outlined lesions, 0 absent); for each of VIEWS whether it
+        is there.
     images: one row an image found: image (SOPInstanceUID), exam, view, side, path (relative, with /), rows,
         columns, bits_stored, photometric, transfer_syntax, note (tags that contradict), fate, reason.
     breasts: one row a breast found in labels or images: exam, side, class, diagnosis, birads, density, fate, reason.
@@ -146,7 +147,7 @@ def exam_table(breasts: pd.DataFrame, images: pd.DataFrame, lesions: pd.DataFram
         for side in SIDES:
             label = labels.get((exam, side), nothing)
             row |= {f"{side}_{name}": label[name] for name in nothing}
-            row[f"{side}_lesions"] = outlined.get((exam, side), 0)
+            row[f"{side}_lesions"] = outlined.get((exam, side), 0) if (exam, side) in labels else 0
         rows.append(row | {view: (exam, view) in present for view in VIEWS})
     frame = pd.DataFrame(rows, columns=list(EXAMS.columns), index=pd.Index(names, name="exam", dtype=object))
     return frame.astype({column: str(spec.dtype) for column, spec in EXAMS.columns.items()})
@@ -174,7 +175,8 @@ def save_cohort(cohort: Cohort, folder: Path) -> None:
 
 def load_cohort(folder: Path) -> Cohort:
     """Read what :func:`save_cohort` wrote. Raises DataError where a file is missing."""
-    missing = [name for name in ("cohort.json", "exams.parquet") if not (folder / name).is_file()]
+    names = ["cohort.json", "set_aside.csv", *(f"{name}.parquet" for name in TABLES[:-1])]
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{shown(folder)} has no {missing[0]}; run notebook 01_data_exploration of the study first.")
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES[:-1]}

@@ -54,13 +54,13 @@ def read_release(
         raise DataError(
             f"There is no data folder {shown(folder)}; put the release there or name another in data.folder."
         )
-    labels, ages = read_workbook(find_workbook(folder))
+    labels, ages, odd = read_workbook(find_workbook(folder))
     headers, set_aside = read_headers(folder, progress)
     if not headers:
         raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dcm); put CMMD's images there.")
     images = _images(headers, labels)
     breasts = _breasts(labels, images)
-    set_aside += [
+    set_aside += odd + [
         {"kind": "image", "what": row["path"], "reason": row["reason"]} for row in images if row["fate"] == SET_ASIDE
     ]
     set_aside += [
@@ -110,8 +110,9 @@ def find_workbook(folder: Path) -> Path:
     return found[0]
 
 
-def read_workbook(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, float]]:
-    """Labels, (exam, side) -> {class, diagnosis, birads, density, reason}, and the exams' ages in years.
+def read_workbook(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, float], list[dict]]:
+    """Labels, (exam, side) -> {class, diagnosis, birads, density, reason}, the exams' ages in years, and rows of
+    set_aside for cells that say nothing usable.
 
     The imaging sheet has two header rows; columns are found by the first. Ages are blank for breasts that CMMD
     did not label, so an exam's age is that of either row. Raises DataError naming what is missing.
@@ -121,19 +122,31 @@ def read_workbook(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], di
     missing = [column for column in COLUMNS if column not in place]
     if missing:
         raise DataError(f"{path.name}, sheet {SHEET}: the column {missing[0]!r} is missing; download the file again.")
-    labels, ages = {}, {}
+    labels, ages, odd = {}, {}, []
     for row in rows:
         cells = {name: row[at] if at < len(row) else None for name, at in place.items()}
         exam, side = clean(cells["ID"]), clean(cells["LeftRight"]).upper()
-        if not exam or side not in SIDES:
-            continue  # blank rows, notes and totals below the table
-        labels[exam, side] = _label(cells)
+        if not exam:
+            continue  # blank rows, and totals below the table
+        if side not in SIDES:
+            reason = f"the side {side[:20]!r} in the workbook is neither L nor R, so the row is passed over"
+            odd.append({"kind": "annotation", "what": exam, "reason": reason})
+            continue
+        label = _label(cells)
+        birads = clean(cells["BI-RADS Category"])
+        if birads and not label["reason"] and label["birads"] < 0:
+            reason = f"the BI-RADS {birads[:20]!r} in the workbook is none of 1 to 5, so the breast has none"
+            odd.append({"kind": "annotation", "what": f"{exam} {side}", "reason": reason})
+        if labels.get((exam, side), label) != label:
+            nothing = {"class": "", "diagnosis": -1, "birads": -1, "density": ""}
+            label = {**nothing, "reason": "the workbook has rows for it that disagree"}
+        labels[exam, side] = label
         age = pd.to_numeric(clean(cells["Age"]), errors="coerce")
         if 0 <= age <= 130:
             ages[exam] = float(age)
     if not labels:
         raise DataError(f"{path.name}, sheet {SHEET}: no row names an ID and a side; download the file again.")
-    return labels, ages
+    return labels, ages, odd
 
 
 def _sheet(path: Path) -> tuple[list[str], list[tuple]]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from PIL import Image
 
-from mammo_utils.data.dicom import LARGEST_FILE, LARGEST_IMAGE
+from mammo_utils.data.dicom import LARGEST_IMAGE, Refused, read_dataset
 
 EDGE = 0.02  # share of the columns that decides where the chest wall is
 
@@ -38,11 +37,9 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
     Raises PixelError with the reason; never another error, whatever the file holds.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise PixelError(f"the file is larger than {LARGEST_FILE // 2**20} MB")
+        dataset = read_dataset(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path)
             rows, columns = int(dataset.Rows), int(dataset.Columns)
             frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
             if rows * columns > LARGEST_IMAGE or frames != 1 or samples != 1:
@@ -50,14 +47,19 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
             photometric = str(dataset.PhotometricInterpretation)
             if photometric not in ("MONOCHROME1", "MONOCHROME2"):
                 raise PixelError(f"its pixels are {photometric[:20]}, not grey")
-            values, bits = dataset.pixel_array, int(dataset.BitsStored)
-    except PixelError:
-        raise
+            bits, allocated, signed = (
+                int(dataset[tag].value) for tag in ("BitsStored", "BitsAllocated", "PixelRepresentation")
+            )
+            if allocated > 16 or not 1 <= bits <= allocated:
+                raise PixelError(f"{bits} of {allocated} bits a pixel are no mammogram")
+            values = dataset.pixel_array
+    except (PixelError, Refused) as error:
+        raise PixelError(str(error)) from None
     except Exception as error:  # the file is untrusted: whatever is wrong with it must not stop the others
         raise PixelError(f"its pixels cannot be decoded ({type(error).__name__}); download the file again") from None
-    if values.ndim != 2 or not 1 <= bits <= 16:
-        raise PixelError(f"an array of {values.ndim} dimensions and {bits} bits is no mammogram")
-    if int(dataset.PixelRepresentation or 0) == 1:
+    if values.ndim != 2 or values.dtype.kind not in "iu":
+        raise PixelError(f"{values.ndim} dimensions of {values.dtype} are no mammogram")
+    if signed:
         values = values.astype(np.int32) + 2 ** (bits - 1)
     return values, bits, photometric
 

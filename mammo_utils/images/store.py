@@ -73,7 +73,9 @@ def build_store(
     identity = hash_of([settings, wanted, sizes])
     with folder_lock(folder):
         if (folder / "store.json").is_file() and read_json(folder / "store.json")["identity"] == identity:
-            return load_store(folder)
+            if not _repaired(cohort.folder, folder):
+                return load_store(folder)
+            (folder / "store.json").unlink()
         parts = folder / f"parts-{identity[:12]}"
         for stale in folder.glob("parts-*"):
             if stale != parts:
@@ -88,6 +90,13 @@ def build_store(
         reason = store.set_aside["reason"].iloc[0] if len(store.set_aside) else "there is none"
         raise DataError(f"Not one image of {shown(cohort.folder)} can be used; the first: {reason}.")
     return store
+
+
+def _repaired(source: Path, folder: Path) -> bool:
+    """Whether a file that could not be used was put there anew; its size, part of the identity, may be the same."""
+    built = (folder / "store.json").stat().st_mtime_ns
+    paths = pd.read_csv(folder / "set_aside.csv", dtype=str, keep_default_na=False)["path"]
+    return any((source / path).stat().st_mtime_ns > built for path in paths)
 
 
 def load_store(folder: Path) -> Store:

@@ -54,6 +54,25 @@ def test_intensities_are_scaled_by_bits_and_inverted_for_monochrome1(tmp_path):
     np.testing.assert_allclose(shifted, values / 4095, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: (setattr(d, "BitsAllocated", 32), delattr(d, "PixelRepresentation")), "cannot be decoded"),
+        (lambda d: setattr(d, "BitsAllocated", 64), "of 64 bits a pixel"),
+        (lambda d: setattr(d, "BitsStored", 17), "17 of 16 bits"),
+    ],
+)
+def test_pixels_that_are_no_mammogram_are_refused_with_a_reason(tmp_path, change, words):
+    path = make(tmp_path / "a.dcm", np.ones((8, 8), np.uint16), 16)
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.FloatPixelData = np.ones((8, 8), np.float32).tobytes()
+    change(dataset)
+    dataset.save_as(path)
+    with pytest.raises(pixels.PixelError, match=words):
+        pixels.decode(path)
+
+
 def test_right_breasts_are_flipped_and_the_chest_wall_is_found(tmp_path):
     values = np.zeros((40, 30), np.uint8)
     values[5:35, 18:] = 200  # tissue at the right edge
