@@ -85,7 +85,7 @@ def write_annotation(folder, exam, side, lesions):
     (folder / "__MACOSX" / "TOMPEI-CMMD_v01_20250123" / f"._{name}").write_bytes(b"\x00\x05\x16\x07junk")
 
 
-def build_release(folder, breasts=BREASTS):
+def build_release(folder, breasts=BREASTS, annotate=True):
     """The breasts above, a CC and an MLO image each, and outlines on three of them."""
     number = 0
     for exam, side, *_ in breasts:
@@ -93,6 +93,8 @@ def build_release(folder, breasts=BREASTS):
             write_dicom(folder / "CMMD" / f"series-{number}" / "1-1.dcm", exam, side, view, number)
             number += 1
     write_workbook(folder / "TOMPEI-CMMD_clinical_data_v01_20250121.xlsx", breasts)
+    if not annotate:
+        return folder
     inside = [(2.0, 5.0), (6.0, 5.0), (4.0, 9.0)]
     write_annotation(folder, "D1-0002", "L", [("mass ", inside), ("calc", [(-0.1, 5.0), (6.0, 5.0), (4.0, 9.0)])])
     write_annotation(folder, "D2-0001", "L", [("mass", inside)])

@@ -9,13 +9,14 @@ alone) by the readers of TOMPEI-CMMD. Breasts: malignant 1167, normal 1054, beni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
 
-from mammo_utils.files import read_json, shown, write_json, write_whole
+from mammo_utils.files import project_root, read_json, shown, write_json, write_whole
 
 VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")  # the order of Eq. 8
 SIDES = ("L", "R")
@@ -23,7 +24,8 @@ CLASSES = ("normal", "benign", "malignant")
 DENSITIES = ("fatty", "scattered", "heterogeneous", "extreme")
 KINDS = ("mass", "calc", "dist", "FA", "FAD", "lipoma")  # of lesions: TOMPEI-CMMD's labels
 USED, SET_ASIDE = "used", "set aside"
-TABLES = ("exams", "images", "breasts", "lesions", "set_aside")
+STEPS = ("reading", "corrections", "labels", "cohort", "pixels", "twins", "subset")  # where a fate is decided, in order
+TABLES = ("exams", "images", "breasts", "lesions", "corrections", "set_aside")
 
 
 class DataError(ValueError):
@@ -38,12 +40,17 @@ class Cohort:
         S_class (one of CLASSES, "" absent), S_diagnosis (1 malignant, 0 not, -1 absent), S_birads (1-5, -1 absent),
         S_density (one of DENSITIES, "" unknown), S_lesions (outlined lesions, 0 absent); for each of VIEWS whether it
         is there.
-    images: one row an image found: image (SOPInstanceUID), exam, view, side, path (relative, with /), rows,
-        columns, bits_stored, photometric, transfer_syntax, note (tags that contradict), fate, reason.
-    breasts: one row a breast found in labels or images: exam, side, class, diagnosis, birads, density, fate, reason.
+    images: one row an image found: image (SOPInstanceUID), exam, view and side (corrected), path (relative, with /),
+        rows, columns, bits_stored, photometric, transfer_syntax, note (tags that contradict), mirrored (known to be
+        stored so), fate, step, reason. Where it is set aside, step is one of STEPS and reason a sentence; what
+        follows its first ": " is detail.
+    breasts: one row a breast found in labels or images: exam, side, class, diagnosis, birads, density, note (label
+        tables that contradict), fate, step, reason.
     lesions: exam, side, view, kind (one of KINDS), points (JSON list of [x, y], pixels of the stored original
         image, x to the right, y down, clipped to the image).
-    set_aside: kind (file, image, breast, annotation, exam), what, reason.
+    corrections: one row a known error that concerns this folder: exam, where, kind, value, source, applied, why_not.
+    set_aside: kind (file, image, breast, annotation, exam, junk), what, reason.
+    rule: the cohort, "usable", "annotated" or "complete".
     """
 
     name: str
@@ -54,6 +61,8 @@ class Cohort:
     breasts: pd.DataFrame
     lesions: pd.DataFrame
     set_aside: pd.DataFrame
+    corrections: pd.DataFrame = field(default_factory=lambda: table("corrections", []))
+    rule: str = "usable"
 
     @property
     def label(self) -> str:
@@ -85,7 +94,9 @@ IMAGES = pa.DataFrameSchema(
         **{name: _text() for name in ("image", "exam", "view", "side", "path")},
         **{name: pa.Column("int64") for name in ("rows", "columns", "bits_stored")},
         **{name: _text() for name in ("photometric", "transfer_syntax", "note")},
+        "mirrored": pa.Column(bool),
         "fate": _text(USED, SET_ASIDE),
+        "step": _text("", *STEPS),
         "reason": _text(),
     },
     strict=True,
@@ -100,7 +111,9 @@ BREASTS = pa.DataFrameSchema(
         "diagnosis": pa.Column("int8", pa.Check.isin([-1, 0, 1])),
         "birads": pa.Column("int8", pa.Check.isin([-1, 1, 2, 3, 4, 5])),
         "density": _text("", *DENSITIES),
+        "note": _text(),
         "fate": _text(USED, SET_ASIDE),
+        "step": _text("", *STEPS),
         "reason": _text(),
     },
     strict=True,
@@ -119,17 +132,33 @@ LESIONS = pa.DataFrameSchema(
     ordered=True,
 )
 REMAINDER = pa.DataFrameSchema(
-    {"kind": _text("file", "image", "breast", "annotation", "exam"), "what": _text(), "reason": _text()},
+    {"kind": _text("file", "image", "breast", "annotation", "exam", "junk"), "what": _text(), "reason": _text()},
     strict=True,
     ordered=True,
 )
-SCHEMAS = dict(zip(TABLES, (EXAMS, IMAGES, BREASTS, LESIONS, REMAINDER), strict=True))
+CORRECTIONS = pa.DataFrameSchema(
+    {
+        **{name: _text() for name in ("exam", "where", "kind", "value", "source")},
+        "applied": pa.Column(bool),
+        "why_not": _text(),
+    },
+    strict=True,
+    ordered=True,
+)
+SCHEMAS = dict(zip(TABLES, (EXAMS, IMAGES, BREASTS, LESIONS, CORRECTIONS, REMAINDER), strict=True))
 
 
 def table(name: str, rows: list[dict]) -> pd.DataFrame:
-    """Rows as one of the TABLES, typed and ordered as its schema says; an empty list gives an empty table."""
+    """Rows as one of the TABLES, typed and ordered as its schema says; an empty list gives an empty table.
+
+    A column that no row has is "" where it is text, False where it is yes or no.
+    """
     schema = SCHEMAS[name]
     frame = pd.DataFrame(rows, columns=list(schema.columns))
+    given = set().union(*rows)
+    for column, spec in schema.columns.items():
+        if column not in given and str(spec.dtype) in ("str", "bool"):
+            frame[column] = "" if str(spec.dtype) == "str" else False
     return frame.astype({column: str(spec.dtype) for column, spec in schema.columns.items()})
 
 
@@ -164,13 +193,18 @@ def check(cohort: Cohort) -> Cohort:
 
 
 def save_cohort(cohort: Cohort, folder: Path) -> None:
-    """Write the tables as parquet (set_aside as csv, to be read by people) and cohort.json, the last."""
+    """Write the tables as parquet (set_aside as csv, to be read by people) and cohort.json, the last.
+
+    The data folder is kept as seen from the project.
+    """
     for name in TABLES[:-1]:
         with write_whole(folder / f"{name}.parquet") as file:
             getattr(cohort, name).to_parquet(file)
     with write_whole(folder / "set_aside.csv") as file:
         cohort.set_aside.to_csv(file, index=False)
-    write_json(folder / "cohort.json", {f.name: getattr(cohort, f.name) for f in fields(cohort)[:3]})
+    source = os.path.relpath(cohort.folder, project_root())
+    facts = {"name": cohort.name, "folder": source, "synthetic": cohort.synthetic, "rule": cohort.rule}
+    write_json(folder / "cohort.json", facts)
 
 
 def load_cohort(folder: Path) -> Cohort:
@@ -182,26 +216,5 @@ def load_cohort(folder: Path) -> Cohort:
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES[:-1]}
     tables["set_aside"] = pd.read_csv(folder / "set_aside.csv", dtype=str, keep_default_na=False)
     facts = read_json(folder / "cohort.json")
-    return check(Cohort(facts["name"], Path(facts["folder"]), facts["synthetic"], **tables))
-
-
-def without_images(cohort: Cohort, reasons: dict[str, str]) -> Cohort:
-    """The cohort with images (UID -> reason) set aside, and with them what they leave without an image."""
-    images, breasts = cohort.images.copy(), cohort.breasts.copy()
-    lost = images["image"].isin(reasons) & (images["fate"] == USED)
-    images.loc[lost, "reason"] = images.loc[lost, "image"].map(reasons)
-    images.loc[lost, "fate"] = SET_ASIDE
-    rows = [{"kind": "image", "what": row["path"], "reason": row["reason"]} for row in images[lost].to_dict("records")]
-    left = images[images["fate"] == USED]
-    there = set(zip(left["exam"], left["side"], strict=True))
-    bare = breasts["fate"] == USED
-    bare &= pd.Series([key not in there for key in zip(breasts["exam"], breasts["side"], strict=True)], breasts.index)
-    breasts.loc[bare, ["fate", "reason"]] = SET_ASIDE, "none of its images can be used"
-    rows += [
-        {"kind": "breast", "what": f"{row['exam']} {row['side']}", "reason": row["reason"]}
-        for row in breasts[bare].to_dict("records")
-    ]
-    exams = exam_table(breasts, images, cohort.lesions, cohort.exams["age"].to_dict(), "")
-    exams["dataset"] = cohort.exams["dataset"].reindex(exams.index)
-    set_aside = pd.concat([cohort.set_aside, table("set_aside", rows)], ignore_index=True)
-    return check(replace(cohort, exams=exams, images=images, breasts=breasts, set_aside=set_aside))
+    source = Path(os.path.normpath(project_root() / facts["folder"]))
+    return check(Cohort(facts["name"], source, facts["synthetic"], **tables, rule=facts["rule"]))

@@ -10,33 +10,36 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from openpyxl import load_workbook
 
-from mammo_utils.data.annotations import read_annotations
 from mammo_utils.data.dicom import read_headers
 from mammo_utils.data.exams import (
     CLASSES,
     DENSITIES,
     SET_ASIDE,
     SIDES,
+    STEPS,
     USED,
     VIEWS,
     Cohort,
     DataError,
-    check,
     exam_table,
     table,
 )
+from mammo_utils.data.fates import apply_rule, listed
+from mammo_utils.data.outlines import read_annotations
 from mammo_utils.files import shown
 
 WORKBOOK = "TOMPEI-CMMD_clinical_data*.xlsx"
 SHEET = "Imaging Diagnosis Details Sheet"
 COLUMNS = ("ID", "LeftRight", "Age", "classification", "Breast density", "BI-RADS Category")
 LARGEST_WORKBOOK = 50 * 2**20  # bytes
+NO_ROW = "the labels have no row for its breast"
 LEFT_OUT = {
     "exclusion": "excluded by TOMPEI-CMMD",
     "invisible": "TOMPEI-CMMD calls it invisible: malignant, with nothing to see and no BI-RADS",
@@ -58,44 +61,20 @@ def read_release(
     headers, set_aside = read_headers(folder, progress)
     if not headers:
         raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dcm); put CMMD's images there.")
-    images = _images(headers, labels)
-    breasts = _breasts(labels, images)
-    set_aside += odd + [
-        {"kind": "image", "what": row["path"], "reason": row["reason"]} for row in images if row["fate"] == SET_ASIDE
-    ]
-    set_aside += [
-        {"kind": "breast", "what": f"{row['exam']} {row['side']}", "reason": row["reason"]}
-        for row in breasts
-        if row["fate"] == SET_ASIDE
-    ]
-    sizes = {(row["exam"], row["view"]): (row["rows"], row["columns"]) for row in images if row["view"] in VIEWS}
+    images = table("images", _images(headers, labels))
+    breasts = table("breasts", _breasts(labels, images.to_dict("records")))
+    set_aside += odd + listed(images[images["fate"] == SET_ASIDE], breasts[breasts["fate"] == SET_ASIDE])
+    sized = images[images["view"].isin(VIEWS)]
+    sizes = {(row["exam"], row["view"]): (row["rows"], row["columns"]) for row in sized.to_dict("records")}
     lesions, wrong = read_annotations(folder, sizes)
     set_aside += wrong
     synthetic = any(header["synthetic"] for header in headers)
     name = "synthetic cohort" if synthetic else "TOMPEI-CMMD"
-    images, breasts, lesions = table("images", images), table("breasts", breasts), table("lesions", lesions)
+    lesions = table("lesions", lesions)
     exams = exam_table(breasts, images, lesions, ages, name)
-    exams, left = choose(exams, cohort)
-    set_aside += [{"kind": "exam", "what": exam, "reason": reason} for exam, reason in left.items()]
-    for frame in (images, breasts):
-        out = frame["exam"].isin(left) & (frame["fate"] == USED)
-        frame.loc[out, "reason"] = frame.loc[out, "exam"].map(left)
-        frame.loc[out, "fate"] = SET_ASIDE
-    rest = table("set_aside", set_aside).sort_values(["kind", "what"], ignore_index=True)
-    return check(Cohort(name, folder, synthetic, exams, images, breasts, lesions, rest))
-
-
-def choose(exams: pd.DataFrame, cohort: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The exams of a cohort, and exam -> why for those left out. Raises ValueError for an unknown cohort."""
-    rules = {
-        "usable": (pd.Series(True, exams.index), ""),
-        "annotated": (exams[[f"{s}_lesions" for s in SIDES]].sum(axis=1) > 0, "no lesion is outlined (annotated)"),
-        "complete": (exams[list(VIEWS)].all(axis=1), "not all four views are there (complete)"),
-    }
-    if cohort not in rules:
-        raise ValueError(f"There is no cohort {cohort!r}; accepted are {', '.join(rules)}.")
-    kept, reason = rules[cohort]
-    return exams[kept], dict.fromkeys(exams.index[~kept], reason)
+    rest = table("set_aside", set_aside)
+    found = apply_rule(Cohort(name, folder, synthetic, exams, images, breasts, lesions, rest, rule=cohort))
+    return replace(found, set_aside=found.set_aside.sort_values(["kind", "what"], ignore_index=True))
 
 
 # --- the workbook ---------------------------------------------------------------------------------------
@@ -195,39 +174,49 @@ def _label(cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def _images(headers: list[dict], labels: dict) -> list[dict]:
-    """Rows of the table images, ordered by exam, view and UID, each used or set aside with its reason."""
+    """Rows of the table images, ordered by exam, view and UID, each used or set aside with its step and reason."""
     rows, uids, views = [], {}, {}
     for header in sorted(headers, key=lambda h: (h["patient"], h["side"], h["view"], h["image"], h["path"])):
         exam, side = header["patient"], header["side"]
         view = f"{side}_{header['view']}" if side and header["view"] else ""
         breast = labels.get((exam, side))
+        step, reason = "reading", ""
         if not side or not header["view"]:
             reason = f"no DICOM tag says the {'view' if side else 'side'}"
         elif header["image"] in uids:
-            reason = f"the same image as {uids[header['image']]}"
+            reason = f"the same image as another file: {uids[header['image']]}"
         elif breast is None:
-            reason = f"the workbook has no row for {exam} {side}"
+            step, reason = "labels", NO_ROW
         elif breast["reason"]:
-            reason = f"its breast is set aside: {breast['reason']}"
+            step, reason = "labels", breast["reason"]
         elif (exam, view) in views:
-            reason = f"a second {view} of {exam} beside {views[exam, view]}"
+            reason = f"a second image of the same view: beside {views[exam, view]}"
         else:
-            reason, views[exam, view] = "", header["path"]
+            step, views[exam, view] = "", header["path"]
         uids.setdefault(header["image"], header["path"])
         kept = {k: v for k, v in header.items() if k not in ("patient", "synthetic")}
-        rows.append({**kept, "exam": exam, "view": view, "fate": SET_ASIDE if reason else USED, "reason": reason})
+        fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
+        rows.append({**kept, "exam": exam, "view": view, **fate})
     return rows
 
 
 def _breasts(labels: dict, images: list[dict]) -> list[dict]:
-    """Rows of the table breasts: every breast of the workbook and of the images."""
+    """Rows of the table breasts: every breast of the labels and of the images."""
     there = {(row["exam"], row["side"]) for row in images if row["fate"] == USED}
-    found = {(row["exam"], row["side"]) for row in images if row["side"]}
-    nothing = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": "the workbook has no row for it"}
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in images:
+        if row["side"]:
+            found.setdefault((row["exam"], row["side"]), []).append(row)
+    nothing = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": NO_ROW}
     rows = []
-    for exam, side in sorted(set(labels) | found):
+    for exam, side in sorted(set(labels) | set(found)):
         label = labels.get((exam, side), nothing)
-        reason = label["reason"] or ("" if (exam, side) in there else "it has no image that can be used")
-        fate = SET_ASIDE if reason else USED
-        rows.append({"exam": exam, "side": side, **label, "fate": fate, "reason": reason})
+        step, reason = ("labels", label["reason"]) if label["reason"] else ("", "")
+        if not reason and (exam, side) not in found:
+            step, reason = "reading", "the folder has no image of it"
+        elif not reason and (exam, side) not in there:
+            step = max((row["step"] for row in found[exam, side]), key=STEPS.index)
+            reason = "none of its images can be used"
+        fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
+        rows.append({"exam": exam, "side": side, **label, **fate})
     return rows

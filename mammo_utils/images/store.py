@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammo_utils.data.exams import USED, VIEWS, Cohort, DataError, without_images
+from mammo_utils.data.exams import USED, VIEWS, Cohort, DataError
+from mammo_utils.data.fates import without_images
 from mammo_utils.files import code_hash, folder_lock, hash_of, read_json, shown, write_json, write_text, write_whole
 from mammo_utils.images.pixels import PixelError, prepare
 

@@ -1,13 +1,12 @@
 """The reader on a release built without the synthetic writer, and on cells and files that say nothing usable."""
 
-import importlib
 import json
 
 import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from mammo_utils.data import read_cohort
+from mammo_utils.data import outlines, read_cohort
 from mammo_utils.data.dicom import read_header
 from mammo_utils.data.exams import DataError, load_cohort, save_cohort
 from mammo_utils.images.store import apply_store, build_store
@@ -80,8 +79,7 @@ def test_cells_that_say_nothing_are_listed(tmp_path):
 
 
 def test_a_file_too_large_is_one_sentence(release, monkeypatch):
-    # by import_module: `from mammo_utils.data import annotations` may be the feature of __future__
-    monkeypatch.setattr(importlib.import_module("mammo_utils.data.annotations"), "LARGEST", 10)
+    monkeypatch.setattr(outlines, "LARGEST", 10)
     cohort = read_cohort("cmmd", release)
     listed = cohort.set_aside[cohort.set_aside["kind"] == "annotation"]
     assert len(listed) == 3 and listed["reason"].str.startswith("the file is larger than").all()

@@ -1,0 +1,164 @@
+"""What became of every image and every breast: one fate each, decided at one step for one reason, and their sums.
+
+Steps in their order: reading (files, tags, copies), corrections (damaged images), labels, cohort (the rule of the
+study), pixels (decoding), twins (the same pixels under two patients with other labels), subset (of a run).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from mammo_utils.data.exams import (
+    SET_ASIDE,
+    SIDES,
+    STEPS,
+    USED,
+    VIEWS,
+    Cohort,
+    check,
+    exam_table,
+    table,
+)
+from mammo_utils.data.splits import groups_of, twins
+from mammo_utils.data.subsets import exams_of_subset
+
+UNITS = ("images", "breasts", "exams")
+RULES = {
+    "usable": "",
+    "annotated": "no lesion is outlined (annotated)",
+    "complete": "not all four views are there (complete)",
+}
+
+
+def flow(cohort: Cohort, subset: str = "", rule: str = "exams") -> pd.DataFrame:
+    """The way from what was found to what is used, as CONSORT draws it.
+
+    One row a step and reason, in their order; the first, step "found", is all that was found. Columns: step,
+    reason (without its detail), images, breasts, exams (how many leave here; in the first row how many there
+    are), images_left, breasts_left, exams_left. A DICOM file that cannot be read counts as an image. With
+    `subset` ("1v5", "1v3v5", "1to5") and its `rule` the last rows are what a run of that subset leaves out.
+    """
+    images, breasts = cohort.images.copy(), cohort.breasts.copy()
+    kept = cohort.exams.index
+    if subset:
+        kept = exams_of_subset(cohort.exams, subset, rule).index
+        for frame in (images, breasts):
+            out = (frame["fate"] == USED) & ~frame["exam"].isin(kept)
+            frame.loc[out, ["fate", "step", "reason"]] = SET_ASIDE, "subset", f"no breast of the exam is in {subset}"
+    files = cohort.set_aside[cohort.set_aside["kind"] == "file"]
+    files = pd.DataFrame({"exam": "", "fate": SET_ASIDE, "step": "reading", "reason": files["reason"]})
+    columns = ["exam", "fate", "step", "reason"]
+    units = {
+        "images": pd.concat([files, images[columns]], ignore_index=True),
+        "breasts": breasts[columns],
+        "exams": _exam_fates(pd.concat([images[columns], breasts[columns]]), kept),
+    }
+    counts = {}
+    for name, frame in units.items():
+        out = frame[frame["fate"] == SET_ASIDE]
+        keys = [out["step"].replace("", "reading"), out["reason"].str.split(": ").str[0]]
+        counts[name] = out.groupby(keys).size()
+    rows = pd.DataFrame(counts, columns=list(UNITS)).fillna(0).astype(int).rename_axis(["step", "reason"]).reset_index()
+    rows["order"] = rows["step"].map(STEPS.index)
+    rows = rows.sort_values(["order", *UNITS, "reason"], ascending=[True, False, False, False, True])
+    found = pd.DataFrame([{"step": "found", "reason": "", **{name: len(frame) for name, frame in units.items()}}])
+    rows = pd.concat([found, rows.drop(columns="order")], ignore_index=True)
+    for name in UNITS:
+        rows[f"{name}_left"] = 2 * rows.at[0, name] - rows[name].cumsum()
+    return rows
+
+
+def _exam_fates(rows: pd.DataFrame, kept: pd.Index) -> pd.DataFrame:
+    """One row an exam: an exam leaves where the last of its images and breasts leaves."""
+    rows = rows.assign(order=rows["step"].map({step: number for number, step in enumerate(("", *STEPS))}))
+    last = rows.sort_values("order", kind="stable").drop_duplicates("exam", keep="last")
+    last = last[last["exam"] != ""]
+    last["fate"] = last["exam"].isin(kept).map({True: USED, False: SET_ASIDE})
+    return last[["exam", "fate", "step", "reason"]]
+
+
+# --- setting aside ----------------------------------------------------------------------------------------
+
+
+def without_images(cohort: Cohort, reasons: dict[str, str], step: str = "pixels") -> Cohort:
+    """The cohort with images (UID -> reason) set aside, and with them what they leave without an image.
+
+    An exam that no longer fulfils the cohort's rule leaves too.
+    """
+    images, breasts = cohort.images.copy(), cohort.breasts.copy()
+    lost = images["image"].isin(reasons) & (images["fate"] == USED)
+    images.loc[lost, "reason"] = images.loc[lost, "image"].map(reasons)
+    images.loc[lost, ["fate", "step"]] = SET_ASIDE, step
+    left = images[images["fate"] == USED]
+    there = set(zip(left["exam"], left["side"], strict=True))
+    bare = breasts["fate"] == USED
+    bare &= pd.Series([key not in there for key in zip(breasts["exam"], breasts["side"], strict=True)], breasts.index)
+    breasts.loc[bare, ["fate", "step", "reason"]] = SET_ASIDE, step, "none of its images can be used"
+    rows = listed(images[lost], breasts[bare])
+    return apply_rule(_renewed(cohort, images, breasts, rows), step=step)
+
+
+def without_exams(cohort: Cohort, reasons: dict[str, str], step: str) -> Cohort:
+    """The cohort with exams (research ID -> reason) set aside, their images and breasts with them."""
+    images, breasts = cohort.images.copy(), cohort.breasts.copy()
+    for frame in (images, breasts):
+        out = frame["exam"].isin(reasons) & (frame["fate"] == USED)
+        frame.loc[out, "reason"] = frame.loc[out, "exam"].map(reasons)
+        frame.loc[out, ["fate", "step"]] = SET_ASIDE, step
+    rows = [{"kind": "exam", "what": exam, "reason": reason} for exam, reason in sorted(reasons.items())]
+    return _renewed(cohort, images, breasts, rows)
+
+
+def apply_rule(cohort: Cohort, step: str = "cohort") -> Cohort:
+    """Hold the exams against the cohort's rule. Raises ValueError for a rule that does not exist.
+
+    "usable" keeps every exam, "annotated" those with an outlined lesion, "complete" those with all four views.
+    """
+    if cohort.rule not in RULES:
+        raise ValueError(f"There is no cohort {cohort.rule!r}; accepted are {', '.join(RULES)}.")
+    exams = cohort.exams
+    kept = {
+        "usable": pd.Series(True, exams.index),
+        "annotated": exams[[f"{side}_lesions" for side in SIDES]].sum(axis=1) > 0,
+        "complete": exams[list(VIEWS)].all(axis=1),
+    }[cohort.rule]
+    left = dict.fromkeys(exams.index[~kept], RULES[cohort.rule])
+    return without_exams(cohort, left, step) if left else cohort
+
+
+def apply_twins(cohort: Cohort, index: pd.DataFrame, conflicts: str = "set aside") -> Cohort:
+    """The cohort without the exams whose twins contradict them, where `conflicts` is "set aside" (else "keep").
+
+    `index` is the store's: exam, view, sha256.
+    """
+    groups = groups_of(cohort, index, conflicts)
+    out = cohort.exams.index.difference(groups.index)
+    if not len(out):
+        return cohort
+    found = twins(cohort, index)
+    others = {}
+    for exams in found.groupby("sha256")["exam"].unique():
+        for exam in exams:
+            others.setdefault(exam, set()).update(set(exams) - {exam})
+    reason = "the same pixels stand under another patient with another label"
+    reasons = {exam: ": ".join([reason, *filter(None, [", ".join(sorted(others.get(exam, ())))])]) for exam in out}
+    return without_exams(cohort, reasons, "twins")
+
+
+def listed(images: pd.DataFrame, breasts: pd.DataFrame) -> list[dict]:
+    """Rows of the table set_aside for rows of images and breasts that are set aside."""
+    rows = [{"kind": "image", "what": row["path"], "reason": row["reason"]} for row in images.to_dict("records")]
+    return rows + [
+        {"kind": "breast", "what": f"{row['exam']} {row['side']}", "reason": row["reason"]}
+        for row in breasts.to_dict("records")
+    ]
+
+
+def _renewed(cohort: Cohort, images: pd.DataFrame, breasts: pd.DataFrame, rows: list[dict]) -> Cohort:
+    """The cohort with its exam table made anew, and rows added to what was set aside."""
+    exams = exam_table(breasts, images, cohort.lesions, cohort.exams["age"].to_dict(), "")
+    exams["dataset"] = cohort.exams["dataset"].reindex(exams.index)
+    set_aside = pd.concat([cohort.set_aside, table("set_aside", rows)], ignore_index=True)
+    return check(replace(cohort, exams=exams, images=images, breasts=breasts, set_aside=set_aside))
