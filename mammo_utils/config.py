@@ -54,6 +54,8 @@ class Data(Frozen):
     source: Literal["synthetic", "cmmd", "ddsm"] = "synthetic"
     folder: str = "data/synthetic"  # relative to the project
     cohort: Literal["usable", "annotated", "complete"] = "usable"
+    corrections: bool = True  # put the release's known errors right
+    conflicts: Literal["set aside", "keep"] = "set aside"  # of twins whose labels contradict each other
     synthetic: Synthetic = Synthetic()
 
 

@@ -14,6 +14,8 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
+from mammo_utils.data.folders import files_below
+
 LARGEST_FILE = 512 * 2**20  # bytes; a mammogram has at most some 60 MB
 LARGEST_IMAGE = 100_000_000  # pixels
 DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # transfer syntaxes
@@ -49,10 +51,11 @@ def read_headers(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Headers of every .dcm file under `folder`, ordered by path, and the files set aside.
 
-    Each header: image, patient, side ("L", "R", ""), view ("CC", "MLO", ""), path, rows, columns, bits_stored,
-    photometric, transfer_syntax, note, synthetic (bool). Files are set aside as rows of the table set_aside.
+    Each header: image, patient, side ("L", "R", ""), view ("CC", "MLO", ""), path, size (bytes), rows, columns,
+    bits_stored, photometric, transfer_syntax, note, synthetic (bool). Files are set aside as rows of the table
+    set_aside.
     """
-    paths = sorted(path for path in folder.rglob("*.dcm") if path.is_file() and not path.name.startswith("._"))
+    paths = [path for path in files_below(folder)[0] if path.suffix.lower() == ".dcm"]
     headers, set_aside = [], []
     for done, path in enumerate(paths, 1):
         name = path.relative_to(folder).as_posix()
@@ -60,7 +63,7 @@ def read_headers(
         if reason:
             set_aside.append({"kind": "file", "what": name, "reason": reason})
         else:
-            headers.append({**header, "path": name})
+            headers.append({**header, "path": name, "size": path.stat().st_size})
         progress(done, len(paths))
     return headers, set_aside
 
@@ -116,7 +119,8 @@ def _header(dataset: pydicom.Dataset) -> tuple[dict[str, Any], str]:
 
 
 def side_tags(dataset: pydicom.Dataset) -> dict[str, str]:
-    """Which side each tag says, "L" or "R", in the order of precedence: the first counts.
+    """Which side each tag says, "L" or "R", in the order of precedence: ImageLaterality, Laterality,
+    PatientOrientation. The first counts.
 
     The column direction of PatientOrientation runs down the image; in mammograms the lateral or upper part of
     the breast is on top, so it points to the patient's right for a left breast, and the other way round.
@@ -133,7 +137,8 @@ def side_tags(dataset: pydicom.Dataset) -> dict[str, str]:
 
 
 def view_tags(dataset: pydicom.Dataset) -> dict[str, str]:
-    """Which view each tag says, "CC" or "MLO", in the order of precedence: the first counts.
+    """Which view each tag says, "CC" or "MLO", in the order of precedence: PatientOrientation, ViewCodeSequence,
+    ViewPosition. The first counts.
 
     A column direction with a part towards the feet is the oblique view's. CBIS-DDSM writes the view's name
     into PatientOrientation.

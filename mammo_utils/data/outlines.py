@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mammo_utils.data.exams import KINDS
+from mammo_utils.data.folders import files_below
 
 NAME = re.compile(r"^(?P<exam>[A-Za-z0-9-]+)_(?P<view>CC|MLO)_(?P<side>[LR])_AnnotationFile\.json$")
 LARGEST = 20 * 2**20  # bytes; the real files have some 4 kB a lesion
@@ -24,24 +26,31 @@ def read_annotations(
     leaves (``__MACOSX``, names that begin ``._``) is no annotation and is passed over.
     """
     lesions, set_aside = [], []
-    for path in sorted(folder.rglob("*_AnnotationFile.json")):
-        name = path.relative_to(folder).as_posix()
-        if path.name.startswith("._") or "__MACOSX" in path.parts or not path.is_file():
-            continue
-        match = NAME.match(path.name)
+    named: dict[str, list[Path]] = {}
+    for path in files_below(folder)[0]:
+        if path.name.endswith("_AnnotationFile.json"):
+            named.setdefault(path.name, []).append(path)
+    for name, (path, *copies) in sorted(named.items()):
+        match = NAME.match(name)
+        exam, side, view = match.group("exam", "side", "view") if match else ("", "", "")
+        size = sizes.get((exam, f"{side}_{view}"))
+        others = [copy for copy in copies if not filecmp.cmp(path, copy, shallow=False)]
+        outlines, reasons = [], []
         if not match:
-            reason = "the name is not ID_MLO_SIDE_AnnotationFile.json, so no image is known for it"
-            set_aside.append({"kind": "annotation", "what": name, "reason": reason})
-            continue
-        exam, side = match["exam"], match["side"]
-        view = f"{side}_{match['view']}"
-        size = sizes.get((exam, view))
-        if size is None:
-            set_aside.append({"kind": "annotation", "what": name, "reason": f"{exam} has no {view} image"})
-            continue
-        outlines, reasons = read_outlines(path, *size)
-        lesions += [{"exam": exam, "side": side, "view": view, **outline} for outline in outlines]
-        set_aside += [{"kind": "annotation", "what": name, "reason": reason} for reason in reasons]
+            reasons = ["the name is not ID_MLO_SIDE_AnnotationFile.json, so no image is known for it"]
+        elif size is None:
+            reasons = [f"the folder has no such image: {exam} {side}_{view}"]
+        elif others:
+            reasons = [f"another file of this name says otherwise: {others[0].relative_to(folder).as_posix()}"]
+        else:
+            outlines, reasons = read_outlines(path, *size)
+        lesions += [{"exam": exam, "side": side, "view": f"{side}_{view}", **outline} for outline in outlines]
+        place = path.relative_to(folder).as_posix()
+        set_aside += [{"kind": "annotation", "what": place, "reason": reason} for reason in reasons]
+        set_aside += [
+            {"kind": "annotation", "what": copy.relative_to(folder).as_posix(), "reason": f"a copy: of {place}"}
+            for copy in copies
+        ]
     return lesions, set_aside
 
 

@@ -2,172 +2,101 @@
 
 Images are found by their headers, labels in TOMPEI-CMMD's workbook, lesions in its annotation files (data
 contract of both collections: the README). A breast is used if the workbook names it, neither excludes it nor
-calls it invisible, and an image of it can be used.
+calls it invisible, and an image of it can be used. Without the workbook the labels are those of CMMD's own clinical
+sheet, diagnoses alone; with both, the sheet is held against the workbook. Known errors are put right first.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-from openpyxl import load_workbook
-
+from mammo_utils.data.corrections import correct
 from mammo_utils.data.dicom import read_headers
-from mammo_utils.data.exams import (
-    CLASSES,
-    DENSITIES,
-    SET_ASIDE,
-    SIDES,
-    STEPS,
-    USED,
-    VIEWS,
-    Cohort,
-    DataError,
-    exam_table,
-    table,
-)
+from mammo_utils.data.exams import SET_ASIDE, STEPS, USED, VIEWS, Cohort, DataError, check, exam_table, table
 from mammo_utils.data.fates import apply_rule, listed
+from mammo_utils.data.folders import files_below
 from mammo_utils.data.outlines import read_annotations
+from mammo_utils.data.sheets import Labels, compare, find_tables, read_clinical, read_workbook
 from mammo_utils.files import shown
 
-WORKBOOK = "TOMPEI-CMMD_clinical_data*.xlsx"
-SHEET = "Imaging Diagnosis Details Sheet"
-COLUMNS = ("ID", "LeftRight", "Age", "classification", "Breast density", "BI-RADS Category")
-LARGEST_WORKBOOK = 50 * 2**20  # bytes
 NO_ROW = "the labels have no row for its breast"
-LEFT_OUT = {
-    "exclusion": "excluded by TOMPEI-CMMD",
-    "invisible": "TOMPEI-CMMD calls it invisible: malignant, with nothing to see and no BI-RADS",
-}
+UNLABELLED = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": ""}
 
 
 def read_release(
-    folder: Path, *, cohort: str = "usable", progress: Callable[[int, int], None] = lambda done, total: None
+    folder: Path,
+    *,
+    cohort: str = "usable",
+    corrections: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cohort:
     """Read a folder with CMMD's images and TOMPEI-CMMD's files, at any depth and in any order.
 
-    Raises DataError where the folder, the images or the workbook are missing or the workbook lacks a column.
+    Raises DataError where the folder, the images or the labels are missing or a table of labels lacks a column.
     """
     if not folder.is_dir():
         raise DataError(
             f"There is no data folder {shown(folder)}; put the release there or name another in data.folder."
         )
-    labels, ages, odd = read_workbook(find_workbook(folder))
+    files, junk = files_below(folder)
+    workbook, sheets = find_tables(folder, files)
+    labels, ages, odd = read_workbook(workbook) if workbook else ({}, {}, [])
+    clinical, clinical_ages, more = _clinical(sheets, needed=workbook is None)
+    odd += more
     headers, set_aside = read_headers(folder, progress)
     if not headers:
         raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dcm); put CMMD's images there.")
+    headers, clinical, corrected = correct(headers, clinical, on=corrections)
+    notes = compare(labels, clinical) if workbook and clinical else {}
+    if workbook is None:
+        labels, ages = _all_breasts(clinical or {}, headers), clinical_ages
     images = table("images", _images(headers, labels))
-    breasts = table("breasts", _breasts(labels, images.to_dict("records")))
+    breasts = table("breasts", _breasts(labels, images.to_dict("records"), notes))
+    known = set(zip(breasts["exam"], breasts["side"], strict=True))
+    odd += [
+        {"kind": "annotation", "what": f"{exam} {side}", "reason": note}
+        for (exam, side), note in notes.items()
+        if (exam, side) not in known
+    ]
     set_aside += odd + listed(images[images["fate"] == SET_ASIDE], breasts[breasts["fate"] == SET_ASIDE])
+    if junk:
+        reason = "left by macOS (__MACOSX, ._…, .DS_Store): neither images nor labels"
+        set_aside.append({"kind": "junk", "what": f"{junk} files", "reason": reason})
     sized = images[images["view"].isin(VIEWS)]
     sizes = {(row["exam"], row["view"]): (row["rows"], row["columns"]) for row in sized.to_dict("records")}
     lesions, wrong = read_annotations(folder, sizes)
-    set_aside += wrong
     synthetic = any(header["synthetic"] for header in headers)
-    name = "synthetic cohort" if synthetic else "TOMPEI-CMMD"
-    lesions = table("lesions", lesions)
-    exams = exam_table(breasts, images, lesions, ages, name)
-    rest = table("set_aside", set_aside)
-    found = apply_rule(Cohort(name, folder, synthetic, exams, images, breasts, lesions, rest, rule=cohort))
-    return replace(found, set_aside=found.set_aside.sort_values(["kind", "what"], ignore_index=True))
-
-
-# --- the workbook ---------------------------------------------------------------------------------------
-
-
-def find_workbook(folder: Path) -> Path:
-    """The one workbook of labels. Raises DataError where there is none or more than one."""
-    found = sorted(path for path in folder.rglob(WORKBOOK) if not path.name.startswith(("._", "~")))
-    if len(found) != 1:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in found) or "none"
-        raise DataError(f"{shown(folder)} should hold one workbook {WORKBOOK}, but has {names}; see the README.")
-    return found[0]
-
-
-def read_workbook(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, float], list[dict]]:
-    """Labels, (exam, side) -> {class, diagnosis, birads, density, reason}, the exams' ages in years, and rows of
-    set_aside for cells that say nothing usable.
-
-    The imaging sheet has two header rows; columns are found by the first. Ages are blank for breasts that CMMD
-    did not label, so an exam's age is that of either row. Raises DataError naming what is missing.
-    """
-    header, rows = _sheet(path)
-    place = {column: header.index(column) for column in COLUMNS if column in header}
-    missing = [column for column in COLUMNS if column not in place]
-    if missing:
-        raise DataError(f"{path.name}, sheet {SHEET}: the column {missing[0]!r} is missing; download the file again.")
-    labels, ages, odd = {}, {}, []
-    for row in rows:
-        cells = {name: row[at] if at < len(row) else None for name, at in place.items()}
-        exam, side = clean(cells["ID"]), clean(cells["LeftRight"]).upper()
-        if not exam:
-            continue  # blank rows, and totals below the table
-        if side not in SIDES:
-            reason = f"the side {side[:20]!r} in the workbook is neither L nor R, so the row is passed over"
-            odd.append({"kind": "annotation", "what": exam, "reason": reason})
-            continue
-        label = _label(cells)
-        birads = clean(cells["BI-RADS Category"])
-        if birads and not label["reason"] and label["birads"] < 0:
-            reason = f"the BI-RADS {birads[:20]!r} in the workbook is none of 1 to 5, so the breast has none"
-            odd.append({"kind": "annotation", "what": f"{exam} {side}", "reason": reason})
-        if labels.get((exam, side), label) != label:
-            nothing = {"class": "", "diagnosis": -1, "birads": -1, "density": ""}
-            label = {**nothing, "reason": "the workbook has rows for it that disagree"}
-        labels[exam, side] = label
-        age = pd.to_numeric(clean(cells["Age"]), errors="coerce")
-        if 0 <= age <= 130:
-            ages[exam] = float(age)
-    if not labels:
-        raise DataError(f"{path.name}, sheet {SHEET}: no row names an ID and a side; download the file again.")
-    return labels, ages, odd
-
-
-def _sheet(path: Path) -> tuple[list[str], list[tuple]]:
-    """The cleaned first header row of the imaging sheet and the rows below both header rows."""
-    if path.stat().st_size > LARGEST_WORKBOOK:
-        raise DataError(f"{path.name} is larger than {LARGEST_WORKBOOK // 2**20} MB; download it again.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            book = load_workbook(path, read_only=True, data_only=True)
-            sheet = book[SHEET] if SHEET in book.sheetnames else None
-            rows = list(sheet.iter_rows(values_only=True)) if sheet is not None else None
-            names = book.sheetnames
-            book.close()
-    except Exception as error:  # an untrusted file: openpyxl raises many kinds
-        raise DataError(
-            f"{path.name} cannot be read as a workbook ({type(error).__name__}); download it again."
-        ) from None
-    if rows is None:
-        raise DataError(f"{path.name} has no sheet {SHEET!r}, only {', '.join(names)}; download it again.")
-    return [clean(cell) for cell in rows[0]] if rows else [], rows[2:]
-
-
-def clean(cell: Any) -> str:
-    """A cell's text without zero-width characters, its white space (newlines too) folded."""
-    text = "" if cell is None else str(cell)
-    return " ".join(re.sub("[\u200b-\u200d\u2060\ufeff]", "", text).split())
-
-
-def _label(cells: dict[str, Any]) -> dict[str, Any]:
-    kind, density = clean(cells["classification"]).lower(), clean(cells["Breast density"]).lower()
-    birads = clean(cells["BI-RADS Category"]).removesuffix(".0")
-    density = next((d for d in DENSITIES if density.startswith(d)), "")
-    known = kind in CLASSES
-    reason = "" if known else LEFT_OUT.get(kind, f"its classification {kind[:40]!r} is not a known one")
-    return {
-        "class": kind if known else "",
-        "diagnosis": int(kind == "malignant") if known else -1,
-        "birads": int(birads) if known and birads in set("12345") else -1,
-        "density": density,
-        "reason": reason,
+    name = "synthetic cohort" if synthetic else "TOMPEI-CMMD" if workbook else "CMMD"
+    tables = {
+        "lesions": table("lesions", lesions),
+        "set_aside": table("set_aside", set_aside + wrong),
+        "corrections": table("corrections", corrected),
     }
+    exams = exam_table(breasts, images, tables["lesions"], ages, name)
+    found = Cohort(name, folder, synthetic, exams, images, breasts, **tables, rule=cohort)
+    found = apply_rule(found)
+    rest = found.set_aside.sort_values(["kind", "what", "reason"], ignore_index=True)
+    return check(replace(found, set_aside=rest))
+
+
+def _clinical(sheets: list[Path], *, needed: bool) -> tuple[Labels | None, dict[str, float], list[dict]]:
+    """CMMD's own labels, None where there are none. A sheet that cannot be read only matters where it is needed."""
+    if not sheets:
+        return None, {}, []
+    try:
+        return read_clinical(sheets)
+    except DataError as error:
+        if needed:
+            raise
+        return None, {}, [{"kind": "annotation", "what": sheets[0].name, "reason": str(error)}]
+
+
+def _all_breasts(clinical: Labels, headers: list[dict]) -> Labels:
+    """CMMD's labels, and none for the breasts that it shows without one (the other breast of 729 patients)."""
+    sides = {(header["patient"], header["side"]): dict(UNLABELLED) for header in headers if header["side"]}
+    return sides | clinical
 
 
 # --- fates ----------------------------------------------------------------------------------------------
@@ -176,7 +105,7 @@ def _label(cells: dict[str, Any]) -> dict[str, Any]:
 def _images(headers: list[dict], labels: dict) -> list[dict]:
     """Rows of the table images, ordered by exam, view and UID, each used or set aside with its step and reason."""
     rows, uids, views = [], {}, {}
-    for header in sorted(headers, key=lambda h: (h["patient"], h["side"], h["view"], h["image"], h["path"])):
+    for header in sorted(headers, key=_order):
         exam, side = header["patient"], header["side"]
         view = f"{side}_{header['view']}" if side and header["view"] else ""
         breast = labels.get((exam, side))
@@ -185,6 +114,8 @@ def _images(headers: list[dict], labels: dict) -> list[dict]:
             reason = f"no DICOM tag says the {'view' if side else 'side'}"
         elif header["image"] in uids:
             reason = f"the same image as another file: {uids[header['image']]}"
+        elif header["damaged"]:
+            step, reason = "corrections", f"the image is damaged: {header['damaged']}"
         elif breast is None:
             step, reason = "labels", NO_ROW
         elif breast["reason"]:
@@ -194,13 +125,17 @@ def _images(headers: list[dict], labels: dict) -> list[dict]:
         else:
             step, views[exam, view] = "", header["path"]
         uids.setdefault(header["image"], header["path"])
-        kept = {k: v for k, v in header.items() if k not in ("patient", "synthetic")}
         fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
-        rows.append({**kept, "exam": exam, "view": view, **fate})
+        rows.append({**header, "exam": exam, "view": view, **fate})
     return rows
 
 
-def _breasts(labels: dict, images: list[dict]) -> list[dict]:
+def _order(header: dict) -> tuple:
+    """By what the files say, so that their names and order decide nothing; of copies the largest is the whole one."""
+    return header["patient"], header["side"], header["view"], header["image"], -header["size"], header["path"]
+
+
+def _breasts(labels: dict, images: list[dict], notes: dict) -> list[dict]:
     """Rows of the table breasts: every breast of the labels and of the images."""
     there = {(row["exam"], row["side"]) for row in images if row["fate"] == USED}
     found: dict[tuple[str, str], list[dict]] = {}
@@ -218,5 +153,5 @@ def _breasts(labels: dict, images: list[dict]) -> list[dict]:
             step = max((row["step"] for row in found[exam, side]), key=STEPS.index)
             reason = "none of its images can be used"
         fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
-        rows.append({"exam": exam, "side": side, **label, **fate})
+        rows.append({"exam": exam, "side": side, **label, **fate, "note": notes.get((exam, side), "")})
     return rows

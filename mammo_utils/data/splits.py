@@ -64,30 +64,37 @@ def twins(cohort: Cohort, index: pd.DataFrame) -> pd.DataFrame:
     `index` is the store's: exam, view, sha256. Twins conflict where one breast's diagnosis or BI-RADS is known
     under both IDs and not the same.
     """
+    index = index[index["exam"].isin(cohort.exams.index)]  # the store also has exams that left since
     shared = index.groupby("sha256")["exam"].transform("nunique") > 1
     found = index.loc[shared, ["sha256", "exam", "view"]].sort_values(["sha256", "exam"], ignore_index=True)
     exams = cohort.exams
 
-    def labels(row: pd.Series) -> tuple:
+    def labels(row: dict) -> tuple:
         side = row["view"][0]
         return exams.at[row["exam"], f"{side}_diagnosis"], exams.at[row["exam"], f"{side}_birads"]
 
-    pairs = found.apply(labels, axis=1, result_type="reduce") if len(found) else pd.Series(dtype=object)
-    found["conflicting"] = pairs.groupby(found["sha256"]).transform("nunique") > 1 if len(found) else False
+    pairs = pd.DataFrame(map(labels, found.to_dict("records")), index=found.index, columns=["diagnosis", "birads"])
+    known = pairs.where(pairs >= 0)  # an absent label contradicts none
+    found["conflicting"] = (known.groupby(found["sha256"]).transform("nunique") > 1).any(axis=1)
     return found
 
 
 def groups_of(cohort: Cohort, index: pd.DataFrame, conflicts: str = "set aside") -> pd.Series:
     """exam -> group: the first exam among those joined by identical images, directly or through others.
 
-    Exams with twins in conflict are left out (``conflicts="set aside"``) or stay in one group ("keep").
+    Twins are found by their pixels and in the list of known errors (``cohort.corrections``). Exams with twins in
+    conflict are left out (``conflicts="set aside"``) or stay in one group ("keep").
     """
     exams = list(cohort.exams.index)
     position = {exam: i for i, exam in enumerate(exams)}
     found = twins(cohort, index)
     first = found.groupby("sha256")["exam"].transform("first")
-    edges = [position[e] for e in found["exam"]], [position[e] for e in first]
-    graph = coo_matrix((np.ones(len(found)), edges), shape=(len(exams), len(exams)))
+    pairs = [(position[one], position[other]) for one, other in zip(found["exam"], first, strict=True)]
+    listed = cohort.corrections.query("kind == 'twin' and applied")
+    listed = listed[listed["exam"].isin(exams) & listed["value"].isin(exams)]
+    pairs += [(position[one], position[other]) for one, other in zip(listed["exam"], listed["value"], strict=True)]
+    edges = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(edges.shape[1]), tuple(edges)), shape=(len(exams), len(exams)))
     component = connected_components(graph, directed=False)[1]
     names = pd.Series(exams, exams, dtype=object)
     groups = names.groupby(component).transform("first").rename("group")

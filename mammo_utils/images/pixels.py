@@ -85,14 +85,17 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.rint(np.clip(np.asarray(small), 0, 1) * 255).astype(np.uint8)
 
 
-def prepare(path: Path, side: str, size: int) -> Picture:
-    """§3.1: decode, scale, invert, flip right breasts, resize. Raises PixelError with the reason."""
+def prepare(path: Path, side: str, size: int, mirrored: bool = False) -> Picture:
+    """§3.1: decode, scale, invert, flip right breasts, resize. Raises PixelError with the reason.
+
+    An image that is known to be stored `mirrored` is turned by where its pixels have the chest wall, not by its side.
+    """
     values, bits, photometric = decode(path)
     image = intensities(values, bits, photometric)
     if not image.any():
         raise PixelError("every pixel is 0")
     wall = chest_wall(image)
-    flipped = side == "R"
+    flipped = wall == "right" if mirrored else side == "R"
     grey = resize(np.ascontiguousarray(image[:, ::-1]) if flipped else image, size)
     digest = hashlib.sha256(f"{values.shape}{bits}{photometric}".encode())
     digest.update(np.ascontiguousarray(values, dtype="<i4"))

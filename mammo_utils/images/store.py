@@ -31,7 +31,7 @@ PART = 64  # images
 class Store:
     """images: (n, size, size) uint8, chest wall at the left. index: one row an image, in that order: exam, view,
     image, path, sha256 (of the decoded pixels), rows, columns (of the original), flipped, chest_wall, agrees
-    (whether the chest wall lies where the side's tag puts it). set_aside: image, path, reason.
+    (whether the chest wall lies where the side puts it, so that it is at the left now). set_aside: image, path, reason.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ def build_store(
     wanted = cohort.images[cohort.images["fate"] == USED]
     order = {view: position for position, view in enumerate(VIEWS)}
     wanted = wanted.sort_values(["exam", "view"], key=lambda c: c.map(order) if c.name == "view" else c)
-    wanted = wanted[["exam", "view", "side", "image", "path"]].to_dict("records")
+    wanted = wanted[["exam", "view", "side", "image", "path", "mirrored"]].to_dict("records")
     sizes = [(cohort.folder / row["path"]).stat().st_size for row in wanted]
     settings = {"size": size, "filter": "bilinear, antialiased", "code": code_hash("images")}
     identity = hash_of([settings, wanted, sizes])
@@ -153,12 +153,11 @@ def _build_part(job: tuple[Path, list[dict], Path, int]) -> int:
     pictures, facts = [], []
     for row in rows:
         try:
-            picture = prepare(source / row["path"], row["side"], size)
+            picture = prepare(source / row["path"], row["side"], size, row["mirrored"])
         except PixelError as error:
             facts.append({**row, "reason": str(error)})
             continue
         pictures.append(picture.grey)
-        expected = "right" if row["side"] == "R" else "left"
         facts.append(
             {
                 **row,
@@ -168,7 +167,7 @@ def _build_part(job: tuple[Path, list[dict], Path, int]) -> int:
                 "columns": picture.columns,
                 "flipped": picture.flipped,
                 "chest_wall": picture.chest_wall,
-                "agrees": picture.chest_wall == expected,
+                "agrees": (picture.chest_wall == "right") == picture.flipped,
             }
         )
     with write_whole(part.with_suffix(".npy")) as temporary, temporary.open("wb") as file:

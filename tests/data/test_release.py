@@ -10,7 +10,7 @@ import pytest
 
 from mammo_utils.data import read_cohort
 from mammo_utils.data.exams import VIEWS, DataError, load_cohort, save_cohort
-from mammo_utils.data.release import clean, read_workbook
+from mammo_utils.data.sheets import clean, read_workbook
 from mammo_utils.data.subsets import exams_of_subset
 from mammo_utils.synthetic.release import write_release
 from tests.conftest import SHARED
@@ -201,7 +201,7 @@ def test_saved_tables_come_back_as_they_were(pristine, tmp_path):
     cohort = read_cohort("cmmd", pristine)
     save_cohort(cohort, tmp_path)
     loaded = load_cohort(tmp_path)
-    for name in ("exams", "images", "breasts", "lesions", "set_aside"):
+    for name in ("exams", "images", "breasts", "lesions", "corrections", "set_aside"):
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(cohort, name))
     with pytest.raises(DataError, match="run notebook 01"):
         load_cohort(tmp_path / "nowhere")

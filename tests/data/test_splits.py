@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_utils.data.exams import DataError
+from mammo_utils.data.exams import DataError, table
 from mammo_utils.data.splits import groups_of, load_split, make_split, twins
 
 
@@ -13,16 +13,16 @@ from mammo_utils.data.splits import groups_of, load_split, make_split, twins
 def exams():
     random = np.random.default_rng(0)
     n = 200
-    table = pd.DataFrame(index=[f"S1-{i:04d}" for i in range(n)])
+    frame = pd.DataFrame(index=[f"S1-{i:04d}" for i in range(n)])
     for side in "LR":
-        table[f"{side}_birads"] = random.choice([-1, 1, 2, 3, 4, 5], n, p=[0.2, 0.4, 0.05, 0.1, 0.1, 0.15])
-        table[f"{side}_diagnosis"] = np.where(table[f"{side}_birads"] > 3, 1, 0)
+        frame[f"{side}_birads"] = random.choice([-1, 1, 2, 3, 4, 5], n, p=[0.2, 0.4, 0.05, 0.1, 0.1, 0.15])
+        frame[f"{side}_diagnosis"] = np.where(frame[f"{side}_birads"] > 3, 1, 0)
     four = random.random(n) < 0.5
-    return table.assign(L_CC=True, L_MLO=True, R_CC=four, R_MLO=four)
+    return frame.assign(L_CC=True, L_MLO=True, R_CC=four, R_MLO=four)
 
 
 def cohort_of(exams):
-    return SimpleNamespace(exams=exams)
+    return SimpleNamespace(exams=exams, corrections=table("corrections", []))
 
 
 def index_of(exams, same=()):
