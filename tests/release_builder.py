@@ -36,39 +36,47 @@ BREASTS = [  # ID, side, age, classification, density, BI-RADS
 ]
 
 
-def write_dicom(path, patient, side, view, number):
-    """One image with CMMD's header pattern: side in ImageLaterality, view in ViewCodeSequence, ViewPosition empty."""
+def write_dicom(path, patient, side, view, number, uid="", values=None):
+    """One image with CMMD's header pattern: side in ImageLaterality, view in ViewCodeSequence, ViewPosition empty.
+
+    values: (rows, columns) uint8 or uint16, else a breast at the edge where the side's chest wall lies.
+    """
+    if values is None:
+        values = np.zeros((ROWS, COLUMNS), np.uint8)
+        breast = slice(0, 9) if side == "L" else slice(COLUMNS - 9, COLUMNS)
+        values[4:20, breast] = 60 + number
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"2.25.{1000 + number}"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid or f"2.25.{1000 + number}"
     dataset.PatientID, dataset.ImageLaterality, dataset.Laterality, dataset.ViewPosition = patient, side, "", ""
     dataset.PatientOrientation = ORIENTATIONS[side, view]
     code = Dataset()
     code.CodeValue, code.CodeMeaning = CODES[view]
     dataset.ViewCodeSequence = Sequence([code])
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
+    (dataset.Rows, dataset.Columns), dataset.SamplesPerPixel = values.shape, 1
     dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-    values = np.zeros((ROWS, COLUMNS), np.uint8)
-    breast = slice(0, 9) if side == "L" else slice(COLUMNS - 9, COLUMNS)
-    values[4:20, breast] = 60 + number
+    bits = 8 * values.dtype.itemsize
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
     dataset.PixelData = values.tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
 
 
 def write_workbook(path, breasts=BREASTS):
+    """The three sheets; breasts: rows such as BREASTS, a seventh value is the reason of an exclusion."""
     book = openpyxl.Workbook()
     book.active.title = "README"
     sheet = book.create_sheet(SHEET)
-    rows = [HEADER, BELOW, *({1: b[0], 2: b[1], 3: b[2], 4: b[3], 6: b[4], 22: b[5]} for b in breasts)]
+    columns = (1, 2, 3, 4, 6, 22, 5)
+    rows = [HEADER, BELOW, *(dict(zip(columns, breast, strict=False)) for breast in breasts)]
     for row in rows:
         sheet.append([row.get(column) for column in range(1, 34)])
     lesions = book.create_sheet("Lesion Details Sheet")
     for row in (["a"], ["b"], ["c"], [None, "total", 2]):
         lesions.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
 
 

@@ -79,6 +79,17 @@ def _exam_fates(rows: pd.DataFrame, kept: pd.Index) -> pd.DataFrame:
     return last[["exam", "fate", "step", "reason"]]
 
 
+def contradictions(cohort: Cohort) -> pd.DataFrame:
+    """What contradicts itself, used or not: kind (image: its tags; breast: the tables of labels), what, note."""
+    images, breasts = (frame[frame["note"] != ""] for frame in (cohort.images, cohort.breasts))
+    rows = [{"kind": "image", "what": row["path"], "note": row["note"]} for row in images.to_dict("records")]
+    rows += [
+        {"kind": "breast", "what": f"{row['exam']} {row['side']}", "note": row["note"]}
+        for row in breasts.to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=["kind", "what", "note"])
+
+
 # --- setting aside ----------------------------------------------------------------------------------------
 
 

@@ -146,10 +146,12 @@ def _breasts(labels: dict, images: list[dict], notes: dict) -> list[dict]:
     rows = []
     for exam, side in sorted(set(labels) | set(found)):
         label = labels.get((exam, side), nothing)
-        step, reason = ("labels", label["reason"]) if label["reason"] else ("", "")
-        if not reason and (exam, side) not in found:
+        step, reason = "", ""
+        if (exam, side) not in found:
             step, reason = "reading", "the folder has no image of it"
-        elif not reason and (exam, side) not in there:
+        elif label["reason"]:
+            step, reason = "labels", label["reason"]
+        elif (exam, side) not in there:
             step = max((row["step"] for row in found[exam, side]), key=STEPS.index)
             reason = "none of its images can be used"
         fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}

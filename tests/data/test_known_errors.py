@@ -1,0 +1,252 @@
+"""Every known error of CMMD ends as documented, in every layout: right side, right label, one split, or set aside."""
+
+import os
+import random
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+
+from mammo_utils.data import read_cohort
+from mammo_utils.data.corrections import KINDS, known_errors
+from mammo_utils.data.exams import DataError
+from mammo_utils.data.fates import apply_twins, contradictions, flow
+from mammo_utils.data.splits import groups_of, make_split
+from mammo_utils.images.store import apply_store, build_store
+from tests.cmmd_builder import (
+    BOTH_REVERSED,
+    DAMAGED,
+    LABEL_MOVED,
+    LAYOUTS,
+    MIRRORED,
+    SWAPPED,
+    TWINS,
+    build_cmmd,
+    facts,
+    images,
+    labels,
+    write_clinical,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """layout -> the folder; csv and xlsx sheets alternate."""
+    root = tmp_path_factory.mktemp("cmmd")
+    sheets = dict(zip(LAYOUTS, ("xlsx", "csv", "xlsx"), strict=True))
+    return {layout: build_cmmd(root / layout, layout, sheets[layout]) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def cohort(request, folders):
+    return read_cohort("cmmd", folders[request.param])
+
+
+@pytest.fixture(scope="module")
+def first(folders):
+    return read_cohort("cmmd", folders["descriptive"])
+
+
+@pytest.fixture(scope="module")
+def store(first, tmp_path_factory):
+    return build_store(first, tmp_path_factory.mktemp("store"), size=16, workers=1)
+
+
+def test_every_image_is_on_the_side_that_it_shows(cohort):
+    found = cohort.images.set_index("image")
+    assert len(found) == len(images())
+    for row in images():
+        assert found.loc[row["uid"], ["exam", "view"]].tolist() == [row["exam"], f"{row['side']}_{row['view']}"]
+    assert not found.duplicated(["exam", "view"]).any()
+    wrong = [row for row in images() if row["side"] != row["tag"]]
+    assert {row["exam"] for row in wrong} == {*BOTH_REVERSED, *SWAPPED} and len(wrong) == 16
+
+
+def test_every_label_is_on_the_breast_of_its_images(cohort):
+    rows = {(row[0], row[1]): row for row in labels()}
+    breasts = cohort.breasts.set_index(["exam", "side"])
+    for exam, (wrong, right) in LABEL_MOVED.items():
+        row = rows[exam, right]
+        expected = {"Normal": 0, "Benign": 0, "Malignant": 1}[row[3]]
+        assert breasts.loc[(exam, right), ["diagnosis", "birads"]].tolist() == [expected, int(row[5])]
+        assert cohort.exams.loc[exam, f"{right}_diagnosis"] == expected
+        assert cohort.exams.loc[exam, [f"{right}_CC", f"{right}_MLO"]].all()
+        if exam in BOTH_REVERSED:
+            assert (exam, wrong) not in breasts.index and not cohort.exams.loc[exam, f"{wrong}_CC"]
+        else:
+            assert breasts.loc[(exam, wrong), "class"] == "normal"
+    malignant = cohort.exams[[f"{side}_diagnosis" for side in "LR"]].eq(1).to_numpy()
+    assert (malignant == cohort.exams[[f"{side}_lesions" for side in "LR"]].gt(0).to_numpy()).all()
+    assert not len(contradictions(cohort)), "CMMD's sheet agrees once its labels are moved"
+
+
+def test_the_damaged_image_is_set_aside_and_the_other_view_stays(cohort):
+    exam, side, view = DAMAGED
+    row = cohort.images[cohort.images["exam"] == exam].set_index("view")
+    damaged, other = row.loc[f"{side}_{view}"], row.loc[f"{side}_CC"]
+    assert (damaged["fate"], damaged["step"]) == ("set aside", "corrections")
+    assert damaged["reason"] == "the image is damaged: its scale is wrong" and other["fate"] == "used"
+    assert cohort.exams.loc[exam, [f"{side}_CC", f"{side}_MLO"]].tolist() == [True, False]
+
+
+def test_the_three_layouts_give_the_same_tables(cohort, first):
+    for name in ("exams", "breasts", "lesions", "corrections"):
+        pd.testing.assert_frame_equal(getattr(cohort, name), getattr(first, name))
+    pd.testing.assert_frame_equal(cohort.images.drop(columns="path"), first.images.drop(columns="path"))
+    pd.testing.assert_frame_equal(flow(cohort), flow(first))
+
+
+def test_sixteen_bits_and_file_order_and_junk_and_totals(cohort):
+    found = cohort.images.set_index(["exam", "view"])
+    assert found.loc["D1-1343", "bits_stored"].tolist() == [16, 16] and (found.loc["D1-1343", "fate"] == "used").all()
+    order = [row["view"] for row in images() if row["exam"] == "D1-1506"]
+    assert order == ["MLO", "CC"] and set(found.loc["D1-1506"].index) == {"R_CC", "R_MLO"}
+    (junk,) = cohort.set_aside[cohort.set_aside["kind"] == "junk"].to_dict("records")
+    assert junk["what"] == f"{sum(row[3] == 'Malignant' for row in labels())} files"
+    assert flow(cohort).iloc[0][["images", "breasts"]].tolist() == [len(images()), len(labels())]
+
+
+def test_every_known_error_is_listed_and_applied(cohort):
+    listed = cohort.corrections
+    assert len(listed) == len(known_errors()) and listed["applied"].all() and (listed["why_not"] == "").all()
+    assert (listed["source"] != "").all() and set(listed["kind"]) == set(KINDS)
+    assert not listed.duplicated(["exam", "where", "kind"]).any()
+    side = listed[listed["kind"] == "side"]
+    assert {f"{row['exam']} {row['tag']}_{row['view']}" for row in images() if row["side"] != row["tag"]} == {
+        f"{row['exam']} {row['where']}" for row in side.to_dict("records")
+    }
+    label = listed[listed["kind"] == "label"]
+    assert dict(zip(label["exam"], label["where"] + label["value"], strict=True)) == LABEL_MOVED
+
+
+def test_every_breast_of_the_store_has_its_chest_wall_at_the_left(first, store):
+    assert store.index["agrees"].all() and len(store.index) == (first.images["fate"] == "used").sum()
+    for picture in store.images:
+        assert picture[:, :2].mean() > 30 and picture[:, -2:].mean() == 0
+    row = store.index.set_index(["exam", "view"]).loc[(MIRRORED[0], "_".join(MIRRORED[1:]))]
+    assert row["flipped"] and row["chest_wall"] == "right", "a left breast, stored mirrored"
+
+
+def test_a_mirrored_image_is_turned_by_its_pixels_alone(folders, tmp_path):
+    """Whether or not the CC of D1-0252 is stored mirrored (which is inferred), it ends with its chest wall left."""
+    folder = shutil.copytree(folders["flat"], tmp_path / "release")
+    for path in folder.rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        if (dataset.PatientID, dataset.ViewCodeSequence[0].CodeMeaning) == ("D1-0252", "cranio-caudal"):
+            dataset.PixelData = np.ascontiguousarray(dataset.pixel_array[:, ::-1]).tobytes()
+            dataset.save_as(path)
+    cohort = read_cohort("cmmd", folder)
+    exam = cohort.images["exam"] == "D1-0252"
+    cohort = replace(cohort, images=cohort.images[exam].reset_index(drop=True))
+    store = build_store(cohort, tmp_path / "store", size=16, workers=1)
+    assert store.index["view"].tolist() == ["L_CC", "L_MLO"] and store.index["flipped"].tolist() == [True, False]
+    assert store.index["agrees"].all() and (store.images[:, :, :2].mean(axis=(1, 2)) > 30).all()
+
+
+def test_twins_stay_in_one_part_or_are_set_aside_with_their_reason(first, store):
+    after = apply_twins(apply_store(first, store), store.index)
+    left = {"D1-0808", "D1-1292"}  # benign and malignant with the same pixels
+    assert set(first.exams.index) - set(after.exams.index) == left
+    reasons = after.set_aside[after.set_aside["kind"] == "exam"].set_index("what")["reason"]
+    assert set(reasons.index) == left and reasons["D1-0808"].endswith(": D1-1292")
+    assert (after.images.loc[after.images["exam"].isin(left), "step"] == "twins").all()
+    groups = groups_of(after, store.index)
+    kept = groups_of(first, store.index, conflicts="keep")
+    for seed in range(20):
+        split = make_split(after.exams, groups, seed=seed, validation=0.3, test=0.3)
+        assert split.part["D1-0202"] == split.part["D2-0284"]
+        split = make_split(first.exams, kept, seed=seed, validation=0.3, test=0.3)
+        assert all(split.part[one] == split.part[other] for one, other in TWINS.items())
+
+
+def test_twins_in_the_list_stay_together_where_pixels_do_not_tell(first, store):
+    index = store.index.assign(sha256=[str(number) for number in range(len(store.index))])
+    groups = groups_of(first, index)
+    assert all(groups[one] == groups[other] for one, other in TWINS.items())
+    off = groups_of(read_cohort("cmmd", first.folder, corrections=False), index)
+    assert all(off[one] != off[other] for one, other in TWINS.items())
+
+
+def test_without_corrections_each_error_shows(folders, tmp_path):
+    cohort = read_cohort("cmmd", folders["flat"], corrections=False)
+    assert len(cohort.corrections) == len(known_errors()) and not cohort.corrections["applied"].any()
+    assert (cohort.corrections["why_not"] == "corrections are switched off").all()
+    found = cohort.images.set_index("image")
+    assert all(found.loc[row["uid"], "side"] == row["tag"] for row in images())
+    assert (found.loc[found["exam"].isin(BOTH_REVERSED), "step"] == "labels").all(), (
+        "the labels lie on the other breast"
+    )
+    told = contradictions(cohort)
+    assert set(LABEL_MOVED) - set(BOTH_REVERSED) <= {what.split()[0] for what in told["what"]}
+    store = build_store(cohort, tmp_path / "store", size=16, workers=1)
+    odd = store.index[~store.index["agrees"]]
+    assert set(odd["exam"]) == {*SWAPPED, MIRRORED[0]}, "the pixels tell, where the labels let an image in"
+
+
+@pytest.mark.parametrize("clinical", ["xlsx", "csv"])
+def test_the_clinical_sheet_alone_gives_diagnoses(folders, tmp_path, clinical):
+    folder = shutil.copytree(folders["rest"] / "tciaDownload", tmp_path / "cmmd" / "tciaDownload").parent
+    with pytest.raises(DataError, match="should hold one workbook"):
+        read_cohort("cmmd", folder)
+    build = facts("clinical")
+    write_clinical(folder / f"CMMD_clinicaldata_revision.{clinical}")
+    cohort = read_cohort("cmmd", folder)
+    assert cohort.label == "CMMD" and (cohort.breasts["birads"] == -1).all() and cohort.corrections["applied"].all()
+    breasts = cohort.breasts.set_index(["exam", "side"])
+    for row in build.to_dict("records"):
+        side = LABEL_MOVED.get(row["ID1"], (row["LeftRight"],))[-1]
+        assert breasts.loc[(row["ID1"], side), "class"] == row["classification"].lower()
+    unlabelled = breasts[breasts["class"] == ""]
+    assert len(breasts) - len(unlabelled) == len(build) and (unlabelled["fate"] == "used").all()
+    assert cohort.exams["age"].notna().all()
+
+
+def test_a_partial_download_has_what_concerns_it(folders, tmp_path):
+    folder = shutil.copytree(folders["descriptive"], tmp_path / "part")
+    for path in sorted(folder.rglob("*.dcm")):
+        exam = path.parts[-4]
+        if exam not in ("D1-0202", "D1-0999", "D2-0048") or (exam == "D1-0999" and path.name != "1-2.dcm"):
+            path.unlink()
+    cohort = read_cohort("cmmd", folder)
+    used = cohort.images[cohort.images["exam"] == "D1-0999"]
+    assert used["view"].tolist() == ["R_MLO"], "tagged L_MLO"
+    listed = cohort.corrections.set_index(["exam", "where"])
+    assert set(cohort.corrections["exam"]) == {"D1-0202", "D1-0999", "D2-0048"}
+    assert listed.loc[("D1-0999", "L_MLO"), "applied"]
+    assert listed.loc[("D1-0999", "R_MLO"), "why_not"] == "no image of it is tagged R_MLO"
+    assert (listed.loc["D1-0202", "why_not"] == "D2-0284 is not in this folder").all()
+    rows = flow(cohort).set_index(["step", "reason"])
+    assert rows.loc[("reading", "the folder has no image of it"), "breasts"] == len(labels()) - 5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_names_and_order_of_files_decide_nothing(folders, first, store, tmp_path, monkeypatch, seed):
+    draw = random.Random(seed)
+    folder = tmp_path / "again"
+    paths = sorted(folders["descriptive"].rglob("*.dcm"))
+    copies = draw.sample(paths, 5)
+    for path in draw.sample([*paths, *copies], len(paths) + len(copies)):
+        name = folder / f"{draw.randrange(9)}" / f"{draw.getrandbits(64):x}.dcm"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, name)
+    shutil.copytree(folders["descriptive"] / "TOMPEI", folder / "somewhere" / "else")
+    walk = os.walk
+
+    def shuffled(*arguments, **options):
+        for place, inside, names in walk(*arguments, **options):
+            draw.shuffle(names)
+            draw.shuffle(inside)
+            yield place, inside, names
+
+    monkeypatch.setattr(os, "walk", shuffled)
+    cohort = read_cohort("cmmd", folder)
+    pd.testing.assert_frame_equal(cohort.exams, first.exams)
+    pd.testing.assert_frame_equal(cohort.lesions, first.lesions)
+    assert (cohort.images["reason"].str.startswith("the same image as another file")).sum() == 5
+    again = build_store(cohort, tmp_path / "store", size=16, workers=1)
+    assert again.hash == store.hash and np.array_equal(again.images, store.images)
+    splits = [make_split(c.exams, groups_of(c, s.index), seed=seed) for c, s in ((cohort, again), (first, store))]
+    assert splits[0].hash == splits[1].hash and splits[0].part.equals(splits[1].part)
