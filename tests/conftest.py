@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # read when Triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from mammo_utils.config import Study, load_study
 from mammo_utils.files import project_root
 

@@ -11,6 +11,7 @@ which the reference has as an option. Signature and shapes are those of mamba-ss
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib.util import find_spec
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "cpu", "mamba_ssm")
+BACKENDS = ("auto", "reference", "cpu", "mamba_ssm", "triton")
 
 
 def selective_scan(
@@ -56,9 +57,15 @@ def selective_scan(
     if discretisation == "exact" and backend == "auto":
         backend = "reference"
     backend = pick_backend(backend, u.device, u.dtype)
+    if backend == "triton":
+        raise ValueError("The backend 'triton' scans images alone (scan_paths); take 'mamba_ssm' or 'reference' here.")
     if discretisation == "exact" and backend != "reference":
         raise ValueError(f"The backend {backend!r} has no exact discretisation; use backend='reference'.")
     if backend == "mamba_ssm":
+        # the kernel takes what varies in time in u's dtype and all weights in float32
+        delta, z = _cast(u.dtype, delta, z)
+        B, C = (x.to(torch.float32 if x.dim() == 2 else u.dtype) for x in (B, C))
+        A, D, delta_bias = _cast(torch.float32, A, D, delta_bias)
         y, last = _mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
     else:
         scan = reference_scan if backend == "reference" else _cpu_scan
@@ -84,12 +91,21 @@ def scan_paths(
     """Scan one image along K paths with softplus on delta, and add the K outputs: the core of SS2D.
 
     u: (batch, L, D), pixel by pixel. delta: (batch, K, L, D). A: (K, D, N). B, C: (batch, K, L, N).
-    D, delta_bias: (K, D). paths: (K, L) int64 on the CPU, the pixel that path k visits at step t. All arrays
+    D, delta_bias: (K, D). paths: (K, L) int64 on u's device, the pixel that path k visits at step t. All arrays
     are indexed by pixel, not by step. Returns (batch, L, D) in float32 (float64 for float64).
+
+    backend: as in :func:`selective_scan`, or ``triton``, a GPU kernel that reads the image in place; its paths
+    are K/2 paths and then the same ones reversed. ``cpu`` makes no copy of the image either; the other two
+    gather one for each path.
     """
     batch, length, channels = u.shape
     K, _, states = A.shape
     backend = pick_backend(backend, u.device, u.dtype)
+    if backend == "triton":
+        from mammo_utils.models.scan_triton import Scan2D
+
+        A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)
+        return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
     u, delta, A, B, C, D, delta_bias = _cast(
         torch.promote_types(u.dtype, torch.float32), u, delta, A, B, C, D, delta_bias
     )
@@ -99,7 +115,6 @@ def scan_paths(
         y, _ = Scan.apply(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
         return y[:, 0]
 
-    paths = paths.to(u.device)
     order = paths[None, :, :, None]  # (1, K, L, 1)
 
     def along(x):  # (batch, K, L, E) by pixel -> (batch, K, E, L) by step
@@ -123,7 +138,8 @@ def scan_paths(
 def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend that `auto` means: on a CPU ``cpu`` (float64: ``reference``), on a GPU ``mamba_ssm``.
 
-    On a GPU without mamba-ssm it is the reference. Raises ValueError where a named one cannot do the work.
+    On a GPU without mamba-ssm it is the reference. ``triton`` is never picked: it has not been measured that it
+    wins. Raises ValueError where a named one cannot do the work.
     """
     if backend not in BACKENDS:
         raise ValueError(f"There is no backend {backend!r}; accepted are {', '.join(BACKENDS)}.")
@@ -131,9 +147,11 @@ def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.
         if device.type == "cuda" and find_spec("mamba_ssm") is not None and dtype != torch.float64:
             return "mamba_ssm"
         return "cpu" if device.type == "cpu" and dtype != torch.float64 else "reference"
-    if backend in ("cpu", "mamba_ssm") and dtype == torch.float64:
+    if backend not in ("auto", "reference") and dtype == torch.float64:
         raise ValueError(f"The backend {backend!r} scans in float32; use backend='reference' for float64.")
-    needed = {"cpu": "cpu", "mamba_ssm": "cuda"}.get(backend, device.type)
+    needed = {"cpu": "cpu", "mamba_ssm": "cuda", "triton": "cuda"}.get(backend, device.type)
+    if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        needed = device.type  # Triton's interpreter runs its kernels anywhere, slowly: for tests
     if device.type != needed:
         raise ValueError(f"The backend {backend!r} needs tensors on {needed}, these are on {device.type}.")
     return backend

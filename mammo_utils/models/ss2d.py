@@ -19,9 +19,9 @@ PATHS = ("rows", "columns", "rows reversed", "columns reversed")
 
 
 @lru_cache(maxsize=64)
-def four_paths(height: int, width: int) -> Tensor:
+def four_paths(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """The pixel that each path of ``PATHS`` visits at each step: (4, H*W) int64; pixel = row * W + column."""
-    rows = torch.arange(height * width)
+    rows = torch.arange(height * width, device=device)
     columns = rows.view(height, width).t().reshape(-1)
     return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
 
@@ -70,7 +70,7 @@ class SS2D(nn.Module):
         batch, height, width, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, H, W, E) each
         x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        y = self.scan(x.reshape(batch, height * width, -1), four_paths(height, width))
+        y = self.scan(x.reshape(batch, height * width, -1), four_paths(height, width, x.device))
         y = self.out_norm(y.view(batch, height, width, -1).to(z.dtype))
         return self.out_proj(y * F.silu(z))
 

@@ -1,0 +1,109 @@
+"""The speed ledger: ``python -m mammo_utils.ledger`` says what is fast here, beside what, and where time goes.
+
+It prints tables, and with ``--json FILE`` writes the same as JSON: the selective scan beside named alternatives
+and the floor; SS2D beside its bare scans and beside SS2D with four copies of the image; one training step of each
+system, part by part. Alternatives are timed in turn, round after round in one process, and medians are compared,
+so that a busy machine is unjust to none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mammo_utils.config import load_study
+from mammo_utils.files import environment, write_json
+from mammo_utils.ledger.measure import compare
+from mammo_utils.ledger.scans import candidates, compare_ss2d, floor, inputs
+from mammo_utils.ledger.steps import steps
+
+CHANNELS = {64: 64, 32: 128}  # tokens a side: channels of what the hybrid's two blocks scan at 512 px
+
+
+def scan_record(
+    lengths: list[int], batch: int, channels: int, states: int, rounds: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    for length in lengths:
+        tensors = inputs(batch, channels, states, length, device)
+        shape = {"length": length, "batch": batch, "channels": channels, "states": states}
+        rows = compare(candidates(device), tensors, rounds, device)
+        yield shape | {"rows": rows, "floor": floor(tensors, tensors[0], tensors[0].numel() * states, device)}
+
+
+def tables(record: dict[str, Any]) -> Iterator[str]:
+    """The record as lines to read."""
+    for part in record["scans"]:
+        yield "selective scan, B={batch} D={channels} N={states} L={length}".format(**part)
+        yield from comparison(part)
+    for part in record["ss2d"]:
+        yield "SS2D of {channels} channels, {side} x {side} tokens, {batch} image(s), {dtype}".format(**part)
+        yield from comparison(part)
+    for part in record["steps"]:
+        yield (
+            f"{part['system']}: a training step of {part['batch']} exam(s) at {part['size']} px, "
+            f"{part['step_ms']:.0f} ms, {part['exams_per_second']:.2f} exams/s, "
+            f"{part['peak_memory_mb']:.0f} MB above the weights"
+        )
+        for row in part["parts"]:
+            yield f"  {row['part']:32}{row['forward_ms']:>10.1f} ms{row['backward_ms']:>12.1f} ms"
+
+
+def comparison(part: dict[str, Any]) -> Iterator[str]:
+    yield f"  {'':32}{'forward':>10}{'+ backward':>12}{'slower':>9}{'peak memory':>14}"
+    for r in part["rows"]:
+        yield (
+            f"  {r['name']:32}{r['forward_ms']:>7.1f} ms{r['forward_backward_ms']:>9.1f} ms{r['times_slower']:>8.1f}x"
+            f"{r['peak_memory_in_input']:>9.1f} x in"
+        )
+    floors = part["floor"]
+    yield f"  floor: exponentials {floors['exponentials_ms']:.2f} ms, bytes {floors['bytes_ms']:.2f} ms"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m mammo_utils.ledger", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=["scans", "ss2d", "steps"], help="scans, ss2d, steps; all of them")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--batch", type=int, default=4, help="of the scans")
+    parser.add_argument("--channels", type=int, default=192)
+    parser.add_argument("--states", type=int, default=16)
+    parser.add_argument("--sides", type=int, nargs="+", default=list(CHANNELS), help="SS2D's tokens a side")
+    parser.add_argument("--images", type=int, default=1, help="in a batch of SS2D")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="SS2D's autocast")
+    parser.add_argument("--study", default="config/demo.yaml", help="whose models and recipe the steps have")
+    parser.add_argument("--size", type=int, default=512, help="pixels of the steps' images")
+    parser.add_argument("--exams", type=int, default=1, help="in a batch of the steps")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args(arguments)
+    if unknown := set(a.parts) - {"scans", "ss2d", "steps"}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; accepted are scans, ss2d, steps")
+    torch.set_num_threads(a.threads)
+    device = torch.device(a.device)
+    record: dict[str, Any] = {"environment": environment(device_name(device), torch.get_num_threads())}
+    record |= {"scans": [], "ss2d": [], "steps": []}
+    if "scans" in a.parts:
+        record["scans"] = list(scan_record(a.lengths, a.batch, a.channels, a.states, a.rounds, device))
+    if "ss2d" in a.parts:
+        for side in a.sides:
+            channels = CHANNELS.get(side, 64)
+            found = compare_ss2d(channels, side, a.rounds, device, batch=a.images, dtype=getattr(torch, a.dtype))
+            record["ss2d"].append({"channels": channels, "side": side, "batch": a.images, "dtype": a.dtype} | found)
+    if "steps" in a.parts:
+        record["steps"] = steps(load_study(a.study), a.size, a.exams, a.rounds, device)
+    print("\n".join(tables(record)))
+    if a.json:
+        write_json(a.json, record)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The speed ledger at tiny size: its alternatives compute the same, its parts add up, its record is whole."""
+
+import json
+
+import pytest
+import torch
+
+from mammo_utils.config import load_study
+from mammo_utils.ledger import __main__ as command
+from mammo_utils.ledger import measure, scans, steps
+from mammo_utils.models import ss2d
+from mammo_utils.models.ss2d import SS2D
+from mammo_utils.models.systems import build_system
+
+CPU = torch.device("cpu")
+
+
+def gradients(function, tensors):
+    y = function(*tensors)
+    torch.manual_seed(0)
+    return [y.detach(), *torch.autograd.grad((y * torch.randn(y.shape)).sum(), tensors)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 37, 64])
+def test_the_alternatives_agree_in_values_and_gradients(length):
+    tensors = scans.inputs(2, 3, 4, length, CPU)
+    found = {name: gradients(function, tensors) for name, function in scans.candidates(CPU).items()}
+    assert next(iter(found)) == "backend cpu" and len(found) == 4
+    for name, values in found.items():
+        for value, expected in zip(values, found["backend reference"], strict=True):
+            torch.testing.assert_close(
+                value, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_ss2d_with_four_copies_is_ss2d():
+    torch.manual_seed(0)
+    module, image = SS2D(6, states=4), torch.randn(2, 3, 5, 6, requires_grad=True)
+    found, expected = (
+        gradients(lambda image, *_, f=f: f(image), [image, *module.parameters()])
+        for f in (scans.FourCopies(module), module)
+    )
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+
+
+def test_peak_memory_of_a_known_allocation():
+    def work():
+        first = torch.ones(2**18)  # 1 MB
+        second = first + 1
+        del first
+        return second.sum()
+
+    assert 2.0 <= measure.peak_memory(work, CPU) < 2.1
+
+
+def test_the_scan_holds_no_array_of_L_D_N():
+    """Forward and backward within 8 times the input, at any length; an L x D x N array alone would be 16."""
+    for length in (64, 512):
+        tensors = scans.inputs(1, 64, 16, length, CPU)
+        name, function = next(iter(scans.candidates(CPU).items()))
+        assert name == "backend cpu"
+        peak = measure.peak_memory(lambda f=function, t=tensors: f(*t).sum().backward(), CPU)
+        assert peak * 2**20 < 8 * tensors[0].numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("resnet18", {"ResNet stem", "ResNet layer4"}),
+        ("vssm_shared", {"patches", "convolved halves", "scanned halves but scans", "four scans"}),
+        ("hybrid_view_specific", {"ResNet layer2", "patches", "four scans"}),
+    ],
+)
+def test_the_parts_of_a_step(name, parts):
+    """The clock changes nothing, every part takes time both ways, and the parts are all of the step."""
+    study = load_study("config/demo.yaml")
+    plain, watched = (build_system(name, dropout=0.0, backend="cpu") for _ in range(2))
+    watched.load_state_dict(plain.state_dict())
+    clock = steps.Clock(CPU)
+    steps.training_step(plain, 32, 2, study, CPU)()
+    whole = []
+    with steps.watched(watched, clock):
+        step = steps.training_step(watched, 32, 2, study, CPU)
+        whole.append(measure.timed(lambda: step(clock), CPU))
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+    spent = clock.milliseconds()
+    always = {steps.BATCH, steps.OPTIMISER, steps.REST}
+    assert {part for part, _ in spent} >= parts | always
+    for part in parts:
+        assert spent[part, "forward_ms"] > 0 and spent[part, "backward_ms"] > 0
+    assert sum(spent.values()) == pytest.approx(whole[0], rel=0.05)
+    assert ss2d.scan_paths.__module__ == "mammo_utils.models.selective_scan", "put back"
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    sizes = ["--lengths", "20", "--batch", "1", "--channels", "4", "--states", "2", "--rounds", "1", "--sides", "4"]
+    command.main([*sizes, "--size", "32", "--json", str(tmp_path / "ledger.json")])
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "ledger.json").read_text())
+    for row in record["scans"][0]["rows"] + record["ss2d"][0]["rows"]:
+        assert row["name"] in printed and row["forward_backward_ms"] > 0
+    assert [row["system"] for row in record["steps"]] == list(steps.SYSTEMS)
+    assert "torch" in str(record["environment"])
+    with pytest.raises(SystemExit):
+        command.main(["scan"])
+    assert "accepted are scans, ss2d, steps" in capsys.readouterr().err
