@@ -80,7 +80,7 @@ class ModelSettings(Frozen):
     fusion: Literal["gated", "concat", "mean"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
     dropout: Fraction = 0.5  # §4.3
-    backend: Literal["auto", "reference", "cpu", "mamba_ssm"] = "auto"
+    backend: Literal["auto", "reference", "cpu", "mamba_ssm", "triton"] = "auto"
 
 
 class Augmentation(Frozen):

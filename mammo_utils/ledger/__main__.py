@@ -17,21 +17,10 @@ import torch
 
 from mammo_utils.config import load_study
 from mammo_utils.files import environment, write_json
-from mammo_utils.ledger.measure import compare
-from mammo_utils.ledger.scans import candidates, compare_ss2d, floor, inputs
+from mammo_utils.ledger.scans import compare_scans, compare_ss2d
 from mammo_utils.ledger.steps import steps
 
 CHANNELS = {64: 64, 32: 128}  # tokens a side: channels of what the hybrid's two blocks scan at 512 px
-
-
-def scan_record(
-    lengths: list[int], batch: int, channels: int, states: int, rounds: int, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    for length in lengths:
-        tensors = inputs(batch, channels, states, length, device)
-        shape = {"length": length, "batch": batch, "channels": channels, "states": states}
-        rows = compare(candidates(device), tensors, rounds, device)
-        yield shape | {"rows": rows, "floor": floor(tensors, tensors[0], tensors[0].numel() * states, device)}
 
 
 def tables(record: dict[str, Any]) -> Iterator[str]:
@@ -88,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     record: dict[str, Any] = {"environment": environment(device_name(device), torch.get_num_threads())}
     record |= {"scans": [], "ss2d": [], "steps": []}
     if "scans" in a.parts:
-        record["scans"] = list(scan_record(a.lengths, a.batch, a.channels, a.states, a.rounds, device))
+        record["scans"] = compare_scans(a.lengths, a.batch, a.channels, a.states, a.rounds, device)
     if "ss2d" in a.parts:
         for side in a.sides:
             channels = CHANNELS.get(side, 64)

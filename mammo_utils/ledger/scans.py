@@ -107,6 +107,19 @@ def floor(inputs: Sequence[Tensor], output: Tensor, exponentials: int, device: t
     return {"exponentials_ms": 2 * exponentials * exp, "bytes_ms": moved * copy}
 
 
+def compare_scans(
+    lengths: Sequence[int], batch: int, channels: int, states: int, rounds: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """For each length the shape, one row a candidate and the floor."""
+    found = []
+    for length in lengths:
+        tensors = inputs(batch, channels, states, length, device)
+        shape = {"length": length, "batch": batch, "channels": channels, "states": states}
+        rows = compare(candidates(device), tensors, rounds, device)
+        found.append(shape | {"rows": rows, "floor": floor(tensors, tensors[0], tensors[0].numel() * states, device)})
+    return found
+
+
 class FourCopies(nn.Module):
     """SS2D as VMamba and MedMamba write it: four reordered copies of the image, scanned as four times the
     channels, and their outputs turned back and added. The weights are those of `module`."""
