@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -37,7 +40,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated() - before) / MEGABYTE
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+    with without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         function()
     level = worst = 0
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -45,6 +48,20 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
         level += event.nbytes()
         worst = max(worst, level)
     return worst / MEGABYTE
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """The profiler's library writes of missing GPUs and of older blocks to the file descriptor itself."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def compare(
