@@ -1,0 +1,89 @@
+"""The way from what was found to what is used, drawn as CONSORT draws the participants of a trial."""
+
+from __future__ import annotations
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mammo_utils.data.exams import SET_ASIDE, Cohort
+from mammo_utils.figures.style import styled
+from mammo_utils.images.pixels import PixelError, decode, intensities, resize
+
+WIDTH = 62  # letters of a line in a box at the side
+LINE = 0.19  # inches
+STEPS = {
+    "reading": "reading files and tags",
+    "corrections": "known errors",
+    "labels": "labels",
+    "cohort": "the study's cohort",
+    "pixels": "decoding pixels",
+    "twins": "twins",
+    "subset": "the run's subset",
+}
+
+
+@styled
+def draw_flow(rows: pd.DataFrame, title: str) -> Figure:
+    """The table of :func:`mammo_utils.data.fates.flow`: down the middle what is left, at the side what leaves."""
+    found, leaving = rows.iloc[0], rows.iloc[1:]
+    blocks = [(step, block, side_text(block)) for step, block in leaving.groupby("step", sort=False)]
+    heights = [LINE * (text.count("\n") + 1) + 0.3 for _, _, text in blocks]
+    height = 1.2 + sum(heights) + 0.75 * (len(blocks) + 1)
+    figure, axis = plt.subplots(figsize=(9, height), layout="constrained")
+    axis.set(xlim=(0, 9), ylim=(height, 0))
+    axis.axis("off")
+
+    def box(x: float, y: float, text: str, colour: str, *, align: str) -> None:
+        style = {"boxstyle": "round,pad=0.4", "facecolor": colour, "edgecolor": "0.5", "linewidth": 0.8}
+        axis.text(x, y, text, ha=align, va="center", fontsize=8, bbox=style, zorder=3)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.4", "linewidth": 0.9})
+
+    centre, y = 1.6, 0.6
+    box(centre, y, "found\n" + counts(found, ""), "#E5E5E5", align="center")
+    for (step, block, text), room in zip(blocks, heights, strict=True):
+        middle, below = y + 0.35 + room / 2, y + 0.75 + room
+        arrow((centre, y), (centre, below - 0.22))
+        arrow((centre, middle), (3.3, middle))
+        box(3.4, middle, f"{STEPS.get(step, step)}: set aside\n{text}", "#FBE3D6", align="left")
+        y = below
+        box(centre, y, f"left after {step}\n" + counts(block.iloc[-1], "_left"), "#DCEBF7", align="center")
+    figure.suptitle(title)
+    return figure
+
+
+def counts(row: pd.Series, ending: str) -> str:
+    return "\n".join(f"{row[name + ending]:,} {name}" for name in ("images", "breasts", "exams"))
+
+
+def side_text(block: pd.DataFrame) -> str:
+    """One line a reason, the numbers first; nothing is said of what does not leave here."""
+    lines = []
+    for row in block.to_dict("records"):
+        numbers = [f"{row[name]:,} {name[:-1] if row[name] == 1 else name}" for name in ("images", "breasts", "exams")]
+        numbers = [text for text in numbers if not text.startswith("0 ")]
+        lines += textwrap.wrap(f"{', '.join(numbers)}: {row['reason']}", WIDTH, subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def gallery(cohort: Cohort, limit: int = 16, size: int = 96) -> tuple[pd.DataFrame, list]:
+    """Thumbnails of images that were set aside and can be decoded, at most `limit`, spread over the reasons.
+
+    Returns their rows of the table images and as many arrays (size, size) uint8.
+    """
+    rows = cohort.images[cohort.images["fate"] == SET_ASIDE]
+    turn = rows.groupby(rows["reason"].str.split(": ").str[0]).cumcount()  # the first of each reason, then the second
+    kept, pictures = [], []
+    for index in turn.sort_values(kind="stable").index:
+        if len(kept) == limit:
+            break
+        try:
+            pictures.append(resize(intensities(*decode(cohort.folder / rows.at[index, "path"])), size))
+        except PixelError:
+            continue
+        kept.append(index)
+    return rows.loc[kept], pictures
