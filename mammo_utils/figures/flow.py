@@ -12,8 +12,8 @@ from mammo_utils.data.exams import SET_ASIDE, Cohort
 from mammo_utils.figures.style import styled
 from mammo_utils.images.pixels import PixelError, decode, intensities, resize
 
-WIDTH = 62  # letters of a line in a box at the side
-LINE = 0.19  # inches
+WIDTH = 80  # letters of a line in a box at the side
+LINE, BOX, GAP = 0.16, 0.38, 0.14  # inches: a line, half a box in the middle, the room below it
 STEPS = {
     "reading": "reading files and tags",
     "corrections": "known errors",
@@ -31,7 +31,7 @@ def draw_flow(rows: pd.DataFrame, title: str) -> Figure:
     found, leaving = rows.iloc[0], rows.iloc[1:]
     blocks = [(step, block, side_text(block)) for step, block in leaving.groupby("step", sort=False)]
     heights = [LINE * (text.count("\n") + 1) + 0.3 for _, _, text in blocks]
-    height = 1.2 + sum(heights) + 0.75 * (len(blocks) + 1)
+    height = 2 * (BOX + GAP) + sum(heights) + len(blocks) * 2 * (BOX + GAP)
     figure, axis = plt.subplots(figsize=(9, height), layout="constrained")
     axis.set(xlim=(0, 9), ylim=(height, 0))
     axis.axis("off")
@@ -41,15 +41,15 @@ def draw_flow(rows: pd.DataFrame, title: str) -> Figure:
         axis.text(x, y, text, ha=align, va="center", fontsize=8, bbox=style, zorder=3)
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.4", "linewidth": 0.9})
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.4"}, zorder=1)
 
-    centre, y = 1.6, 0.6
+    centre, y = 1.2, BOX + GAP
     box(centre, y, "found\n" + counts(found, ""), "#E5E5E5", align="center")
     for (step, block, text), room in zip(blocks, heights, strict=True):
-        middle, below = y + 0.35 + room / 2, y + 0.75 + room
-        arrow((centre, y), (centre, below - 0.22))
-        arrow((centre, middle), (3.3, middle))
-        box(3.4, middle, f"{STEPS.get(step, step)}: set aside\n{text}", "#FBE3D6", align="left")
+        middle, below = y + BOX + GAP + room / 2, y + 2 * (BOX + GAP) + room
+        arrow((centre, y + BOX), (centre, below - BOX))
+        arrow((centre, middle), (2.75, middle))
+        box(2.85, middle, f"{STEPS.get(step, step)}: set aside\n{text}", "#FBE3D6", align="left")
         y = below
         box(centre, y, f"left after {step}\n" + counts(block.iloc[-1], "_left"), "#DCEBF7", align="center")
     figure.suptitle(title)
