@@ -61,14 +61,23 @@ class Data(Frozen):
 
 class Images(Frozen):
     size: Annotated[int, Field(ge=16, le=4096)] = 512  # pixels a side, §3.1
+    resize: Literal["stretch", "pad", "crop"] = "stretch"  # §3.1 stretches; the others keep the proportions
     workers: Annotated[int, Field(ge=0)] = 0  # 0: one per core
 
 
 class SplitSettings(Frozen):
-    kind: Literal["paper", "nested"] = "nested"
+    kind: Literal["paper", "nested", "kfold"] = "nested"
     seed: int = 0
     validation: Fraction = 0.2  # §3: 20 % of the patients
     test: Fraction = 0.2  # of the patients; "nested" only
+    folds: Annotated[int, Field(ge=2)] = 5  # "kfold" only: each patient is in the test part of one of them
+    fold: Annotated[int, Field(ge=0)] = 0  # which of them is the test part, from 0
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> SplitSettings:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}, but of {self.folds} folds the last is {self.folds - 1}")
+        return self
 
 
 class ModelSettings(Frozen):

@@ -45,7 +45,9 @@ def prepare(study: Study) -> Study:
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
     cohort = read_cohort("cmmd", study.data_folder, cohort=study.data.cohort)
     save_cohort(cohort, study.folder)
-    store = build_store(cohort, study.folder / "store", size=study.images.size, workers=study.images.workers)
+    store = build_store(
+        cohort, study.folder / "store", size=study.images.size, resize=study.images.resize, workers=study.images.workers
+    )
     cohort = apply_store(cohort, store)
     settings = study.split.model_dump()
     make_split(cohort.exams, groups_of(cohort, store.index), **settings).save(study.folder / "split.json")

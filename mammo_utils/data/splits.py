@@ -19,7 +19,7 @@ class Split:
     """part: exam -> "train", "validation" or "test"; groups: exam -> group (patients that share an image).
 
     With "paper" the best epoch is chosen on the part that is reported, validation, as the paper did, which
-    flatters; with "nested" the part test has chosen nothing.
+    flatters; with "nested" and "kfold" the part test has chosen nothing.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class Split:
 
     @property
     def reported(self) -> str:
-        return "test" if self.kind == "nested" else "validation"
+        return "validation" if self.kind == "paper" else "test"
 
     @property
     def hash(self) -> str:
@@ -112,17 +112,23 @@ def make_split(
     seed: int = 0,
     validation: float = 0.2,
     test: float = 0.2,
+    folds: int = 5,
+    fold: int = 0,
 ) -> Split:
-    """Split groups of exams into parts: "paper" train and validation, "nested" train, validation and test.
+    """Split groups of exams into parts: "paper" train and validation, "nested" and "kfold" a test part as well.
 
     `validation` and `test` are shares of the groups. Groups of the same stratum (worst BI-RADS of the group,
     all four views or not) are shuffled and dealt out one by one to the part that lacks most, so that each part
-    has its share of each stratum. Raises ValueError for an unknown kind or shares that leave nothing to train on.
+    has its share of each stratum. "kfold" deals out `folds` parts alike, the one numbered `fold` is the test part,
+    and validation is dealt out of the others: over all folds every group is tested once. Raises ValueError for an
+    unknown kind or shares that leave nothing to train on.
     """
     shares = {"paper": {"validation": validation}, "nested": {"validation": validation, "test": test}}
-    if kind not in shares or sum(shares[kind].values()) >= 1:
-        raise ValueError(f"A split {kind!r} with validation {validation} and test {test} is not possible.")
-    shares = {"train": 1 - sum(shares[kind].values()), **shares[kind]}
+    shares["kfold"] = {"validation": validation, "test": 1 / folds}
+    if kind not in shares or sum(shares[kind].values()) >= 1 or not 0 <= fold < folds:
+        raise ValueError(
+            f"A split {kind!r} with validation {validation}, test {test} and fold {fold} of {folds} is not possible."
+        )
     exams = exams.loc[groups.index]
     strata = pd.DataFrame(
         {
@@ -132,11 +138,24 @@ def make_split(
     )
     random = np.random.default_rng(seed)
     order = strata.sort_index().sample(frac=1, random_state=random).sort_values(["birads", "complete"], kind="stable")
-    parts, dealt = list(shares), np.zeros(len(shares))
-    wanted = np.array(list(shares.values()))
     chosen = {}
-    for count, group in enumerate(order.index, 1):
+    if kind == "kfold":
+        of = _deal(order.index, dict.fromkeys(range(folds), 1 / folds))
+        chosen = {group: "test" for group in order.index if of[group] == fold}
+        left = order.index[[of[group] != fold for group in order.index]]
+        share = validation / (1 - 1 / folds)
+        chosen |= _deal(left, {"train": 1 - share, "validation": share})
+    else:
+        chosen = _deal(order.index, {"train": 1 - sum(shares[kind].values()), **shares[kind]})
+    return Split(kind, seed, groups.map(chosen).rename("part"), groups)
+
+
+def _deal(groups: pd.Index, shares: dict) -> dict:
+    """group -> part: each, in their order, to the part that lacks most of its share."""
+    parts, wanted = list(shares), np.array(list(shares.values()))
+    dealt, chosen = np.zeros(len(shares)), {}
+    for count, group in enumerate(groups, 1):
         part = int(np.argmax(wanted * count - dealt))
         dealt[part] += 1
         chosen[group] = parts[part]
-    return Split(kind, seed, groups.map(chosen).rename("part"), groups)
+    return chosen

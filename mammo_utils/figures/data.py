@@ -109,11 +109,20 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
 
 
 @styled
-def draw_steps(pictures: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
-    """Pictures side by side, each (caption, (rows, columns) in [0, 1] or uint8), in their own proportions."""
+def draw_steps(
+    pictures: Sequence[tuple[str, np.ndarray]],
+    title: str,
+    outlines: Sequence[Sequence[np.ndarray]] = (),
+) -> Figure:
+    """Pictures side by side, each (caption, (rows, columns) in [0, 1] or uint8), in their own proportions.
+
+    outlines: for each picture the lesions to draw on it, points (n, 2) in its pixels.
+    """
     figure, axes = plt.subplots(1, len(pictures), figsize=(2.5 * len(pictures), 3.4), layout="constrained")
-    for axis, (caption, image) in zip(np.atleast_1d(axes), pictures, strict=True):
+    for i, (axis, (caption, image)) in enumerate(zip(np.atleast_1d(axes), pictures, strict=True)):
         axis.imshow(image, vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
+        for points in outlines[i] if outlines else ():
+            axis.fill(*points.T, fill=False, edgecolor=OUTLINE, linewidth=1)
         axis.set(xticks=[], yticks=[])
         axis.set_title(caption)
         axis.set_xlabel(f"{image.shape[0]} x {image.shape[1]}", fontsize=7)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mammo_utils.data.dicom import LARGEST_IMAGE, Refused, read_dataset
+from mammo_utils.images.geometry import box_of, cut
 
 EDGE = 0.02  # share of the columns that decides where the chest wall is
 
@@ -29,6 +30,7 @@ class Picture:
     columns: int
     flipped: bool
     chest_wall: str  # "left" or "right", as found in the pixels before flipping
+    box: tuple[int, int, int, int]  # of the flipped image that the picture shows: left, top, width, height
 
 
 def decode(path: Path) -> tuple[np.ndarray, int, str]:
@@ -85,10 +87,11 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.rint(np.clip(np.asarray(small), 0, 1) * 255).astype(np.uint8)
 
 
-def prepare(path: Path, side: str, size: int, mirrored: bool = False) -> Picture:
+def prepare(path: Path, side: str, size: int, mirrored: bool = False, mode: str = "stretch") -> Picture:
     """§3.1: decode, scale, invert, flip right breasts, resize. Raises PixelError with the reason.
 
     An image that is known to be stored `mirrored` is turned by where its pixels have the chest wall, not by its side.
+    mode: what of the image is resized, see :func:`mammo_utils.images.geometry.box_of`.
     """
     values, bits, photometric = decode(path)
     image = intensities(values, bits, photometric)
@@ -96,7 +99,8 @@ def prepare(path: Path, side: str, size: int, mirrored: bool = False) -> Picture
         raise PixelError("every pixel is 0")
     wall = chest_wall(image)
     flipped = wall == "right" if mirrored else side == "R"
-    grey = resize(np.ascontiguousarray(image[:, ::-1]) if flipped else image, size)
+    turned = np.ascontiguousarray(image[:, ::-1]) if flipped else image
+    box = box_of(turned, mode)
     digest = hashlib.sha256(f"{values.shape}{bits}{photometric}".encode())
     digest.update(np.ascontiguousarray(values, dtype="<i4"))
-    return Picture(grey, digest.hexdigest(), *values.shape, flipped, wall)
+    return Picture(resize(cut(turned, box), size), digest.hexdigest(), *values.shape, flipped, wall, box)

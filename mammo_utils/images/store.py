@@ -22,6 +22,7 @@ import pandas as pd
 from mammo_utils.data.exams import USED, VIEWS, Cohort, DataError
 from mammo_utils.data.fates import without_images
 from mammo_utils.files import code_hash, folder_lock, hash_of, read_json, shown, write_json, write_text, write_whole
+from mammo_utils.images.geometry import BOX
 from mammo_utils.images.pixels import PixelError, prepare
 
 PART = 64  # images
@@ -31,7 +32,8 @@ PART = 64  # images
 class Store:
     """images: (n, size, size) uint8, chest wall at the left. index: one row an image, in that order: exam, view,
     image, path, sha256 (of the decoded pixels), rows, columns (of the original), flipped, chest_wall, agrees
-    (whether the chest wall lies where the side puts it, so that it is at the left now). set_aside: image, path, reason.
+    (whether the chest wall lies where the side puts it, so that it is at the left now), left, top, width, height (the
+    box of the flipped original that is shown, see images.geometry). set_aside: image, path, reason.
     """
 
     folder: Path
@@ -42,8 +44,10 @@ class Store:
 
     @cached_property
     def hash(self) -> str:
-        """Of the content: the size and, for each image, exam, view and pixels."""
-        return hash_of([self.settings["size"], self.index[["exam", "view", "sha256"]].to_numpy().tolist()])
+        """Of the content: the size, what was resized and, for each image, exam, view and pixels."""
+        return hash_of(
+            [self.settings["size"], self.settings["resize"], self.index[["exam", "view", "sha256"]].to_numpy().tolist()]
+        )
 
     def rows_of(self, exams: list[str]) -> np.ndarray:
         """(len(exams), 4) int64, the row of each view of VIEWS, -1 where there is no image."""
@@ -57,20 +61,22 @@ def build_store(
     folder: Path,
     *,
     size: int = 512,
+    resize: str = "stretch",
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Store:
     """Build the store of the cohort's used images in `folder`, or read it where it is already there.
 
-    size: pixels a side; workers: processes, 0 for one a core. An image whose pixels cannot be used is listed in
-    set_aside with its reason, and the build goes on. Raises DataError where not one image can be used.
+    size: pixels a side; resize: "stretch", "pad" or "crop", see images.geometry.box_of; workers: processes, 0 for
+    one a core. An image whose pixels cannot be used is listed in set_aside with its reason, and the build goes on.
+    Raises DataError where not one image can be used.
     """
     wanted = cohort.images[cohort.images["fate"] == USED]
     order = {view: position for position, view in enumerate(VIEWS)}
     wanted = wanted.sort_values(["exam", "view"], key=lambda c: c.map(order) if c.name == "view" else c)
     wanted = wanted[["exam", "view", "side", "image", "path", "mirrored"]].to_dict("records")
     sizes = [(cohort.folder / row["path"]).stat().st_size for row in wanted]
-    settings = {"size": size, "filter": "bilinear, antialiased", "code": code_hash("images")}
+    settings = {"size": size, "resize": resize, "filter": "bilinear, antialiased", "code": code_hash("images")}
     identity = hash_of([settings, wanted, sizes])
     with folder_lock(folder):
         if (folder / "store.json").is_file() and read_json(folder / "store.json")["identity"] == identity:
@@ -82,7 +88,7 @@ def build_store(
             if stale != parts:
                 shutil.rmtree(stale)
         chunks = [wanted[start : start + PART] for start in range(0, len(wanted), PART)]
-        _build_parts(cohort.folder, chunks, parts, size, workers, progress)
+        _build_parts(cohort.folder, chunks, parts, (size, resize), workers, progress)
         _join(parts, len(chunks), folder, size)
         write_json(folder / "store.json", {"identity": identity, **settings})
         shutil.rmtree(parts)
@@ -125,13 +131,18 @@ def apply_store(cohort: Cohort, store: Store) -> Cohort:
 
 
 def _build_parts(
-    source: Path, chunks: list[list[dict]], parts: Path, size: int, workers: int, progress: Callable[[int, int], None]
+    source: Path,
+    chunks: list[list[dict]],
+    parts: Path,
+    shape: tuple[int, str],
+    workers: int,
+    progress: Callable[[int, int], None],
 ) -> None:
     total = sum(map(len, chunks))
     waiting = [number for number in range(len(chunks)) if not (parts / f"{number:05d}.json").is_file()]
     done = total - sum(len(chunks[number]) for number in waiting)
     progress(done, total)
-    jobs = [(source, chunks[number], parts / f"{number:05d}", size) for number in waiting]
+    jobs = [(source, chunks[number], parts / f"{number:05d}", shape) for number in waiting]
     for count in _spread(jobs, workers or os.cpu_count() or 1):
         done += count
         progress(done, total)
@@ -147,13 +158,13 @@ def _spread(jobs: list[tuple], workers: int) -> Iterator[int]:
         yield from pool.map(_build_part, jobs)
 
 
-def _build_part(job: tuple[Path, list[dict], Path, int]) -> int:
+def _build_part(job: tuple[Path, list[dict], Path, tuple[int, str]]) -> int:
     """Write one part, its images then its facts, and return how many images it was asked for."""
-    source, rows, part, size = job
+    source, rows, part, (size, resize) = job
     pictures, facts = [], []
     for row in rows:
         try:
-            picture = prepare(source / row["path"], row["side"], size, row["mirrored"])
+            picture = prepare(source / row["path"], row["side"], size, row["mirrored"], resize)
         except PixelError as error:
             facts.append({**row, "reason": str(error)})
             continue
@@ -168,6 +179,7 @@ def _build_part(job: tuple[Path, list[dict], Path, int]) -> int:
                 "flipped": picture.flipped,
                 "chest_wall": picture.chest_wall,
                 "agrees": (picture.chest_wall == "right") == picture.flipped,
+                **dict(zip(BOX, picture.box, strict=True)),
             }
         )
     with write_whole(part.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
@@ -188,6 +200,7 @@ def _join(parts: Path, count: int, folder: Path, size: int) -> None:
             for number in range(count):
                 np.load(parts / f"{number:05d}.npy", allow_pickle=False).tofile(file)
     columns = ["exam", "view", "side", "image", "path", "sha256", "rows", "columns", "flipped", "chest_wall", "agrees"]
+    columns += BOX
     with write_whole(folder / "index.parquet") as temporary:
         pd.DataFrame(used, columns=columns).to_parquet(temporary)
     lost = pd.DataFrame([row for row in facts if row["reason"]], columns=["image", "path", "reason"])

