@@ -17,7 +17,7 @@ BOX = ("left", "top", "width", "height")
 
 
 def box_of(image: np.ndarray, resize: str) -> tuple[int, int, int, int]:
-    """The box (left, top, width, height) of `image` (rows, columns) in [0, 1], chest wall at the left.
+    """The box (left, top, width, height) of `image` (rows, columns), chest wall at the left; "crop" needs [0, 1].
 
     "stretch": the whole image (§3.1). "pad": a square around it that keeps the proportions. "crop": a square
     around what is brighter than air. Both squares begin at the left, where the breast does.
@@ -33,14 +33,14 @@ def box_of(image: np.ndarray, resize: str) -> tuple[int, int, int, int]:
     return left, (top + bottom - side) // 2, side, side
 
 
-def cut(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box of an image (rows, columns), 0 where it reaches beyond; the image itself where it is the whole."""
+def cut(image: np.ndarray, box: tuple[int, int, int, int], air: float = 0) -> np.ndarray:
+    """The box of an image (rows, columns), `air` where it reaches beyond; the image itself where it is the whole."""
     left, top, width, height = box
     rows, columns = image.shape
     if box == (0, 0, columns, rows):
         return image
     inside = image[max(top, 0) : top + height, max(left, 0) : left + width]
-    result = np.zeros((height, width), image.dtype)
+    result = np.full((height, width), air, image.dtype)
     y, x = max(-top, 0), max(-left, 0)
     result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
     return result

@@ -82,25 +82,44 @@ def chest_wall(image: np.ndarray) -> str:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Stretch (rows, columns) in [0, 1] to (size, size) uint8 with Pillow's antialiasing bilinear (triangle) filter."""
-    small = Image.fromarray(image, mode=None).resize((size, size), Image.Resampling.BILINEAR)
-    return np.rint(np.clip(np.asarray(small), 0, 1) * 255).astype(np.uint8)
+    """Stretch (rows, columns) to (size, size) uint8 with Pillow's antialiasing bilinear (triangle) filter.
+
+    image: float in [0, 1], or uint8, which Pillow filters in 8 bits: a grey level off at most, and much faster.
+    """
+    small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return small if image.dtype == np.uint8 else np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
 
 
 def prepare(path: Path, side: str, size: int, mirrored: bool = False, mode: str = "stretch") -> Picture:
     """§3.1: decode, scale, invert, flip right breasts, resize. Raises PixelError with the reason.
 
     An image that is known to be stored `mirrored` is turned by where its pixels have the chest wall, not by its side.
-    mode: what of the image is resized, see :func:`mammo_utils.images.geometry.box_of`.
+    mode: what of the image is resized, see :func:`mammo_utils.images.geometry.box_of`. The order of the steps is
+    the one that touches the fewest pixels: an image of 8 bits stays in 8 bits, and the small picture is flipped.
     """
     values, bits, photometric = decode(path)
-    image = intensities(values, bits, photometric)
-    if not image.any():
+    inverted = photometric == "MONOCHROME1"
+    air = 2**bits - 1 if inverted else 0
+    if not (values != air if air else values).any():
         raise PixelError("every pixel is 0")
-    wall = chest_wall(image)
+    wall = chest_wall(~values if inverted else values)
     flipped = wall == "right" if mirrored else side == "R"
-    turned = np.ascontiguousarray(image[:, ::-1]) if flipped else image
-    box = box_of(turned, mode)
+    turned = values[:, ::-1] if flipped else values
+    box = box_of(intensities(turned, bits, photometric) if mode == "crop" else turned, mode)
+    left, top, width, height = box
+    piece = cut(values, (values.shape[1] - left - width if flipped else left, top, width, height), air)
+    if values.dtype == np.uint8 and bits == 8:
+        grey = resize(piece, size)
+        grey = 255 - grey if inverted else grey
+    else:
+        grey = resize(intensities(piece, bits, photometric), size)
+    grey = np.ascontiguousarray(grey[:, ::-1]) if flipped else grey
+    return Picture(grey, digest_of(values, bits, photometric), *values.shape, flipped, wall, box)
+
+
+def digest_of(values: np.ndarray, bits: int, photometric: str) -> str:
+    """SHA-256 of the stored values, the same however many bits the file gives each."""
+    widths = [width for width in ("<u1", "<u2") if values.dtype == width or values.max() <= np.iinfo(width).max]
     digest = hashlib.sha256(f"{values.shape}{bits}{photometric}".encode())
-    digest.update(np.ascontiguousarray(values, dtype="<i4"))
-    return Picture(resize(cut(turned, box), size), digest.hexdigest(), *values.shape, flipped, wall, box)
+    digest.update(np.ascontiguousarray(values, dtype=widths[0] if widths and values.min() >= 0 else "<i4"))
+    return digest.hexdigest()

@@ -2,8 +2,8 @@
 
 It prints tables, and with ``--json FILE`` writes the same as JSON: the selective scan beside named alternatives
 and the floor; SS2D beside its bare scans and beside SS2D with four copies of the image; one training step of each
-system, part by part. Alternatives are timed in turn, round after round in one process, and medians are compared,
-so that a busy machine is unjust to none.
+system, part by part; preprocessing beside its floor. Alternatives are timed in turn, round after round in one
+process, and medians are compared, so that a busy machine is unjust to none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import torch
 
 from mammo_utils.config import load_study
 from mammo_utils.files import environment, write_json
+from mammo_utils.ledger.images import compare_preprocessing
 from mammo_utils.ledger.scans import compare_scans, compare_ss2d
 from mammo_utils.ledger.steps import steps
 
+PARTS = ("scans", "ss2d", "steps", "images")
 CHANNELS = {64: 64, 32: 128}  # tokens a side: channels of what the hybrid's two blocks scan at 512 px
 
 
@@ -39,6 +41,11 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
         )
         for row in part["parts"]:
             yield f"  {row['part']:32}{row['forward_ms']:>10.1f} ms{row['backward_ms']:>12.1f} ms"
+    for part in record["images"]:
+        yield (
+            "preprocessing {rows} x {columns} to {size}, {filter}: {ours_ms:.1f} ms an image, {times_floor:.2f}x the "
+            "floor of {floor_ms:.1f} ms ({workers} processes); the plain loop, one process: {plain_ms:.1f} ms"
+        ).format(**part)
 
 
 def comparison(part: dict[str, Any]) -> Iterator[str]:
@@ -54,7 +61,7 @@ def comparison(part: dict[str, Any]) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mammo_utils.ledger", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["scans", "ss2d", "steps"], help="scans, ss2d, steps; all of them")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"{', '.join(PARTS)}; all of them")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--batch", type=int, default=4, help="of the scans")
     parser.add_argument("--channels", type=int, default=192)
@@ -65,17 +72,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--study", default="config/demo.yaml", help="whose models and recipe the steps have")
     parser.add_argument("--size", type=int, default=512, help="pixels of the steps' images")
     parser.add_argument("--exams", type=int, default=1, help="in a batch of the steps")
+    parser.add_argument("--files", type=int, default=64, help="of preprocessing")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     a = parser.parse_args(arguments)
-    if unknown := set(a.parts) - {"scans", "ss2d", "steps"}:
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; accepted are scans, ss2d, steps")
+    if unknown := set(a.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; accepted are {', '.join(PARTS)}")
     torch.set_num_threads(a.threads)
     device = torch.device(a.device)
     record: dict[str, Any] = {"environment": environment(device_name(device), torch.get_num_threads())}
-    record |= {"scans": [], "ss2d": [], "steps": []}
+    record |= {"scans": [], "ss2d": [], "steps": [], "images": []}
     if "scans" in a.parts:
         record["scans"] = compare_scans(a.lengths, a.batch, a.channels, a.states, a.rounds, device)
     if "ss2d" in a.parts:
@@ -85,6 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
             record["ss2d"].append({"channels": channels, "side": side, "batch": a.images, "dtype": a.dtype} | found)
     if "steps" in a.parts:
         record["steps"] = steps(load_study(a.study), a.size, a.exams, a.rounds, device)
+    if "images" in a.parts:
+        record["images"] = [compare_preprocessing(a.files, 512, a.threads, a.rounds)]
     print("\n".join(tables(record)))
     if a.json:
         write_json(a.json, record)

@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from mammo_utils.data import read_cohort
 from mammo_utils.data.ddsm import packaged_exams
 from mammo_utils.data.exams import DataError
-from mammo_utils.images import pixels
+from mammo_utils.images import geometry, pixels
 from mammo_utils.images.store import apply_store, build_store, load_store
 from mammo_utils.synthetic.release import write_release
 
@@ -81,6 +81,35 @@ def test_right_breasts_are_flipped_and_the_chest_wall_is_found(tmp_path):
     assert right.chest_wall == left.chest_wall == "right" and right.flipped and not left.flipped
     np.testing.assert_array_equal(right.grey, left.grey[:, ::-1])
     assert right.grey[15, 0] == 200 and right.grey[15, -1] == 0 and right.sha256 == left.sha256
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("side", ["L", "R"])
+@pytest.mark.parametrize("bits", [7, 8, 12, 16])
+@pytest.mark.parametrize("mode", ["stretch", "pad", "crop"])
+def test_the_fast_order_of_steps_gives_what_the_plain_one_gives(tmp_path, photometric, side, bits, mode):
+    """Scaled, flipped, cut, resized, in float, as §3.1 says it: a grey level off at most, in 8 bits alone."""
+    random = np.random.default_rng(bits)
+    values = np.zeros((90, 60), np.uint8 if bits <= 8 else np.uint16)
+    values[10:70, :40] = random.integers(2**bits // 3, 2**bits, (60, 40))
+    values = values[:, ::-1] if side == "R" else values
+    if photometric == "MONOCHROME1":
+        values = (2**bits - 1 - values).astype(values.dtype)
+    path = make(tmp_path / "a.dcm", np.ascontiguousarray(values), bits, photometric=photometric)
+    image = pixels.intensities(values, bits, photometric)
+    turned = np.ascontiguousarray(image[:, ::-1] if side == "R" else image)
+    expected = pixels.resize(geometry.cut(turned, geometry.box_of(turned, mode)), 32)
+    found = pixels.prepare(path, side, 32, mode=mode)
+    assert found.chest_wall == {"L": "left", "R": "right"}[side] and found.flipped == (side == "R")
+    assert np.abs(found.grey.astype(int) - expected).max() <= 1 and (found.grey > 0).any()
+
+
+def test_the_hash_is_of_the_values_not_of_how_many_bits_hold_them():
+    values = np.arange(200).reshape(10, 20)
+    hashes = {pixels.digest_of(values.astype(t), 8, "MONOCHROME2") for t in (np.uint8, np.uint16, np.int32)}
+    assert len(hashes) == 1
+    assert pixels.digest_of(values + 300, 16, "MONOCHROME2") != pixels.digest_of(values + 44, 16, "MONOCHROME2")
+    assert pixels.digest_of(values.reshape(20, 10), 8, "MONOCHROME2") not in hashes
 
 
 def test_resizing_antialiases_and_keeps_the_mean():

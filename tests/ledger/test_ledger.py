@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from mammo_utils.config import load_study
 from mammo_utils.ledger import __main__ as command
-from mammo_utils.ledger import measure, scans, steps
+from mammo_utils.ledger import images, measure, scans, steps
 from mammo_utils.models import ss2d
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.models.systems import build_system
+from tests.release_builder import write_dicom
 
 CPU = torch.device("cpu")
 
@@ -97,7 +99,8 @@ def test_the_parts_of_a_step(name, parts):
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     sizes = ["--lengths", "20", "--batch", "1", "--channels", "4", "--states", "2", "--rounds", "1", "--sides", "4"]
-    command.main([*sizes, "--size", "32", "--json", str(tmp_path / "ledger.json")])
+    parts = ["scans", "ss2d", "steps"]
+    command.main([*parts, *sizes, "--size", "32", "--json", str(tmp_path / "ledger.json")])
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "ledger.json").read_text())
     for row in record["scans"][0]["rows"] + record["ss2d"][0]["rows"]:
@@ -106,4 +109,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "torch" in str(record["environment"])
     with pytest.raises(SystemExit):
         command.main(["scan"])
-    assert "accepted are scans, ss2d, steps" in capsys.readouterr().err
+    assert "accepted are scans, ss2d, steps, images" in capsys.readouterr().err
+
+
+def test_preprocessing_beside_its_floor():
+    found = images.compare_preprocessing(4, 16, 1, 1, (60, 50))
+    assert found["times_floor"] == found["ours_ms"] / found["floor_ms"] and found["plain_ms"] > 0
+
+
+def test_the_ways_to_preprocess_agree(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (images.ROWS, images.COLUMNS), dtype=np.uint8)
+    write_dicom(tmp_path / "a.dcm", "D1-0001", "R", "CC", 1, values=values)
+    a, b = (f(tmp_path / "a.dcm", 64).astype(int) for f in (images.ours, images.plain))
+    assert np.abs(a - b).max() <= 1
+    assert (images.floor_of(tmp_path / "a.dcm", 64)[:, ::-1] == a).all()

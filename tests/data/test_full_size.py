@@ -1,0 +1,45 @@
+"""The whole of CMMD, 5,202 images, in headers: how long reading takes, how much memory, and that the sums are right.
+
+``pytest -m slow tests/data/test_full_size.py -s`` prints the figures.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mammo_utils.synthetic.release import write_release
+
+IMAGES = 5202  # of CMMD
+READ = """
+import json, resource, sys, time
+from mammo_utils.data import read_cohort
+from mammo_utils.data.fates import flow
+start = time.perf_counter()
+cohort = read_cohort("synthetic", sys.argv[1])
+seconds = time.perf_counter() - start
+rows = flow(cohort)
+print(json.dumps({
+    "seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "found": int(rows.at[0, "images"]), "left": int(rows["images_left"].iloc[-1]),
+    "leaving": int(rows["images"].iloc[1:].sum()), "used": int((cohort.images["fate"] == "used").sum()),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_indexing_the_whole_of_cmmd(tmp_path):
+    folder = tmp_path / "release"
+    write_release(
+        folder, n_exams=1900, rows=32, columns=32, seed=0, contrast=1.0, noise=1.0, null=False, workers=2
+    )  # some 5,400 images
+    files = sorted(folder.rglob("*.dcm"))
+    assert len(files) >= IMAGES
+    for path in files[IMAGES:]:
+        path.unlink()
+    done = subprocess.run([sys.executable, "-c", READ, str(folder)], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["found"] == IMAGES and found["left"] == found["used"] == IMAGES - found["leaving"]
+    assert found["seconds"] < 60 and found["megabytes"] < 1024
