@@ -69,7 +69,7 @@ def read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, s
         try:
             kind = str(lesion["label"]).strip()
             points = [(float(point["x"]), float(point["y"])) for point in lesion["cgPoints"]]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # an integer may be too large for a float
             reasons.append(f"lesion {number} has no label or no points {{x, y}}")
             continue
         reason = _wrong(kind, points, rows, columns)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+import zipfile
 from fnmatch import fnmatch
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ SHEET = "Imaging Diagnosis Details Sheet"
 COLUMNS = ("ID", "LeftRight", "Age", "classification", "Breast density", "BI-RADS Category")
 CLINICAL = ("CMMD_clinicaldata*.xlsx", "CMMD_clinicaldata*.csv")
 CLINICAL_COLUMNS = ("ID1", "LeftRight", "Age", "classification")
-LARGEST_WORKBOOK = 50 * 2**20  # bytes
+LARGEST_WORKBOOK, LARGEST_UNPACKED = 50 * 2**20, 100 * 2**20  # bytes
+MOST_ROWS = 100_000
 LEFT_OUT = {
     "exclusion": "excluded by TOMPEI-CMMD",
     "invisible": "TOMPEI-CMMD calls it invisible: malignant, with nothing to see and no BI-RADS",
@@ -128,20 +131,32 @@ def _cells(path: Path, sheet: str = "") -> list[tuple]:
     if path.stat().st_size > LARGEST_WORKBOOK:
         raise DataError(f"{path.name} is larger than {LARGEST_WORKBOOK // 2**20} MB; download it again.")
     try:
+        with zipfile.ZipFile(path) as parts:
+            unpacked = sum(part.file_size for part in parts.infolist())
+        if unpacked > LARGEST_UNPACKED:
+            raise DataError(f"{path.name} unpacks to more than {LARGEST_UNPACKED // 2**20} MB; download it again.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             book = load_workbook(path, read_only=True, data_only=True)
             names = book.sheetnames
             wanted = sheet or names[0]
-            rows = list(book[wanted].iter_rows(values_only=True)) if wanted in names else None
+            rows = None
+            if wanted in names:
+                book[wanted].reset_dimensions()  # the size that the file states may be anything
+                rows = list(islice(book[wanted].iter_rows(values_only=True), MOST_ROWS + 1))
             book.close()
+    except DataError:
+        raise
     except Exception as error:  # an untrusted file: openpyxl raises many kinds
         raise DataError(
             f"{path.name} cannot be read as a workbook ({type(error).__name__}); download it again."
         ) from None
     if rows is None:
         raise DataError(f"{path.name} has no sheet {sheet!r}, only {', '.join(names)}; download it again.")
-    return rows
+    if len(rows) > MOST_ROWS:
+        raise DataError(f"{path.name} has more than {MOST_ROWS:,} rows; download it again.")
+    width = max(map(len, rows), default=0)
+    return [(*row, *[None] * (width - len(row))) for row in rows]
 
 
 def _csv(path: Path) -> list[tuple]:
