@@ -111,6 +111,7 @@ class Training(Frozen):
 
     epochs: Count = 100
     batch_size: Count = 8  # exams
+    micro_batch: Annotated[int, Field(ge=0)] = 0  # exams at once, gradients summed over a batch; 0: all that fit
     learning_rate: dict[System, Positive] = {
         "resnet18": 1e-4,
         "resnet50": 1e-4,

@@ -38,6 +38,13 @@ class Batch:
     labels: dict[str, torch.Tensor]
     exams: torch.Tensor
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """The batch in parts of at most `size` exams."""
+        for start in range(0, len(self.exams), size):
+            part = slice(start, start + size)
+            labels = {task: values[part] for task, values in self.labels.items()}
+            yield Batch(self.images[part], self.present[part], labels, self.exams[part])
+
 
 @dataclass(frozen=True)
 class ExamSet:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mammo_utils.batches.exams import ExamSet, stream
+from mammo_utils.batches.exams import Batch, ExamSet, stream
 from mammo_utils.config import Training
 from mammo_utils.data.exams import SIDES, VIEWS
 from mammo_utils.files import write_whole
@@ -46,8 +46,10 @@ def train(
     are equal. After every epoch the whole state is written to `checkpoint`; a call that finds one with the
     same `identity` goes on from there and ends with the same numbers as if never stopped.
 
-    Returns one row an epoch (epoch, loss, validation AUCs, learning rate, seconds) and the best epoch, from 1.
-    Raises TrainingError if the loss is no longer finite.
+    Where a batch does not fit into memory, its gradient is summed over parts of half as many exams.
+
+    Returns one row an epoch (epoch, loss, validation AUCs, learning rate, exams at once, seconds) and the best epoch,
+    from 1. Raises TrainingError if the loss is no longer finite, one exam does not fit or the state cannot be written.
     """
     train_set, device = parts["train"], parts["train"].device
     weights = {
@@ -70,15 +72,11 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         rows, best = state["rows"], state["best"]
+    micro = rows[-1]["micro_batch"] if rows else settings.micro_batch or settings.batch_size
 
     for epoch in range(len(rows) + 1, settings.epochs + 1):
         start = time.perf_counter()
-        loss = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss of epoch {epoch} is {loss}; the state after epoch {epoch - 1} is kept. "
-                f"Lower training.learning_rate (now {optimizer.param_groups[0]['lr']:g}) or training.clip."
-            )
+        loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro)
         scores = validation_scores(model, parts["validation"], settings)
         known = [score for score in scores.values() if not math.isnan(score)]
         score = float(np.mean(known)) if known else math.nan  # §4.3: a combined score of both AUCs
@@ -92,21 +90,19 @@ def train(
             **{f"validation_{task}_auc": value for task, value in scores.items()},
             "validation_auc": score,
             "learning_rate": optimizer.param_groups[0]["lr"],
+            "micro_batch": micro,
             "seconds": time.perf_counter() - start,
         }
         rows.append(row)
-        with write_whole(checkpoint) as temporary:
-            torch.save(
-                {
-                    "identity": identity,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "rows": rows,
-                    "best": best,
-                },
-                temporary,
-            )
+        state = {
+            "identity": identity,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "rows": rows,
+            "best": best,
+        }
+        save_checkpoint(checkpoint, state, epoch)
         on_epoch(row)
     model.load_state_dict(best["model"])
     return rows, best["epoch"]
@@ -120,24 +116,90 @@ def train_epoch(
     settings: Training,
     seed: int,
     epoch: int,
-) -> float:
-    """One pass over the exams; returns the mean of the batches' losses, weighted by their exams.
+    micro: int,
+) -> tuple[float, int]:
+    """One pass over the exams, `micro` of a batch at once; returns the mean of the batches' losses, weighted by their
+    exams, and how many exams at once fitted into memory.
 
-    Dropout draws from a stream of its own epoch. Nothing waits for the device before the epoch's end.
+    Dropout draws from a stream of its own epoch. Nothing waits for the device before the epoch's end; a loss that
+    is not finite is found then. Raises TrainingError, naming its step and exams.
     """
     model.train()
     torch.manual_seed(stream("dropout", seed, epoch))
-    total = torch.zeros((), device=exams.device)
+    total, steps = torch.zeros((), device=exams.device), []
     for batch in exams.epoch(seed, epoch, settings.batch_size, settings.augmentation):
-        with autocast(exams.device, settings):
-            logits, _ = model(batch.images, batch.present)
-        loss = total_loss(logits, batch.labels, weights, settings.task_weights.model_dump())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        while True:
+            try:
+                loss = backward(model, batch, optimizer, weights, settings, micro)
+                break
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                micro = smaller(micro, batch, optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
-        total += loss.detach() * len(batch.exams)
-    return float(total) / len(exams)
+        total += loss * len(batch.exams)
+        steps.append((loss, batch.exams))
+    mean = float(total) / len(exams)
+    if not math.isfinite(mean):
+        raise TrainingError(not_finite(steps, exams, epoch, optimizer.param_groups[0]["lr"]))
+    return mean, micro
+
+
+def backward(
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor],
+    settings: Training,
+    micro: int,
+) -> torch.Tensor:
+    """Leave the gradient of a batch's loss in the model, summed over parts of `micro` exams; returns the loss.
+
+    The means of Eq. 12 and 13 run over the whole batch, so the sum is its gradient, not a mean of means. Batch
+    norm sees the parts.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=batch.images.device)
+    for part in batch.split(micro):
+        with autocast(batch.images.device, settings):
+            logits, _ = model(part.images, part.present)
+        loss = total_loss(logits, part.labels, weights, settings.task_weights.model_dump(), batch.labels)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not get memory: on a CPU it raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def smaller(micro: int, batch: Batch, optimizer: torch.optim.Optimizer) -> int:
+    """Half as many exams at once, memory freed. Raises TrainingError where one is too much."""
+    micro = min(micro, len(batch.exams))
+    if micro == 1:
+        raise TrainingError(
+            f"One exam of {batch.images.shape[-1]} px does not fit into memory; lower images.size or take a smaller "
+            "system or another device."
+        )
+    optimizer.zero_grad(set_to_none=True)
+    if batch.images.is_cuda:
+        torch.cuda.empty_cache()
+    return (micro + 1) // 2
+
+
+def not_finite(steps: list, exams: ExamSet, epoch: int, learning_rate: float) -> str:
+    """A sentence on the first step of an epoch whose loss is not finite. steps: (loss, positions of exams) each."""
+    bad = [number for number, (loss, _) in enumerate(steps) if not torch.isfinite(loss)]
+    where = "as a sum"
+    if bad:
+        names = ", ".join(exams.names[i] for i in steps[bad[0]][1].tolist())
+        where = f"{float(steps[bad[0]][0])} at step {bad[0] + 1} of {len(steps)}, exams {names}"
+    return (
+        f"The loss of epoch {epoch} is not finite, {where}; the state after epoch {epoch - 1} is kept. "
+        f"Lower training.learning_rate (now {learning_rate:g}) or training.clip."
+    )
 
 
 @torch.no_grad()
@@ -208,6 +270,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def autocast(device: torch.device, settings: Training) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:
+    """Write the whole state, or leave the one before it. Raises TrainingError, where the disk is full for one."""
+    try:
+        with write_whole(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a write fails
+        raise TrainingError(
+            f"The state after epoch {epoch} could not be written ({error}); the one after epoch {epoch - 1} is kept. "
+            f"Make room on the disk and give the same command again."
+        ) from error
 
 
 def load_checkpoint(path: Path, identity: dict[str, str], device: torch.device) -> dict[str, Any] | None:

@@ -113,8 +113,8 @@ def train_run(spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}
         if finished(spec.folder, record):
             return read_json(spec.folder / "metrics.json")
-        for name in ("metrics.json", "failed.json"):
-            (spec.folder / name).unlink(missing_ok=True)
+        for left in (spec.folder / "metrics.json", spec.folder / "failed.json", *spec.folder.glob(".*.part")):
+            left.unlink(missing_ok=True)  # parts are what a killed process was writing
         write_json(spec.folder / "config.json", record)
         model = build(spec).to(device)
         facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)

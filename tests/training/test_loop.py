@@ -57,7 +57,7 @@ def run(checkpoint, epochs=6, on_epoch=lambda row: None, **settings):
     rows, best = loop.train(
         model,
         parts(),
-        Training(epochs=epochs, batch_size=5, **settings),
+        Training(**{"epochs": epochs, "batch_size": 5} | settings),
         learning_rate=0.03,
         seed=1,
         checkpoint=checkpoint,
@@ -126,12 +126,82 @@ def test_the_gradient_is_clipped(tmp_path, monkeypatch):
     assert norms and max(norms) <= 1.001e-3
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_keeps_the_last_state(tmp_path, monkeypatch):
-    train_epoch = loop.train_epoch
-    monkeypatch.setattr(loop, "train_epoch", lambda *a: math.nan if a[-1] == 3 else train_epoch(*a))
-    with pytest.raises(loop.TrainingError, match=r"loss of epoch 3 is nan.*epoch 2 is kept"):
+def test_a_loss_that_is_not_finite_names_its_exams_and_keeps_the_last_state(tmp_path, monkeypatch):
+    original, calls = loop.backward, []
+
+    def backward(model, batch, *rest):
+        calls.append(batch.exams.tolist())
+        loss = original(model, batch, *rest)
+        return loss * math.nan if len(calls) >= 2 * 6 + 4 else loss  # 28 exams are 6 batches of 5
+
+    monkeypatch.setattr(loop, "backward", backward)
+    with pytest.raises(loop.TrainingError, match=r"epoch 3 is not finite, nan at step 4 of 6.*epoch 2 is kept") as told:
         run(tmp_path / "c.pt")
+    assert ", ".join(f"S1-{i:04d}" for i in calls[15]) in str(told.value)
     assert len(loop.load_checkpoint(tmp_path / "c.pt", {"config": "a"}, torch.device("cpu"))["rows"]) == 2
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(micro):
+    """Absent breasts and unequal classes included; batch norm in eval and no dropout, which look at other exams."""
+    torch.manual_seed(0)
+    model, exams, weights = Tiny().eval(), parts()["train"], {"diagnosis": torch.tensor([0.3, 1.7])}
+    batch = exams.batch(torch.arange(5))
+    batch.labels["diagnosis"][[0, 3, 4], [0, 1, 1]] = -1
+    optimizer, found = torch.optim.SGD(model.parameters()), []
+    for size in (5, micro):
+        loss = loop.backward(model, batch, optimizer, weights, Training(), size)
+        found.append([loss, *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
+
+
+class Greedy(Tiny):
+    """Has no memory for more than two exams."""
+
+    def forward(self, images, present):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(images, present)
+
+
+def test_out_of_memory_goes_on_with_fewer_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "predict", lambda *_: ({"diagnosis": np.full((12, 2, 2), 0.5)}, None))
+    monkeypatch.setitem(globals(), "Tiny", Greedy)
+    _, rows, _ = run(tmp_path / "c.pt", epochs=2, batch_size=8)
+    assert [row["micro_batch"] for row in rows] == [2, 2], "8, then 4, then 2"
+    monkeypatch.setitem(globals(), "Tiny", Tiny.__mro__[1])
+    _, by_hand, _ = run(tmp_path / "d.pt", epochs=1, batch_size=8, micro_batch=2)
+    assert by_hand[0]["micro_batch"] == 2 and by_hand[0]["loss"] == pytest.approx(rows[0]["loss"], rel=0.3)
+
+
+def test_one_exam_that_does_not_fit_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(loop.TrainingError, match=r"One exam of 8 px does not fit into memory; lower images\.size"):
+        run(tmp_path / "c.pt")
+    monkeypatch.setattr(Tiny, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+def test_a_full_disk_keeps_the_last_whole_state(tmp_path, monkeypatch, error):
+    original, count = torch.save, iter(range(9))
+
+    def save(state, path):
+        if next(count) == 2:
+            path.write_bytes(b"half")
+            raise error
+        original(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(loop.TrainingError, match=r"after epoch 3 could not be written .*after epoch 2 is kept"):
+        run(tmp_path / "c.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"], "nothing half-written stays"
+    monkeypatch.setattr(torch, "save", original)
+    seen = []
+    _, rows, _ = run(tmp_path / "c.pt", on_epoch=seen.append)
+    assert [row["epoch"] for row in seen] == [3, 4, 5, 6] and rows == run(tmp_path / "d.pt")[1]
 
 
 def test_marked_parameters_do_not_decay():

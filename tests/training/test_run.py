@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from mammo_utils.config import load_study
 from mammo_utils.training import run as runs
 from mammo_utils.training.loop import predict, prediction_table
+from tests.kill import kill
 
 ALL = [run.id for run in load_study("config/paper.yaml").runs()]
 
@@ -86,6 +87,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one(small_study, system):
     pd.testing.assert_frame_equal(pd.read_parquet(spec.folder / "predictions.parquet"), predictions, check_exact=True)
     for name, tensor in load_file(spec.folder / "weights.safetensors").items():
         assert torch.equal(tensor, weights[name]), name
+
+
+def test_killed_at_random_moments_it_ends_the_same(small_study):
+    lines = kill(spec_of(small_study, "hybrid_shared-multi-1v5-seed0", epochs=4), times=3, seed=1)
+    assert sum("SIG" in line for line in lines) == 3 and lines[-1].endswith("equal to the last bit")
 
 
 def test_a_study_without_its_store_says_which_notebook_to_run(small_study):

@@ -1,0 +1,109 @@
+"""Training killed at random moments: ``python -m tests.kill --times 20 --seed 0``.
+
+A small run is trained undisturbed, then again and again in a process of its own that a signal (SIGKILL, or SIGTERM as
+a scheduler sends it) ends at a seeded random moment, and goes on at the next start. Each time it ends, its metrics,
+epochs, predictions and weights must be those of the undisturbed run, to the last bit.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from mammo_utils.config import RunSpec
+from mammo_utils.files import read_json
+from mammo_utils.training.run import remove_run, train_run
+
+
+def start(spec: RunSpec, began) -> None:
+    torch.set_num_threads(1)
+    began.set()
+    train_run(spec)
+
+
+def results(spec: RunSpec) -> dict:
+    """All that a run leaves but the seconds that it took."""
+    metrics = {name: value for name, value in read_json(spec.folder / "metrics.json").items() if name != "seconds"}
+    return {
+        "metrics": metrics,
+        "epochs": pd.read_csv(spec.folder / "epochs.csv").drop(columns="seconds"),
+        "predictions": pd.read_parquet(spec.folder / "predictions.parquet"),
+        "weights": {name: tensor.numpy() for name, tensor in load_file(spec.folder / "weights.safetensors").items()},
+    }
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    assert found["metrics"] == expected["metrics"]
+    for name in ("epochs", "predictions"):
+        pd.testing.assert_frame_equal(found[name], expected[name], check_exact=True)
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        assert np.array_equal(found["weights"][name], value), name
+
+
+def kill(spec: RunSpec, times: int, seed: int) -> list[str]:
+    """End the run's training `times` times; one line each, and one where it ended by itself."""
+    context, draw, lines = multiprocessing.get_context("spawn"), random.Random(seed), []
+    remove_run(spec.folder)
+    begin = time.perf_counter()
+    train_run(spec)
+    whole = time.perf_counter() - begin
+    expected = results(spec)
+    remove_run(spec.folder)
+    kills = 0
+    while True:
+        began = context.Event()
+        process = context.Process(target=start, args=(spec, began))
+        process.start()
+        began.wait(120)
+        process.join(draw.uniform(0, 0.8 * whole) if kills < times else None)
+        if process.is_alive() and not (spec.folder / "metrics.json").exists():
+            number = signal.SIGTERM if kills % 4 == 3 else signal.SIGKILL
+            os.kill(process.pid, number)
+            process.join()
+            kills += 1
+            there = sorted(file.name for file in spec.folder.glob("*")) if spec.folder.is_dir() else []
+            lines.append(f"{kills}: {signal.Signals(number).name}, leaves {', '.join(there) or 'nothing'}")
+            continue
+        process.join()
+        assert process.exitcode == 0, process.exitcode
+        assert_equal(results(spec), expected)
+        assert not [file.name for file in spec.folder.iterdir() if file.name.endswith(".part")]
+        lines.append("ended by itself: equal to the last bit")
+        if kills == times:
+            return lines
+        remove_run(spec.folder)
+
+
+def main() -> None:
+    from tests.conftest import SMALL, prepare
+
+    parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", default="hybrid_shared-multi-1v5-seed0")
+    a = parser.parse_args()
+    from mammo_utils.config import load_study
+    from mammo_utils.files import project_root
+
+    study_file = project_root() / "config" / "paper.yaml"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MAMMO_PROJECT"] = folder
+        (Path(folder) / "config").mkdir()
+        (Path(folder) / "config" / "paper.yaml").write_text(study_file.read_text())
+        torch.set_num_threads(1)
+        study = prepare(load_study("config/paper.yaml", (*SMALL, "training.epochs=6")))
+        print("\n".join(kill(next(run for run in study.runs() if run.id == a.run), a.times, a.seed)))
+
+
+if __name__ == "__main__":
+    main()
