@@ -127,8 +127,13 @@ class Training(Frozen):
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
     augmentation: Augmentation = Augmentation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    threads: Count = 1  # on a CPU; results are the same to the last bit for the same number
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of all but the scan; auto: bfloat16 on a GPU
+    threads: Count = 1  # of a process on a CPU; results are the same to the last bit for the same number
+    processes: Count = 1  # that share each batch, one a GPU
+    store: Literal["auto", "device", "mapped"] = "auto"  # images lie on the device, or are read batch by batch
+    channels_last: bool = True  # memory format of the convolutions
+    fused: bool = True  # AdamW in one kernel
+    compile: bool = False  # the encoders by torch.compile, which needs a C++ compiler
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,8 @@ epoch is the same whatever came before it, and whatever the batch size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -28,30 +29,36 @@ class Batch:
     """B exams; the views and the sides in the order of VIEWS and SIDES.
 
     images: (B, 4, 3, S, S) float32, normalised; an absent view is exactly 0
-    present: (B, 4) bool
+    present: (B, 4) bool, on the host, so that nobody waits for the device to know which views there are
     labels: task -> (B, 2) int64 class index, -1 absent; "birads" counts within the subset's categories
-    exams: (B,) int64, positions in the ExamSet
+    exams: (B,) int64, positions in the ExamSet, on the host
+    whole, whole_exams: labels and exams of the batch that this one is a part of, or its own
     """
 
     images: torch.Tensor
     present: torch.Tensor
     labels: dict[str, torch.Tensor]
     exams: torch.Tensor
+    whole: dict[str, torch.Tensor]
+    whole_exams: torch.Tensor
 
     def split(self, size: int) -> Iterator[Batch]:
         """The batch in parts of at most `size` exams."""
         for start in range(0, len(self.exams), size):
             part = slice(start, start + size)
             labels = {task: values[part] for task, values in self.labels.items()}
-            yield Batch(self.images[part], self.present[part], labels, self.exams[part])
+            yield replace(
+                self, images=self.images[part], present=self.present[part], labels=labels, exams=self.exams[part]
+            )
 
 
 @dataclass(frozen=True)
 class ExamSet:
     """E exams of one part of the split, ready to be drawn from.
 
-    images: (n, S, S) uint8, every image of the store; rows: (E, 4) int64 into it, -1 absent;
-    labels: task -> (E, 2) int64; groups: one an exam (patients joined by twin images share one).
+    images: (n, S, S) uint8, every image of the store, on the device or mapped from its file; on the host: rows
+    (E, 4) int64 into it, -1 absent; labels: task -> (E, 2) int64; groups: one an exam (patients joined by twin
+    images share one).
     """
 
     names: tuple[str, ...]
@@ -69,33 +76,52 @@ class ExamSet:
     def present(self) -> torch.Tensor:
         return self.rows >= 0
 
-    def batch(self, exams: torch.Tensor, augmentation: torch.Tensor | None = None) -> Batch:
-        """Gather exams (B,), augmented by the affine maps of all exams, (E, 4, 2, 3), if given."""
+    def batch(
+        self, exams: torch.Tensor, augmentation: torch.Tensor | None = None, whole: torch.Tensor | None = None
+    ) -> Batch:
+        """Gather exams (B,), augmented by the affine maps of all exams, (E, 4, 2, 3), if given.
+
+        whole: the exams of the batch that these are a part of. Nothing here waits for the device.
+        """
+        exams = exams.cpu()
         rows = self.rows[exams]  # (B, 4)
         present = rows >= 0
-        grey = self.images[rows.clamp(min=0).to(self.images.device)].to(self.device)  # (B, 4, S, S) uint8
+        where = rows.clamp(min=0).to(self.images.device, non_blocking=True)
+        grey = self.images[where].to(self.device, non_blocking=True)  # (B, 4, S, S) uint8
         grey = grey.float() / 255
-        if augmentation is not None:
-            maps = augmentation[exams]
+        if augmentation is not None and len(exams):
+            maps = augmentation[exams].to(self.device, non_blocking=True)
             grey = sample_affine(grey.flatten(0, 1), maps.flatten(0, 1)).unflatten(0, rows.shape)
-        mean = torch.tensor(MEAN, device=self.device).view(3, 1, 1)
-        deviation = torch.tensor(DEVIATION, device=self.device).view(3, 1, 1)
+        mean, deviation = _imagenet(self.device)
         images = (grey.unsqueeze(2) - mean) / deviation  # (B, 4, 3, S, S): grey in each channel, §4.2
-        images = images * present[..., None, None, None]
-        return Batch(images, present, {task: labels[exams] for task, labels in self.labels.items()}, exams)
+        images = images * present.to(self.device, non_blocking=True)[..., None, None, None]
+        whole = exams if whole is None else whole
+        labels = self._labels(exams)
+        return Batch(images, present, labels, exams, labels if whole is exams else self._labels(whole), whole)
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every exam once, as it is."""
-        for exams in torch.arange(len(self), device=self.device).split(batch_size):
+    def _labels(self, exams: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {task: labels[exams].to(self.device, non_blocking=True) for task, labels in self.labels.items()}
+
+    def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Every exam once, as it is; of a share (i, n) every n-th batch from the i-th on."""
+        for exams in torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]:
             yield self.batch(exams)
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, augmentation: Augmentation) -> Iterator[Batch]:
-        """Every exam once, shuffled and augmented: a function of (seed, epoch) alone."""
+    def epoch(
+        self, seed: int, epoch: int, batch_size: int, augmentation: Augmentation, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Every exam once, shuffled and augmented: a function of (seed, epoch) alone; of a share (i, n) every n-th
+        exam of each batch from the i-th on, maybe none."""
         generator = torch.Generator().manual_seed(stream("batches", seed, epoch))
-        order = torch.randperm(len(self), generator=generator).to(self.device)
-        maps = affine_parameters(len(self), augmentation, generator).to(self.device)
+        order = torch.randperm(len(self), generator=generator)
+        maps = affine_parameters(len(self), augmentation, generator)
         for exams in order.split(batch_size):
-            yield self.batch(exams, maps)
+            yield self.batch(exams[share[0] :: share[1]], maps, exams)
+
+
+@lru_cache
+def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION))
 
 
 def stream(purpose: str, *numbers: int) -> int:
@@ -110,16 +136,19 @@ def exam_set(
     store: Store,
     categories: tuple[int, ...],
     device: torch.device | str,
+    where: str = "auto",
 ) -> ExamSet:
-    """Put exams (rows of the exam table) with their images and labels on a device.
+    """Exams (rows of the exam table) with their images and labels, for batches on a device.
 
-    The images go to the device too where they take less than half of its free memory; else they stay a
-    memory map from which each batch is read.
+    where: the images lie on the ``device``, or stay a memory ``mapped`` file from which each batch is read; by
+    ``auto`` on the device where they take less than half of its free memory.
     """
     device = torch.device(device)
     images = torch.from_numpy(store.images)
-    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        images = images.to(device)
+    if where == "auto" and device.type == "cuda":
+        where = "device" if images.nbytes < torch.cuda.mem_get_info(device)[0] / 2 else "mapped"
+    if where == "device":
+        images = images.clone() if device.type == "cpu" else images.to(device)
     names = list(exams.index)
     diagnosis = exams[[f"{side}_diagnosis" for side in SIDES]].to_numpy(np.int64)
     birads = exams[[f"{side}_birads" for side in SIDES]].to_numpy(np.int64)
@@ -131,10 +160,10 @@ def exam_set(
         names=tuple(names),
         groups=tuple(groups.loc[names]),
         images=images,
-        rows=torch.from_numpy(rows).to(device),
+        rows=torch.from_numpy(rows),
         labels={
-            "diagnosis": torch.from_numpy(diagnosis).to(device),
-            "birads": torch.from_numpy(birads.reshape(diagnosis.shape)).to(device),
+            "diagnosis": torch.from_numpy(diagnosis),
+            "birads": torch.from_numpy(birads.reshape(diagnosis.shape)),
         },
         categories=tuple(categories),
         device=device,

@@ -38,11 +38,12 @@ class System(nn.Module):
         )
 
     def forward(self, images: Tensor, present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """images (batch, 4, 3, H, W), normalised, absent views 0; present (batch, 4) bool.
+        """images (batch, 4, 3, H, W), normalised, absent views 0; present (batch, 4) bool, on the host best.
 
         Returns the logits of each active task, (batch, 2, classes) for L and R, and the views' weights (batch, 4).
         """
-        fused, weights = self.fusion(self.features(images, present), present)
+        v = self.features(images, present)
+        fused, weights = self.fusion(v, present.to(v.device, non_blocking=True))
         fused = self.dropout(fused)
         logits = {
             task: torch.stack([self.heads[f"{side}_{task}"](fused) for side in SIDES], dim=1) for task in self.classes
@@ -51,16 +52,19 @@ class System(nn.Module):
 
     def features(self, images: Tensor, present: Tensor) -> Tensor:
         """The vector of each view, (batch, 4, D); where the fusion masks, an absent view is not encoded and is 0."""
-        counts = self.fusion.counts(present)
+        counts = self.fusion.counts(present.cpu())  # on the host: the device is not waited for
         n = len(self.encoders)  # view i belongs to encoder i % n: all to the one, or CC, MLO, CC, MLO
-        v = images.new_zeros(*present.shape, self.encoders[0].features)
+        numbers = torch.arange(counts.numel()).view_as(counts)
+        flat = images.flatten(0, 1)
+        v = images.new_zeros(len(flat), self.encoders[0].features)
         for i, encoder in enumerate(self.encoders):
-            which = counts.clone()
-            which[:, [j for j in range(4) if j % n != i]] = False
-            if which.any():
-                encoded = encoder(images[which])
-                v = v.to(encoded.dtype).masked_scatter(which[:, :, None], encoded)
-        return v
+            at = numbers[:, i::n][counts[:, i::n]]
+            if not len(at):
+                continue
+            at, all_views = at.to(images.device, non_blocking=True), len(at) == len(flat)
+            encoded = encoder(flat if all_views else flat[at])
+            v = encoded if all_views else v.to(encoded.dtype).index_copy(0, at, encoded)
+        return v.unflatten(0, counts.shape)
 
     @property
     def backend(self) -> str:

@@ -23,6 +23,7 @@ from mammo_utils.data.exams import SIDES, VIEWS
 from mammo_utils.files import write_whole
 from mammo_utils.metrics import auc
 from mammo_utils.training.loss import class_weights, total_loss
+from mammo_utils.training.processes import mean_buffers, share, sum_gradients, sum_over_processes
 
 
 class TrainingError(RuntimeError):
@@ -46,7 +47,8 @@ def train(
     are equal. After every epoch the whole state is written to `checkpoint`; a call that finds one with the
     same `identity` goes on from there and ends with the same numbers as if never stopped.
 
-    Where a batch does not fit into memory, its gradient is summed over parts of half as many exams.
+    Where a batch does not fit into memory, its gradient is summed over parts of half as many exams. Of several
+    processes each takes its share of a batch, and all end with the same numbers; the first one writes.
 
     Returns one row an epoch (epoch, loss, validation AUCs, learning rate, exams at once, seconds) and the best epoch,
     from 1. Raises TrainingError if the loss is no longer finite, one exam does not fit or the state cannot be written.
@@ -55,7 +57,7 @@ def train(
     weights = {
         task: class_weights(train_set.labels[task], classes).to(device) for task, classes in model.classes.items()
     }
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=learning_rate)
+    optimizer = optimizer_of(model, settings, learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         # torch counts the epochs that it lets pass before it acts, hence the -1; the AUC's least gain counts
         optimizer,
@@ -102,7 +104,8 @@ def train(
             "rows": rows,
             "best": best,
         }
-        save_checkpoint(checkpoint, state, epoch)
+        if share()[0] == 0:
+            save_checkpoint(checkpoint, state, epoch)
         on_epoch(row)
     model.load_state_dict(best["model"])
     return rows, best["epoch"]
@@ -125,9 +128,9 @@ def train_epoch(
     is not finite is found then. Raises TrainingError, naming its step and exams.
     """
     model.train()
-    torch.manual_seed(stream("dropout", seed, epoch))
+    torch.manual_seed(stream("dropout", seed, epoch, share()[0]))
     total, steps = torch.zeros((), device=exams.device), []
-    for batch in exams.epoch(seed, epoch, settings.batch_size, settings.augmentation):
+    for batch in exams.epoch(seed, epoch, settings.batch_size, settings.augmentation, share()):
         while True:
             try:
                 loss = backward(model, batch, optimizer, weights, settings, micro)
@@ -136,10 +139,13 @@ def train_epoch(
                 if not out_of_memory(error):
                     raise
                 micro = smaller(micro, batch, optimizer)
+        sum_gradients(model)
+        loss = sum_over_processes(loss)
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
-        total += loss * len(batch.exams)
-        steps.append((loss, batch.exams))
+        total += loss * len(batch.whole_exams)
+        steps.append((loss, batch.whole_exams))
+    mean_buffers(model)
     mean = float(total) / len(exams)
     if not math.isfinite(mean):
         raise TrainingError(not_finite(steps, exams, epoch, optimizer.param_groups[0]["lr"]))
@@ -157,16 +163,19 @@ def backward(
     """Leave the gradient of a batch's loss in the model, summed over parts of `micro` exams; returns the loss.
 
     The means of Eq. 12 and 13 run over the whole batch, so the sum is its gradient, not a mean of means. Batch
-    norm sees the parts.
+    norm sees the parts. A parameter that had no part in the loss has a gradient of 0.
     """
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=batch.images.device)
     for part in batch.split(micro):
         with autocast(batch.images.device, settings):
             logits, _ = model(part.images, part.present)
-        loss = total_loss(logits, part.labels, weights, settings.task_weights.model_dump(), batch.labels)
+        loss = total_loss(logits, part.labels, weights, settings.task_weights.model_dump(), batch.whole)
         loss.backward()
         total += loss.detach()
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     return total
 
 
@@ -206,18 +215,19 @@ def not_finite(steps: list, exams: ExamSet, epoch: int, learning_rate: float) ->
 def predict(model: nn.Module, exams: ExamSet, settings: Training) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Probabilities, task -> (E, 2, K), and view weights (E, 4), of every exam once, without augmentation."""
     model.eval()
-    probabilities: dict[str, list[torch.Tensor]] = {task: [] for task in model.classes}
-    view_weights = []
-    for batch in exams.in_order(settings.batch_size):
+    probabilities = {
+        task: torch.zeros(len(exams), 2, classes, device=exams.device) for task, classes in model.classes.items()
+    }
+    view_weights = torch.zeros(len(exams), len(VIEWS), device=exams.device)
+    for batch in exams.in_order(settings.batch_size, share()):
         with autocast(exams.device, settings):
             logits, weights = model(batch.images, batch.present)
+        at = slice(int(batch.exams[0]), int(batch.exams[-1]) + 1)
         for task, values in logits.items():
-            probabilities[task].append(values.float().softmax(-1))
-        view_weights.append(weights.float())
-    return (
-        {task: torch.cat(values).cpu().numpy() for task, values in probabilities.items()},
-        torch.cat(view_weights).cpu().numpy(),
-    )
+            probabilities[task][at] = values.float().softmax(-1)
+        view_weights[at] = weights.float()
+    found = {task: sum_over_processes(values).cpu().numpy() for task, values in probabilities.items()}
+    return found, sum_over_processes(view_weights).cpu().numpy()
 
 
 def validation_scores(model: nn.Module, exams: ExamSet, settings: Training) -> dict[str, float]:
@@ -268,8 +278,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def optimizer_of(model: nn.Module, settings: Training, learning_rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=learning_rate, fused=settings.fused)
+
+
+def arranged(model: nn.Module, settings: Training) -> nn.Module:
+    """The model in the memory format of the settings, its encoders compiled if they ask for it."""
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings.compile:
+        for encoder in model.encoders:
+            encoder.compile(dynamic=True)  # how many views there are changes from batch to batch
+    return model
+
+
+def precision(device: torch.device, settings: Training) -> str:
+    """That of the settings; by "auto" bfloat16 on a GPU, float32 on a CPU."""
+    automatic = "bfloat16" if device.type == "cuda" else "float32"
+    return automatic if settings.precision == "auto" else settings.precision
+
+
 def autocast(device: torch.device, settings: Training) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, settings) == "bfloat16")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:

@@ -32,7 +32,8 @@ from mammo_utils.files import (
 from mammo_utils.images.store import apply_store, load_store
 from mammo_utils.metrics import auc, f1_macro
 from mammo_utils.models.systems import System, build_system
-from mammo_utils.training.loop import predict, prediction_table, train
+from mammo_utils.training.loop import TrainingError, arranged, precision, predict, prediction_table, train
+from mammo_utils.training.processes import in_processes, share
 
 FILES = (
     "config.json",
@@ -88,7 +89,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     exams = exams[exams.index.isin(split.part.index)]  # twins in conflict are in no part
     part = split.part.loc[exams.index]
     parts = {
-        name: exam_set(exams[part == name], split.groups, store, SUBSETS[spec.subset], device)
+        name: exam_set(exams[part == name], split.groups, store, SUBSETS[spec.subset], device, spec.training.store)
         for name in ("train", "validation", "test")
         if (part == name).any()
     }
@@ -107,41 +108,61 @@ def train_run(spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda
     """
     device = pick_device(spec.training)
     with folder_lock(spec.folder):
-        if device.type == "cpu":
-            torch.set_num_threads(spec.training.threads)
-        data = load_data(spec, device)
+        data = load_data(spec, device if spec.training.processes == 1 else "cpu")
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}
         if finished(spec.folder, record):
             return read_json(spec.folder / "metrics.json")
         for left in (spec.folder / "metrics.json", spec.folder / "failed.json", *spec.folder.glob(".*.part")):
             left.unlink(missing_ok=True)  # parts are what a killed process was writing
         write_json(spec.folder / "config.json", record)
-        model = build(spec).to(device)
-        facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)
-        write_json(spec.folder / "environment.json", {**facts, "scan": model.backend})
-        rows, best_epoch = train(
-            model,
-            data.parts,
-            spec.training,
-            learning_rate=spec.learning_rate,
-            seed=spec.seed,
-            checkpoint=spec.folder / "checkpoint.pt",
-            identity={"config": spec.hash, "data": data.hash, "code": code_hash(*TRAINING_CODE)},
-            on_epoch=on_epoch,
-        )
-        metrics = write_results(spec, model, data, rows, best_epoch)
+        if spec.training.processes == 1:
+            fill_folder(on_epoch, spec, data, device)
+        else:
+            in_processes(work, spec.training.processes, (spec,), on_epoch, (TrainingError,))
         (spec.folder / "checkpoint.pt").unlink(missing_ok=True)
-    return metrics
+    return read_json(spec.folder / "metrics.json")
 
 
-def write_results(spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int) -> dict[str, Any]:
-    """The run's last files, metrics.json the very last."""
+def work(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec) -> None:
+    """One process of a run's training."""
+    device = pick_device(spec.training)
+    device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+    fill_folder(on_epoch, spec, load_data(spec, device), device)
+
+
+def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data: RunData, device: torch.device) -> None:
+    """Train the run's system and write the files of its folder, metrics.json the very last."""
+    if device.type == "cpu":
+        torch.set_num_threads(spec.training.threads)
+    first = share()[0] == 0
+    model = arranged(build(spec).to(device), spec.training)
+    if first:
+        facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)
+        facts |= {"scan": model.backend, "precision": precision(device, spec.training)}
+        write_json(spec.folder / "environment.json", facts)
+    rows, best_epoch = train(
+        model,
+        data.parts,
+        spec.training,
+        learning_rate=spec.learning_rate,
+        seed=spec.seed,
+        checkpoint=spec.folder / "checkpoint.pt",
+        identity={"config": spec.hash, "data": data.hash, "code": code_hash(*TRAINING_CODE)},
+        on_epoch=on_epoch,
+    )
     tables = [
         prediction_table(exams, part, *predict(model, exams, spec.training))
         for part, exams in data.parts.items()
         if part != "train"
     ]
-    table = pd.concat(tables, ignore_index=True)
+    if first:
+        write_results(spec, model, data, rows, best_epoch, pd.concat(tables, ignore_index=True))
+
+
+def write_results(
+    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, table: pd.DataFrame
+) -> None:
+    """The run's last files; table: its predictions."""
     with write_whole(spec.folder / "epochs.csv") as file:
         pd.DataFrame(rows).to_csv(file, index=False)
     with write_whole(spec.folder / "predictions.parquet") as file:
@@ -166,7 +187,6 @@ def write_results(spec: RunSpec, model: System, data: RunData, rows: list[dict],
         "weights": file_hash(spec.folder / "weights.safetensors"),
     }
     write_json(spec.folder / "metrics.json", metrics)
-    return metrics
 
 
 def scores(table: pd.DataFrame, exams: ExamSet) -> dict[str, dict[str, float]]:
