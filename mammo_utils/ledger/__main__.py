@@ -2,8 +2,9 @@
 
 It prints tables, and with ``--json FILE`` writes the same as JSON: the selective scan beside named alternatives
 and the floor; SS2D beside its bare scans and beside SS2D with four copies of the image; one training step of each
-system, part by part; preprocessing beside its floor. Alternatives are timed in turn, round after round in one
-process, and medians are compared, so that a busy machine is unjust to none.
+system, part by part; epochs of training beside a naive trainer's; preprocessing beside its floor. Alternatives
+are timed in turn, round after round in one process, and medians are compared, so that a busy machine is unjust to
+none.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import torch
 
 from mammo_utils.config import load_study
 from mammo_utils.files import environment, write_json
+from mammo_utils.ledger.epochs import epochs
 from mammo_utils.ledger.images import compare_preprocessing
 from mammo_utils.ledger.scans import compare_scans, compare_ss2d
 from mammo_utils.ledger.steps import steps
+from mammo_utils.models.systems import SYSTEMS
 
-PARTS = ("scans", "ss2d", "steps", "images")
+PARTS = ("scans", "ss2d", "steps", "epochs", "images")
 CHANNELS = {64: 64, 32: 128}  # tokens a side: channels of what the hybrid's two blocks scan at 512 px
 
 
@@ -41,6 +44,16 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
         )
         for row in part["parts"]:
             yield f"  {row['part']:32}{row['forward_ms']:>10.1f} ms{row['backward_ms']:>12.1f} ms"
+    for part in record["epochs"]:
+        sizes = "epochs of {exams} exams at {size} px in batches of {batch}".format(**part["systems"][0])
+        yield f"{sizes}, the naive trainer's files of {part['pictures'][0]} x {part['pictures'][1]}"
+        for found in part["systems"]:
+            yield f"  {found['system']:32}{'exams/s':>10}{'x naive':>10}{'peak memory':>14}"
+            for r in found["rows"]:
+                memory = "" if r["peak_memory_mb"] is None else f"{r['peak_memory_mb']:>11.0f} MB"
+                yield f"    {r['name']:30}{r['exams_per_second']:>10.2f}{r['times_naive']:>10.1f}{memory}"
+        if part["paper_hours"] is not None:
+            yield f"  54 runs of 100 epochs of 1,088 exams at this size: {part['paper_hours']:.1f} hours"
     for part in record["images"]:
         yield (
             "preprocessing {rows} x {columns} to {size}, {filter}: {ours_ms:.1f} ms an image, {times_floor:.2f}x the "
@@ -72,6 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--study", default="config/demo.yaml", help="whose models and recipe the steps have")
     parser.add_argument("--size", type=int, default=512, help="pixels of the steps' images")
     parser.add_argument("--exams", type=int, default=1, help="in a batch of the steps")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, help="of the epochs")
+    parser.add_argument("--epoch-size", type=int, help="pixels of the epochs' images; the study's own")
+    parser.add_argument("--epoch-exams", type=int, default=48, help="in an epoch")
+    parser.add_argument("--workers", type=int, default=0, help="processes of the naive trainer's DataLoader")
     parser.add_argument("--files", type=int, default=64, help="of preprocessing")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -83,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(a.threads)
     device = torch.device(a.device)
     record: dict[str, Any] = {"environment": environment(device_name(device), torch.get_num_threads())}
-    record |= {"scans": [], "ss2d": [], "steps": [], "images": []}
+    record |= {"scans": [], "ss2d": [], "steps": [], "epochs": [], "images": []}
     if "scans" in a.parts:
         record["scans"] = compare_scans(a.lengths, a.batch, a.channels, a.states, a.rounds, device)
     if "ss2d" in a.parts:
@@ -93,6 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
             record["ss2d"].append({"channels": channels, "side": side, "batch": a.images, "dtype": a.dtype} | found)
     if "steps" in a.parts:
         record["steps"] = steps(load_study(a.study), a.size, a.exams, a.rounds, device)
+    if "epochs" in a.parts:
+        study = load_study(a.study)
+        size = a.epoch_size or study.images.size
+        record["epochs"] = [epochs(study, size, a.epoch_exams, a.rounds, device, a.workers, a.systems)]
     if "images" in a.parts:
         record["images"] = [compare_preprocessing(a.files, 512, a.threads, a.rounds)]
     print("\n".join(tables(record)))

@@ -21,7 +21,7 @@ from mammo_utils.models import ss2d
 from mammo_utils.models.encoders import Hybrid, ResNet
 from mammo_utils.models.ss2d import SS2D, PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.systems import SYSTEMS, System, build_system
-from mammo_utils.training.loop import parameter_groups
+from mammo_utils.training.loop import arranged, autocast, optimizer_of
 from mammo_utils.training.loss import total_loss
 
 BATCH, OPTIMISER, REST = "batch and augmentation", "clipping and optimiser", "gate, heads, loss, sums"
@@ -140,24 +140,26 @@ def training_step(
         names=tuple(map(str, range(batch))),
         groups=tuple(map(str, range(batch))),
         images=images.to(device),
-        rows=torch.arange(4 * batch).view(batch, 4).to(device),
-        labels={task: torch.randint(0, n, (batch, 2), generator=generator).to(device) for task, n in classes.items()},
+        rows=torch.arange(4 * batch).view(batch, 4),
+        labels={task: torch.randint(0, n, (batch, 2), generator=generator) for task, n in classes.items()},
         categories=(1, 5),
         device=device,
     )
     weights = {task: torch.ones(n, device=device) for task, n in classes.items()}
     settings = study.training
-    optimizer = torch.optim.AdamW(parameter_groups(system, settings.weight_decay), lr=1e-5)
-    maps = affine_parameters(batch, settings.augmentation, generator).to(device)
+    arranged(system, settings)
+    optimizer = optimizer_of(system, settings, 1e-5)
+    maps = affine_parameters(batch, settings.augmentation, generator)
     system.train()
 
     def step(clock: Clock | None = None) -> None:
         begin, enter = (clock.begin, clock.enter) if clock else (lambda _: None, lambda _: None)
         begin("forward_ms")
         enter(BATCH)
-        drawn = exams.batch(torch.arange(batch, device=device), maps)
+        drawn = exams.batch(torch.arange(batch), maps)
         begin("forward_ms")
-        logits, _ = system(drawn.images, drawn.present)
+        with autocast(device, settings):
+            logits, _ = system(drawn.images, drawn.present)
         loss = total_loss(logits, drawn.labels, weights, settings.task_weights.model_dump())
         begin("backward_ms")
         optimizer.zero_grad(set_to_none=True)

@@ -3,15 +3,20 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.config import load_study
+from mammo_utils.batches.exams import exam_set
+from mammo_utils.config import Training, load_study
+from mammo_utils.data import read_cohort
+from mammo_utils.images.store import apply_store, build_store
 from mammo_utils.ledger import __main__ as command
-from mammo_utils.ledger import images, measure, scans, steps
+from mammo_utils.ledger import epochs, images, measure, scans, steps
 from mammo_utils.models import ss2d
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.models.systems import build_system
+from mammo_utils.synthetic.release import write_release
 from tests.release_builder import write_dicom
 
 CPU = torch.device("cpu")
@@ -109,7 +114,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "torch" in str(record["environment"])
     with pytest.raises(SystemExit):
         command.main(["scan"])
-    assert "accepted are scans, ss2d, steps, images" in capsys.readouterr().err
+    assert "accepted are scans, ss2d, steps, epochs, images" in capsys.readouterr().err
 
 
 def test_preprocessing_beside_its_floor():
@@ -123,3 +128,41 @@ def test_the_ways_to_preprocess_agree(tmp_path):
     a, b = (f(tmp_path / "a.dcm", 64).astype(int) for f in (images.ours, images.plain))
     assert np.abs(a - b).max() <= 1
     assert (images.floor_of(tmp_path / "a.dcm", 64)[:, ::-1] == a).all()
+
+
+def test_epochs_measure_every_trainer_on_the_same_exams(monkeypatch):
+    study = load_study(
+        "config/demo.yaml", ("training.batch_size=3", "data.synthetic={n_exams: 4, rows: 64, columns: 48, seed: 0}")
+    )
+    seen = []
+    naive_epoch, train_epoch = epochs.naive_epoch, epochs.train_epoch
+    monkeypatch.setattr(epochs, "naive_epoch", lambda *a: seen.append(("naive", naive_epoch(*a))))
+    monkeypatch.setattr(epochs, "train_epoch", lambda *a: seen.append((a[4], train_epoch(*a)[0])))
+    found = epochs.epochs(study, 32, 6, 1, torch.device("cpu"), 0, ["hybrid_shared"])
+    rows = found["systems"][0]["rows"]
+    assert [row["name"] for row in rows[:3]] == ["naive trainer", "naive trainer, this scan", "this trainer, float32"]
+    assert all(row["exams_per_second"] > 0 for row in rows) and rows[0]["times_naive"] == 1
+    assert found["paper_hours"] is None, "of the six systems together"
+    losses = [loss for _, loss in seen]
+    assert len(losses) == 2 * len(rows) and all(0.1 < loss < 10 for loss in losses)
+    asked = [(a.precision, a.channels_last, a.fused) for a, _ in seen[2 : len(rows)]]
+    assert asked[0] == ("float32", False, False) and asked[-1] == ("bfloat16", True, True)
+
+
+def test_naive_pictures_are_those_of_the_store(tmp_path):
+    """Each PNG, without augmentation, is what the store holds of that exam and view, but for the filter."""
+    write_release(tmp_path / "data", n_exams=4, rows=64, columns=48, seed=0, contrast=1, noise=1, null=False, workers=1)
+    cohort = read_cohort("cmmd", tmp_path / "data")
+    store = build_store(cohort, tmp_path / "store", size=32, workers=1)
+    cohort = apply_store(cohort, store)
+    still = Training(augmentation={"rotation": 0, "translation": 0, "scale": 0, "flip": 0})
+    exams = exam_set(cohort.exams, pd.Series(cohort.exams.index, cohort.exams.index), store, (1, 5), "cpu")
+    files = epochs.write_pictures(cohort, tmp_path / "data", tmp_path / "pictures")
+    pictures = epochs.Pictures(exams, files, 32, still)
+    for i in range(len(exams)):
+        images, present, _ = pictures[i]
+        expected = exams.batch(torch.tensor([i])).images[0]
+        assert present.equal(exams.present[i])
+        for view in present.nonzero().flatten():
+            same = [(images[view] - e).abs().mean() for e in (expected[view], expected[view].flip(-1))]
+            assert min(same) < 0.02

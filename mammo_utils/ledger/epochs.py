@@ -1,0 +1,188 @@
+"""Epochs of training beside a naive trainer's, and what each switch brings, in one run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import pydicom
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from mammo_utils.batches.exams import DEVIATION, MEAN, ExamSet, exam_set
+from mammo_utils.config import Study, Training
+from mammo_utils.data import read_cohort
+from mammo_utils.data.exams import VIEWS, Cohort
+from mammo_utils.images.store import apply_store, build_store
+from mammo_utils.ledger.measure import MEGABYTE, timed
+from mammo_utils.models.systems import SYSTEMS, System, build_system
+from mammo_utils.synthetic.release import write_release
+from mammo_utils.training.loop import arranged, optimizer_of, train_epoch
+from mammo_utils.training.loss import total_loss
+
+CATEGORIES = (1, 2, 3, 4, 5)
+SWITCHES = (  # one more each time
+    ("this trainer, float32", {"precision": "float32", "channels_last": False, "fused": False}),
+    ("+ channels_last", {"channels_last": True}),
+    ("+ fused AdamW", {"fused": True}),
+    ("+ bfloat16 but in the scan", {"precision": "bfloat16"}),
+)
+PAPER_RUNS, PAPER_EPOCHS, PAPER_EXAMS = 9, 100, 1088  # of each system; 80 % of 1,360 exams
+
+
+class Pictures(Dataset):
+    """Four PNG files an exam, each through torchvision's transforms: what one writes first."""
+
+    def __init__(self, exams: ExamSet, files: pd.DataFrame, size: int, settings: Training):
+        self.exams, self.files, self.size = exams, files, size
+        a = settings.augmentation
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((size, size)),
+                transforms.RandomHorizontalFlip(a.flip),
+                transforms.RandomAffine(a.rotation, (a.translation, a.translation), (1 - a.scale, 1 + a.scale)),
+                transforms.Grayscale(3),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, DEVIATION),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.exams)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        files = self.files.loc[self.exams.names[i]]
+        views = [
+            self.transform(Image.open(files[view])) if files[view] else torch.zeros(3, self.size, self.size)
+            for view in VIEWS
+        ]
+        return torch.stack(views), self.exams.present[i], {task: y[i] for task, y in self.exams.labels.items()}
+
+
+def naive_epoch(model: System, loader: DataLoader, weights: dict[str, Tensor], settings: Training) -> float:
+    """The plain loop in float32; returns the mean loss."""
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=settings.weight_decay)
+    model.train()
+    total = 0.0
+    for images, present, labels in loader:
+        images, present = images.to(device), present.to(device)
+        logits, _ = model(images, present)
+        labels = {task: y.to(device) for task, y in labels.items()}
+        loss = total_loss(logits, labels, weights, settings.task_weights.model_dump())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        total += loss.item() * len(images)
+    return total / len(loader.dataset)
+
+
+def write_pictures(cohort: Cohort, folder: Path, target: Path) -> pd.DataFrame:
+    """Each used image as a PNG of its own size, its side as in the file; paths by exam and view, "" if absent."""
+    target.mkdir()
+    files = pd.DataFrame("", index=cohort.exams.index, columns=list(VIEWS))
+    used = cohort.images[(cohort.images["fate"] == "used") & cohort.images["exam"].isin(files.index)]
+    for number, row in enumerate(used.itertuples()):
+        path = target / f"{number}.png"
+        Image.fromarray(pydicom.dcmread(folder / row.path).pixel_array).save(path)
+        files.at[row.exam, row.view] = str(path)
+    return files
+
+
+def epochs_of(
+    name: str, study: Study, exams: ExamSet, files: pd.DataFrame, size: int, rounds: int, workers: int
+) -> dict[str, Any]:
+    """Exams per second of one system's epochs: the naive trainer's and this one's, switch by switch.
+
+    Where there is no GPU, the naive trainer's scan is the plain loop in torch, all that mamba-ssm has for a CPU;
+    a second naive trainer has the scan of this study, so that the rest of the difference is seen by itself. All in
+    turn, one round to warm; the median over `rounds`.
+    """
+    device, settings = exams.device, study.training
+    weights = {"diagnosis": torch.ones(2, device=device), "birads": torch.ones(len(CATEGORIES), device=device)}
+
+    def system(backend: str) -> System:
+        torch.manual_seed(0)
+        return build_system(
+            name,
+            n_birads=len(CATEGORIES),
+            blocks=study.model.hybrid_blocks if name.startswith("hybrid") else study.model.vssm_blocks,
+            missing=study.model.missing,
+            backend=backend,
+        ).to(device)
+
+    def naive(backend: str) -> Callable[[], Any]:
+        model = system(backend)
+        pictures = Pictures(exams, files, size, settings)
+        loader = DataLoader(pictures, settings.batch_size, shuffle=True, num_workers=workers)
+        return lambda: naive_epoch(model, loader, weights, settings)
+
+    def ours(changes: dict[str, Any]) -> Callable[[], Any]:
+        asked = settings.model_copy(update=changes)
+        model = arranged(system(study.model.backend), asked)
+        optimizer = optimizer_of(model, asked, 1e-5)
+        return lambda: train_epoch(model, exams, optimizer, weights, asked, 0, 1, asked.batch_size)
+
+    trainers = {"naive trainer": naive("reference" if device.type == "cpu" else "auto")}
+    if device.type == "cpu" and not name.startswith("resnet"):
+        trainers["naive trainer, this scan"] = naive("auto")
+    changes: dict[str, Any] = {}
+    for label, change in SWITCHES:
+        changes = changes | change
+        trainers[label] = ours(changes)
+    taken: dict[str, list[float]] = {label: [] for label in trainers}
+    memory = dict.fromkeys(trainers, float("nan"))
+    for turn in range(rounds + 1):
+        for label, epoch in trainers.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = timed(epoch, device) / 1e3
+            if device.type == "cuda":
+                memory[label] = torch.cuda.max_memory_allocated() / MEGABYTE
+            if turn:
+                taken[label].append(seconds)
+    rates = {label: len(exams) / median(times) for label, times in taken.items()}
+    rows = [
+        {
+            "name": label,
+            "exams_per_second": rate,
+            "times_naive": rate / rates["naive trainer"],
+            "peak_memory_mb": None if memory[label] != memory[label] else memory[label],
+        }
+        for label, rate in rates.items()
+    ]
+    return {"system": name, "size": size, "batch": settings.batch_size, "exams": len(exams), "rows": rows}
+
+
+def epochs(
+    study: Study, size: int, n_exams: int, rounds: int, device: torch.device, workers: int, systems=SYSTEMS
+) -> dict[str, Any]:
+    """:func:`epochs_of` for the six systems on a synthetic cohort, its images of the study's own synthetic size, and
+    the hours that the paper's 54 runs of 100 epochs would take at the fastest float32 and bfloat16 rate."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        synthetic = study.data.synthetic.model_dump() | {"n_exams": n_exams}
+        write_release(folder / "data", **synthetic, workers=1)
+        cohort = read_cohort("cmmd", folder / "data")
+        store = build_store(cohort, folder / "store", size=size, workers=1)
+        cohort = apply_store(cohort, store)
+        groups = pd.Series(cohort.exams.index, cohort.exams.index)
+        exams = exam_set(cohort.exams, groups, store, CATEGORIES, device, study.training.store)
+        files = write_pictures(cohort, folder / "data", folder / "pictures")
+        found = [epochs_of(name, study, exams, files, size, rounds, workers) for name in systems]
+    finally:
+        shutil.rmtree(folder)
+    seconds = sum(PAPER_RUNS * PAPER_EPOCHS * PAPER_EXAMS / f["rows"][-1]["exams_per_second"] for f in found)
+    return {
+        "pictures": [synthetic["rows"], synthetic["columns"]], "workers": workers, "systems": found,
+        "paper_hours": seconds / 3600 if len(found) == len(SYSTEMS) else None,
+    }  # fmt: skip
