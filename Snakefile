@@ -23,7 +23,7 @@ if CLAIM:
 HERE = STUDY.folder
 SETTINGS_OF = STUDY.model_dump(mode="json")  # by section
 RUNS = {run.id: run for run in STUDY.runs()}
-RUN_NAMES = ("system", "task_mode", "subset", "seed")
+RUN_NAMES = ("system", "task_mode", "subset", "seed", "blocks")
 PYTHON = shlex.quote(sys.executable)
 
 
@@ -64,7 +64,7 @@ localrules: all, figures
 
 
 wildcard_constraints:
-    run="[A-Za-z0-9_]+-[a-z]+-[0-9a-z]+-seed[0-9]+",
+    run="[A-Za-z0-9_]+-[a-z]+-[0-9a-z]+-seed[0-9]+(-blocks[0-9]+)?",
 
 
 onsuccess:

@@ -28,6 +28,9 @@ class ParameterError(ValueError):
     """A parameter is unknown or has a value that it does not accept; the message names both."""
 
 
+BLOCKS = {"vssm": (2, 10), "hybrid": (1, 5)}  # §4.2: 2-10 searched; the hybrid has half as many
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,8 +86,8 @@ class SplitSettings(Frozen):
 class ModelSettings(Frozen):
     weights: str = ""  # "" none, "imagenet" through torchvision, or a local file
     resnet_cut: Literal["layer1", "layer2", "layer3"] = "layer2"
-    vssm_blocks: Annotated[int, Field(ge=2, le=10)] = 4  # §4.2
-    hybrid_blocks: Annotated[int, Field(ge=1, le=5)] = 2  # §4.2: half of the pure model's
+    vssm_blocks: Annotated[int, Field(ge=BLOCKS["vssm"][0], le=BLOCKS["vssm"][1])] = 4  # §4.2
+    hybrid_blocks: Annotated[int, Field(ge=BLOCKS["hybrid"][0], le=BLOCKS["hybrid"][1])] = 2  # §4.2: half as many
     block: Literal["shuffle", "inner"] = "shuffle"
     fusion: Literal["gated", "concat", "mean"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
@@ -152,6 +155,17 @@ class Grid(Frozen):
     task_modes: tuple[TaskMode, ...] = tuple(TaskMode.__args__)
     subsets: tuple[Subset, ...] = tuple(Subset.__args__)
     seeds: tuple[int, ...] = (0,)
+    blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system, with other numbers of blocks
+
+    @model_validator(mode="after")
+    def _blocks_are_accepted(self) -> Grid:
+        for system, numbers in self.blocks.items():
+            first, last = BLOCKS.get(system.split("_")[0], (1, 0))
+            for number in numbers:
+                if not first <= number <= last:
+                    accepted = f"{first} to {last} blocks" if last else "no blocks"
+                    raise ValueError(f"{system} is to have {number} blocks, but has {accepted}")
+        return self
 
 
 class Evidence(Frozen):
@@ -183,20 +197,26 @@ class Study(Frozen):
         return project_root() / self.data.folder
 
     def runs(self) -> list[RunSpec]:
-        """All runs of the grid, in the order subset, task mode, system, seed."""
+        """All runs of the grid, in the order subset, task mode, system, number of blocks, seed."""
+        grid = self.grid
+        systems = [(system, 0) for system in grid.systems]
+        systems += [(system, number) for system, numbers in grid.blocks.items() for number in numbers]
         return [
-            self.run(system, task_mode, subset, seed)
-            for subset in self.grid.subsets
-            for task_mode in self.grid.task_modes
-            for system in self.grid.systems
-            for seed in self.grid.seeds
+            self.run(system, task_mode, subset, seed, blocks)
+            for subset in grid.subsets
+            for task_mode in grid.task_modes
+            for system, blocks in systems
+            for seed in grid.seeds
         ]
 
-    def run(self, system: str, task_mode: str, subset: str, seed: int) -> RunSpec:
-        """One run with this study's settings (it need not be in the grid)."""
+    def run(self, system: str, task_mode: str, subset: str, seed: int, blocks: int = 0) -> RunSpec:
+        """One run with this study's settings (it need not be in the grid); blocks: if any, not the settings'."""
         kept = ("data", "images", "split", "subset_rule", "model", "training")
         settings = {k: v for k, v in self.model_dump().items() if k in kept}
-        return RunSpec(study=self.name, system=system, task_mode=task_mode, subset=subset, seed=seed, **settings)
+        if blocks:
+            settings["model"] |= {f"{system.split('_')[0]}_blocks": blocks}
+        named = {"system": system, "task_mode": task_mode, "subset": subset, "seed": seed, "blocks": blocks}
+        return RunSpec(study=self.name, **named, **settings)
 
 
 class RunSpec(Frozen):
@@ -207,6 +227,7 @@ class RunSpec(Frozen):
     task_mode: TaskMode
     subset: Subset
     seed: int
+    blocks: int = 0  # where not the settings' own: part of the run's name, the number itself stands in `model`
     data: Data
     images: Images
     split: SplitSettings
@@ -216,7 +237,8 @@ class RunSpec(Frozen):
 
     @property
     def id(self) -> str:
-        return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}"
+        blocks = f"-blocks{self.blocks}" if self.blocks else ""
+        return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}"
 
     @property
     def folder(self) -> Path:
@@ -303,6 +325,7 @@ class TrainParameters(NotebookParameters):
     task_mode: TaskMode = "multi"
     subset: Subset = "1v5"
     seed: int = 0
+    blocks: int = 0
 
 
 class AttentionParameters(NotebookParameters):

@@ -26,8 +26,26 @@ def test_the_paper_study_is_the_54_runs_of_tables_2_to_4_with_the_papers_recipe(
     assert study.model.dropout == 0.5 and study.model.weights == "imagenet"
     assert (study.model.vssm_blocks, study.model.hybrid_blocks) == (4, 2)  # §4.2
     assert (study.split.kind, study.split.validation) == ("paper", 0.2)  # §3
+    assert study.images.resize == "stretch" and study.model.missing == "zeros"  # §3.1
+    assert study.model.fusion == "gated"  # Eq. 8-10
+    assert study.data.corrections and study.data.source == "cmmd"  # the study's own choice, and the real data
     for run in runs:
-        assert run.learning_rate == (1e-5 if run.system.startswith("vssm") else 1e-4)
+        assert run.learning_rate == (1e-5 if run.system.startswith("vssm") else 1e-4)  # §4.3
+        assert run.blocks == 0 and run.training == t and run.model == study.model
+    names = [{getattr(run, name) for run in runs} for name in ("system", "task_mode", "subset", "seed")]
+    assert [len(values) for values in names] == [6, 3, 3, 1]  # Tables 2-4
+
+
+def test_the_block_search_is_that_of_section_4_2():
+    study = load_study("config/blocks.yaml")
+    found = {(run.system, run.blocks) for run in study.runs()}
+    assert found == {("vssm_shared", n) for n in range(2, 11)} | {("hybrid_shared", n) for n in range(1, 6)}
+    assert len(study.runs()) == 3 * 14 and study.runs()[0].id == "vssm_shared-multi-1v5-seed0-blocks2"
+    assert all(run.model.vssm_blocks == run.blocks for run in study.runs() if run.system == "vssm_shared")
+    assert len({run.hash for run in study.runs()}) == 42
+    for wrong in ("{hybrid_shared: [6]}", "{resnet18: [2]}"):
+        with pytest.raises(ParameterError, match="blocks"):
+            load_study("config/blocks.yaml", [f"grid.blocks={wrong}"])
 
 
 @pytest.mark.parametrize(

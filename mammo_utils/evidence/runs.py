@@ -17,7 +17,9 @@ from mammo_utils.files import TRAINING_CODE, code_hash, read_json
 
 TASKS = ("diagnosis", "birads")
 FREE = ("study", "images.workers", "data.folder")  # settings that do not decide the numbers
-RUN_ID = re.compile(r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)")
+RUN_ID = re.compile(
+    r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)(-blocks(?P<blocks>\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def read_runs(study: Study, data_hashes: Mapping[str, str] | None = None) -> lis
     others = []
     for match in filter(None, found.values()):
         try:
-            others.append(study.run(match["system"], match["task_mode"], match["subset"], int(match["seed"])))
+            numbers = int(match["seed"]), int(match["blocks"] or 0)
+            others.append(study.run(match["system"], match["task_mode"], match["subset"], *numbers))
         except ValueError:
             continue  # a folder that only looks like a run's
     hashes = data_hashes or {}
@@ -203,15 +206,16 @@ def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "bo
     )
 
 
-def same_system(runs: Sequence[RunResult]) -> dict[tuple[str, str, str], list[RunResult]]:
-    """(subset, task mode, system) -> its finished runs, one a seed, in the order in which they come.
+def same_system(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str, str, str], list[RunResult]]:
+    """(subset, task mode, system) -> its finished runs, one a seed, in the order in which they come; those with the
+    number of blocks of the study's settings, or with another one.
 
     Seeds that do not go together are not averaged: a stale one stays out beside one that is not, and one judged
     on other breasts than the first stays out. The list of runs says of each whether it is stale.
     """
     together: dict[tuple[str, str, str], list[RunResult]] = {}
     for run in runs:
-        if run.finished:
+        if run.finished and run.spec.blocks == blocks:
             together.setdefault((run.spec.subset, run.spec.task_mode, run.spec.system), []).append(run)
     for key, seeds in together.items():
         fresh = [run for run in seeds if not run.stale] or seeds

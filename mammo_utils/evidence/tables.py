@@ -37,6 +37,10 @@ COMPARISON_COLUMNS = [
     *["subset", "task", "metric", "system", "task_mode", "reference", "question", "difference", "low", "high"],
     *["answer", "n_exams", "n_breasts", "n_seeds", "reference_seeds", "dropped", "reason"],
 ]
+BLOCK_COLUMNS = [
+    *["subset", "task_mode", "system", "task", "blocks", "value", "low", "high", "searched"],
+    *["n_exams", "n_breasts", "n_seeds", "sd_seeds"],
+]
 
 
 def results_table(
@@ -71,6 +75,31 @@ def results_table(
                 row |= {"stale": any(run.stale for run in seeds), "runs": ", ".join(run.id for run in seeds)}
                 rows.append(row | {"command": command(parameters or NotebookParameters(), seeds[0])})
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+
+
+def blocks_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
+    """§4.2's search: the AUC of each system and number of blocks that were trained, with its interval over patients.
+
+    One row a subset, task mode, system, number of blocks and task, in the columns of BLOCK_COLUMNS; searched: False
+    for the number that the tables have. Empty without runs of other numbers.
+    """
+    rows = []
+    for blocks in sorted({run.spec.blocks for run in runs}):
+        for (subset, mode, system), seeds in same_system(runs, blocks).items():
+            settings = seeds[0].spec.model.model_dump()
+            number = settings.get(f"{system.split('_')[0]}_blocks")
+            for task in seeds[0].tasks if number else ():
+                answers = sample(seeds, task)
+                found = interval(answers, "auc", **_settings(study))
+                breasts = known_breasts(seeds[0], task)
+                rows.append(
+                    dict(zip(BLOCK_COLUMNS[:5], (subset, mode, system, task, number), strict=True))
+                    | {"value": found.value, "low": found.low, "high": found.high, "searched": blocks > 0}
+                    | {"n_exams": breasts["exam"].nunique(), "n_breasts": len(breasts)}
+                    | {"n_seeds": len(seeds), "sd_seeds": _spread(answers, "auc")}
+                )
+    table = pd.DataFrame(rows, columns=BLOCK_COLUMNS)
+    return table[table["searched"].any() & table["system"].isin(table.loc[table["searched"], "system"])]
 
 
 def _settings(study: Study) -> dict[str, int]:

@@ -188,6 +188,9 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, ours: str
             row, colour = found.loc[name], SYSTEM_COLOURS.get(name, BASELINE_COLOUR)
             axis.plot([row["low"], row["high"]], [height, height], color=colour)
             axis.plot(row["value"], height, "o", color=colour, markersize=5)
+            if pd.notna(row.get("sd_seeds")):
+                ends = [row["value"] - row["sd_seeds"], row["value"] + row["sd_seeds"]]
+                axis.plot(ends, [height, height], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
             if "paper" in row and pd.notna(row["paper"]):
                 axis.plot(row["paper"], height - 0.22, "D", color="k", markersize=3.5, markerfacecolor="none")
         axis.axvline(0.5, color="0.7", linewidth=0.8, linestyle=":")
@@ -207,7 +210,38 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, ours: str
             label="paper, TOMPEI-CMMD",
         ),
     ]
+    if results["sd_seeds"].notna().any():
+        seeds = results["n_seeds"].max()
+        thick = {"color": "k", "linewidth": 6, "alpha": 0.35}
+        handles.append(plt.Line2D([], [], **thick, label=f"± 1 standard deviation over {seeds} seeds"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def draw_blocks(blocks: pd.DataFrame, title: str) -> Figure:
+    """The AUC by number of blocks with its 95 % interval over patients (bars) and, of several seeds, their standard
+    deviation (band); one panel a task mode and task. blocks: rows of one subset of evidence.tables.blocks_table."""
+    panels = list(blocks[["task_mode", "task"]].drop_duplicates().itertuples(index=False, name=None))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(0.8 + 2.8 * len(panels), 2.8), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, (mode, task) in zip(axes[0], panels, strict=True):
+        rows = blocks[(blocks["task_mode"] == mode) & (blocks["task"] == task)]
+        for shift, (system, found) in enumerate(rows.groupby("system", sort=False)):
+            found, colour = found.sort_values("blocks"), SYSTEM_COLOURS[system]
+            x = found["blocks"] + 0.12 * shift
+            reach = [found["value"] - found["low"], found["high"] - found["value"]]
+            axis.errorbar(x, found["value"], reach, color=colour, marker="o", markersize=4, label=SYSTEM_NAMES[system])
+            spread = found["sd_seeds"].fillna(0)
+            axis.fill_between(x, found["value"] - spread, found["value"] + spread, color=colour, alpha=0.2, linewidth=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.axhline(0.5, color="0.7", linewidth=0.8, linestyle=":")
+        axis.set(title=f"{task} ({'multi-task' if mode == 'multi' else 'single-task'})", xlabel="blocks")
+    axes[0, 0].set_ylabel("AUC")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.suptitle(title)
     return figure
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torchvision
 from torch import Tensor, nn
 
+from mammo_utils.config import BLOCKS
 from mammo_utils.models.ss2d import PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.weights import load_resnet_weights
 
 CUTS = {"layer1": 64, "layer2": 128, "layer3": 256}  # ResNet-18's channels after each
-BLOCKS = {"vssm": range(2, 11), "hybrid": range(1, 6)}  # §4.2: 2-10 searched; the hybrid has half as many
 
 
 class Encoder(nn.Module):
@@ -90,8 +90,9 @@ class Hybrid(Encoder):
 
 def stage_depths(blocks: int, kind: str) -> tuple[int, ...]:
     """How many blocks each stage has: up to four blocks, one a stage; from five on the extra ones join the third."""
-    if blocks not in BLOCKS[kind]:
-        raise ValueError(f"A {kind} has {BLOCKS[kind][0]} to {BLOCKS[kind][-1]} blocks, not {blocks}.")
+    first, last = BLOCKS[kind]
+    if not first <= blocks <= last:
+        raise ValueError(f"A {kind} has {first} to {last} blocks, not {blocks}.")
     return (1,) * blocks if blocks <= 4 else (1, 1, blocks - 3, 1)
 
 

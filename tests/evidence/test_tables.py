@@ -8,7 +8,16 @@ from mammo_utils.evidence.baselines import Baseline, baseline_table
 from mammo_utils.evidence.intervals import Sample
 from mammo_utils.evidence.paper import in_the_shape_of
 from mammo_utils.evidence.runs import read_runs, same_system, sample
-from mammo_utils.evidence.tables import checks, comparisons, results_table, run_list, settings_table, statements
+from mammo_utils.evidence.tables import (
+    BLOCK_COLUMNS,
+    blocks_table,
+    checks,
+    comparisons,
+    results_table,
+    run_list,
+    settings_table,
+    statements,
+)
 from mammo_utils.metrics import auc
 from tests.evidence.fakes import write_run
 
@@ -132,3 +141,27 @@ def test_the_setting_is_shown_beside_the_papers(fake_study):
     assert table.loc["image size, pixels a side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
     assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
+
+
+def test_the_search_for_the_number_of_blocks(fake_study):
+    """Runs with another number stand in a table of their own, and nowhere else."""
+    for seed in (0, 1):
+        write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed))
+        for blocks in (1, 3):
+            write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed, blocks), strength=blocks)
+    write_run(fake_study.run("resnet18", "multi", "1v5", 0))
+    write_run(fake_study.run("vssm_shared", "multi", "1v5", 0))
+    runs = read_runs(fake_study)
+    assert {run.spec.blocks for run in runs if run.finished} == {0, 1, 3}, "found in the folder too"
+    found = blocks_table(runs, fake_study)
+    assert list(found.columns) == BLOCK_COLUMNS and set(found["system"]) == {"hybrid_shared"}
+    rows = found[found["task"] == "diagnosis"].set_index("blocks")
+    assert rows.index.tolist() == [2, 1, 3] and rows["searched"].tolist() == [False, True, True]
+    assert (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()
+    assert rows.at[3, "value"] > rows.at[1, "value"] and (rows["n_seeds"] == 2).all() and (rows["sd_seeds"] > 0).all()
+    plain = results_table(runs, fake_study).query(
+        "system == 'hybrid_shared' and side == 'both' and task == 'diagnosis'"
+    )
+    assert plain.query("metric == 'auc'")["value"].item() == rows.at[2, "value"] and (plain["n_seeds"] == 2).all()
+    assert blocks_table([run for run in runs if not run.spec.blocks], fake_study).empty
+    assert blocks_table([], fake_study).empty

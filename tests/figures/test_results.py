@@ -7,7 +7,7 @@ import pytest
 
 from mammo_utils.evidence.intervals import Sample
 from mammo_utils.evidence.runs import read_runs
-from mammo_utils.evidence.tables import comparisons, results_table
+from mammo_utils.evidence.tables import blocks_table, comparisons, results_table
 from mammo_utils.figures import results as draw
 from mammo_utils.metrics import auc
 from tests.evidence.fakes import write_run
@@ -55,6 +55,23 @@ def test_every_picture_is_drawn_from_any_subset_of_runs(fake_study):
     assert len(draw.draw_against_paper(table, pd.DataFrame(), "made up").axes) == 3
     paired = comparisons(runs, fake_study)
     assert paired.empty, "the reference of the single-task run was not run"
+
+
+def test_seeds_and_numbers_of_blocks_are_drawn_with_their_spread(fake_study):
+    for seed in (0, 1):
+        for blocks in (0, 1, 4):
+            write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed, blocks))
+    runs = read_runs(fake_study)
+    table = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'")
+    figure = draw.draw_against_paper(table, pd.DataFrame(), "made up")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "± 1 standard deviation over 2 seeds" in texts
+    row = table[table["task"] == "diagnosis"].iloc[0]
+    band = next(line for line in figure.axes[0].lines if line.get_linewidth() == 6)
+    np.testing.assert_allclose(band.get_xdata(), row["value"] + row["sd_seeds"] * np.array([-1, 1]))
+    blocks = draw.draw_blocks(blocks_table(runs, fake_study), "made up")
+    assert len(blocks.axes) == 2 and blocks.axes[0].get_xlabel() == "blocks"
+    assert blocks.axes[0].lines[0].get_xdata().tolist() == [1, 2, 4]
 
 
 def _three_classes():
