@@ -1,24 +1,29 @@
 # The whole study: `snakemake` runs config/demo.yaml, `snakemake --config study=config/paper.yaml` another one.
 # Give the same command again after an interruption: what is finished is not done again.
 import json
+import os
 import shlex
 import sys
 
 from mammo_utils.config import ParameterError, load_study
 from mammo_utils.files import code_hash, hash_of
 from mammo_utils.workflow.publish import notebook_hash
-from mammo_utils.workflow.study import StudyRunning, claim, failures, forget
+from mammo_utils.workflow.status import report
+from mammo_utils.workflow.study import STARTER, StudyRunning, claim, failures, forget
 
 FILE = config.get("study", "config/demo.yaml")
 SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
 SETTINGS = [SETTINGS] if isinstance(SETTINGS, str) else list(SETTINGS)
 try:
     STUDY = load_study(FILE, SETTINGS)
-    CLAIM = claim(STUDY)
+    if workflow.remote_exec:  # a job of a cluster: the study is held by the command that sent it, on another machine
+        os.environ[STARTER] = str(os.getpid())
+    CLAIM = None if workflow.remote_exec else claim(STUDY)
 except (ParameterError, StudyRunning) as error:
     sys.exit(str(error))
 if CLAIM:
     forget(STUDY)
+    print("\n".join(report(STUDY)), file=sys.stderr)
 
 HERE = STUDY.folder
 SETTINGS_OF = STUDY.model_dump(mode="json")  # by section

@@ -54,7 +54,7 @@ class Synthetic(Frozen):
 
 
 class Data(Frozen):
-    source: Literal["synthetic", "cmmd", "ddsm"] = "synthetic"
+    source: Literal["synthetic", "cmmd", "ddsm", "vindr"] = "synthetic"
     folder: str = "data/synthetic"  # relative to the project
     cohort: Literal["usable", "annotated", "complete"] = "usable"
     corrections: bool = True  # put the release's known errors right

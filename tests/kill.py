@@ -30,14 +30,16 @@ def start(spec: RunSpec, began) -> None:
     train_run(spec)
 
 
-def results(spec: RunSpec) -> dict:
-    """All that a run leaves but the seconds that it took."""
-    metrics = {name: value for name, value in read_json(spec.folder / "metrics.json").items() if name != "seconds"}
+def results(folder: Path) -> dict:
+    """All that a run leaves in its folder but the seconds that it took and the study's name."""
+    kept = {
+        name: value for name, value in read_json(folder / "metrics.json").items() if name not in ("seconds", "study")
+    }
     return {
-        "metrics": metrics,
-        "epochs": pd.read_csv(spec.folder / "epochs.csv").drop(columns="seconds"),
-        "predictions": pd.read_parquet(spec.folder / "predictions.parquet"),
-        "weights": {name: tensor.numpy() for name, tensor in load_file(spec.folder / "weights.safetensors").items()},
+        "metrics": kept,
+        "epochs": pd.read_csv(folder / "epochs.csv").drop(columns="seconds"),
+        "predictions": pd.read_parquet(folder / "predictions.parquet"),
+        "weights": {name: tensor.numpy() for name, tensor in load_file(folder / "weights.safetensors").items()},
     }
 
 
@@ -57,7 +59,7 @@ def kill(spec: RunSpec, times: int, seed: int) -> list[str]:
     begin = time.perf_counter()
     train_run(spec)
     whole = time.perf_counter() - begin
-    expected = results(spec)
+    expected = results(spec.folder)
     remove_run(spec.folder)
     kills = 0
     while True:
@@ -76,7 +78,7 @@ def kill(spec: RunSpec, times: int, seed: int) -> list[str]:
             continue
         process.join()
         assert process.exitcode == 0, process.exitcode
-        assert_equal(results(spec), expected)
+        assert_equal(results(spec.folder), expected)
         assert not [file.name for file in spec.folder.iterdir() if file.name.endswith(".part")]
         lines.append("ended by itself: equal to the last bit")
         if kills == times:

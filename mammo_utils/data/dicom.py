@@ -49,13 +49,13 @@ def read_dataset(path: Path, **options: Any) -> pydicom.Dataset:
 def read_headers(
     folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Headers of every .dcm file under `folder`, ordered by path, and the files set aside.
+    """Headers of every .dcm or .dicom file under `folder`, ordered by path, and the files set aside.
 
     Each header: image, patient, side ("L", "R", ""), view ("CC", "MLO", ""), path, size (bytes), rows, columns,
     bits_stored, photometric, transfer_syntax, note, synthetic (bool). Files are set aside as rows of the table
     set_aside.
     """
-    paths = [path for path in files_below(folder)[0] if path.suffix.lower() == ".dcm"]
+    paths = [path for path in files_below(folder)[0] if path.suffix.lower() in (".dcm", ".dicom")]
     headers, set_aside = [], []
     for done, path in enumerate(paths, 1):
         name = path.relative_to(folder).as_posix()

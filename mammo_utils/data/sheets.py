@@ -171,6 +171,15 @@ def _csv(path: Path) -> list[tuple]:
         raise DataError(f"{path.name} cannot be read as csv ({type(error).__name__}); download it again.") from None
 
 
+def csv_records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a csv file as cleaned cells by column, without those whose first column is blank.
+
+    Raises DataError naming the file and what is wrong or missing.
+    """
+    rows = _csv(path)
+    return _records(rows[1:], _places(path, "", rows, columns))
+
+
 def _places(path: Path, sheet: str, rows: list[tuple], columns: tuple[str, ...]) -> dict[str, int]:
     header = [clean(cell) for cell in rows[0]] if rows else []
     missing = [column for column in columns if column not in header]

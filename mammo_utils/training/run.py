@@ -96,6 +96,10 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     for name in ("train", "validation"):
         if name not in parts:
             raise ValueError(f"The {name} part of the split has no exam of the subset {spec.subset}; add exams.")
+    tasks = ("diagnosis", "birads") if spec.task_mode == "multi" else (spec.task_mode,)
+    for task in tasks:
+        if not (parts["train"].labels[task] >= 0).any():
+            raise ValueError(f"{cohort.name} has no {task} label in the training part; choose another task_mode.")
     identity = hash_of([store.hash, split.hash, pd.util.hash_pandas_object(exams).tolist()])
     return RunData(parts, split.reported, identity, cohort.synthetic)
 
@@ -119,7 +123,8 @@ def train_run(spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda
             fill_folder(on_epoch, spec, data, device)
         else:
             in_processes(work, spec.training.processes, (spec,), on_epoch, (TrainingError,))
-        (spec.folder / "checkpoint.pt").unlink(missing_ok=True)
+        for left in ("checkpoint.pt", "progress.json"):
+            (spec.folder / left).unlink(missing_ok=True)
     return read_json(spec.folder / "metrics.json")
 
 
@@ -140,6 +145,13 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
         facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)
         facts |= {"scan": model.backend, "precision": precision(device, spec.training)}
         write_json(spec.folder / "environment.json", facts)
+
+    def told(row: dict[str, Any]) -> None:
+        if first:
+            progress = {"epochs": row["epoch"], "of": spec.training.epochs, "seconds": row["seconds"]}
+            write_json(spec.folder / "progress.json", progress)
+        on_epoch(row)
+
     rows, best_epoch = train(
         model,
         data.parts,
@@ -148,7 +160,7 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
         seed=spec.seed,
         checkpoint=spec.folder / "checkpoint.pt",
         identity={"config": spec.hash, "data": data.hash, "code": code_hash(*TRAINING_CODE)},
-        on_epoch=on_epoch,
+        on_epoch=told,
     )
     tables = [
         prediction_table(exams, part, *predict(model, exams, spec.training))

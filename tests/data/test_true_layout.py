@@ -107,7 +107,7 @@ def test_images_without_tags_are_listed_each_with_that_reason(tmp_path):
             del dataset.ImageLaterality, dataset.PatientOrientation, dataset.ViewCodeSequence
         dataset.save_as(path)
     cohort = read_cohort("ddsm", tmp_path)
-    assert cohort.images["reason"].tolist() == ["", *["no DICOM tag says its side and view"] * 2]
+    assert sorted(cohort.images["reason"]) == ["", *["no DICOM tag says the side"] * 2]
     assert list(cohort.exams.index) == ["P_00001"]
 
 

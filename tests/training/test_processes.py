@@ -77,7 +77,7 @@ def test_a_run_in_two_processes_predicts_each_exam_once(small_study, in_small_pr
             update={"study": spec.study, "training": spec.training.model_copy(update={"processes": n})}
         )
         train_run(study, seen.append)
-        found.append(results(study)["predictions"])
+        found.append(results(study.folder)["predictions"])
     assert [row["epoch"] for row in seen] == [1, 1]
     names = ["exam", "side", "part", "diagnosis", "birads", *(name for name in found[0] if name.startswith("present_"))]
     pd.testing.assert_frame_equal(found[1][names], found[0][names])
