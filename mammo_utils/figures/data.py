@@ -142,3 +142,24 @@ def draw_sheet(images: np.ndarray, captions: Sequence[str], title: str, columns:
         axis.set_title(caption, fontsize=6.5)
     figure.suptitle(title)
     return figure
+
+
+@styled
+def draw_leakage(rows: pd.DataFrame, title: str) -> Figure:
+    """AUC of one quick model, split by image and by patient: a point a repeat, a bar their mean.
+
+    rows: as :func:`mammo_utils.evidence.leakage.leakage` gives them.
+    """
+    panels = {"label": "a breast of the patient is malignant", "coin": "a coin tossed for each patient"}
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True, layout="constrained")
+    for axis, (label, question) in zip(axes, panels.items(), strict=True):
+        for x, split in enumerate(("by image", "by patient")):
+            scores = rows.loc[(rows["split"] == split) & (rows["label"] == label), "auc"].to_numpy()
+            axis.scatter(x + np.linspace(-0.15, 0.15, len(scores)), scores, s=9, color="0.6")
+            axis.hlines(scores.mean(), x - 0.25, x + 0.25, color=CLASS_COLOURS["malignant"], linewidth=2.5)
+            axis.text(x + 0.28, scores.mean(), f"{scores.mean():.2f}", va="center", fontsize=8)
+        axis.axhline(0.5, color="0.3", linewidth=0.8, linestyle=":")
+        axis.set(xticks=[0, 1], xticklabels=["split by image", "split by patient"], xlim=(-0.5, 1.6), title=question)
+    axes[0].set(ylabel="AUC on the tested part")
+    figure.suptitle(title)
+    return figure
