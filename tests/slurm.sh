@@ -27,7 +27,9 @@ lost() { # the node dies: its daemon and all that its jobs started
 }
 end() {
     lost
+    [ -n "${STUDY:-}" ] && kill -9 "$STUDY" 2>/dev/null
     kill "$(cat "$HERE/slurmctld.pid")" || true
+    [ "$(readlink /etc/slurm/slurm.conf)" = "$SLURM_CONF" ] && rm /etc/slurm/slurm.conf
     [ -n "${OWN_MUNGE:-}" ] && pkill -x munged
     rm -rf "$HERE" results/slurm-killed results/slurm-whole data/slurm
 }
@@ -67,6 +69,9 @@ MinJobAge=86400
 $(slurmd -C | head -1) State=UNKNOWN
 PartitionName=all Nodes=$NODE Default=YES MaxTime=INFINITE State=UP
 EOF
+mkdir -p /etc/slurm # a job's own srun looks there, for no variable of ours reaches it
+[ -e /etc/slurm/slurm.conf ] && { echo "This machine has a Slurm of its own, /etc/slurm/slurm.conf."; exit 1; }
+ln -s "$SLURM_CONF" /etc/slurm/slurm.conf
 slurmctld -f "$SLURM_CONF"
 node
 for _ in $(seq 30); do sinfo -h -o %T 2>/dev/null | grep -q idle && break; sleep 1; done
@@ -77,8 +82,8 @@ settings() {
         \"images={size: 32, workers: 1}\", \"training.epochs=12\", \"evidence.resamples=50\", \"real_exams=false\",
         \"grid.systems=[resnet18, hybrid_shared]\", \"grid.seeds=[0, 1]\"]" | tr -d '\n'
 }
-# what the shipped profile asks for, on a machine of this size
-snakemake --workflow-profile profiles/slurm --config study=config/demo.yaml "settings=$(settings slurm-killed)" \
+# the shipped profile, asking for what a machine of this size has; sacct does not work without accounting
+snakemake --workflow-profile profiles/slurm --slurm-status-command squeue --config study=config/demo.yaml "settings=$(settings slurm-killed)" \
     --set-threads cohort=1 preprocessing=1 --default-resources mem_mb=1000 runtime=30 \
     --set-resources train:mem_mb=1000 train:runtime=30 >"$HERE/study.log" 2>&1 &
 STUDY=$!
