@@ -23,14 +23,17 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from mammo_utils.data import read_cohort
 from mammo_utils.data.exams import DataError
 from mammo_utils.data.fates import flow
 from mammo_utils.images.pixels import PixelError, prepare
+from tests.images.test_syntaxes import jpeg_lossless, picture
 from tests.release_builder import BREASTS, build_release
 
 LONGEST, LARGEST = 5.0, 1024.0  # seconds, megabytes
@@ -85,7 +88,10 @@ def damaged_bytes(data: bytes, draw: random.Random) -> bytes:
 
 
 def damaged_dicom(data: bytes, draw: random.Random) -> bytes:
-    if draw.random() < 0.6:
+    chance, pixels = draw.random(), data.rfind(b"\xe0\x7f\x10\x00")
+    if chance < 0.4:
+        return data[:pixels] + damaged_bytes(data[pixels:], draw)
+    if chance < 0.7:
         return damaged_bytes(data, draw)
     dataset, target = pydicom.dcmread(io.BytesIO(data)), io.BytesIO()
     try:
@@ -167,6 +173,7 @@ def damaged_csv(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join(b",".join(row) for row in rows)
 
 
+SYNTAXES = (RLELossless, JPEGLSLossless, JPEG2000Lossless, None)  # None: JPEG Lossless; a third stays plain
 KINDS = {"dicom": damaged_dicom, "json": damaged_json, "workbook": damaged_workbook, "csv": damaged_csv}
 SHARES = (0.55, 0.2, 0.15, 0.1)
 PATTERNS = {"dicom": "*.dcm", "json": "TOMPEI-CMMD_v01*/[!.]*.json", "workbook": "*.xlsx", "csv": "*.csv"}
@@ -177,6 +184,11 @@ def build(folder: Path) -> Path:
     lines = ["ID1,LeftRight,Age,number,abnormality,classification,subtype"]
     lines += [f"{b[0]},{b[1]},50,2,mass,{b[3]}," for b in BREASTS if b[3] in ("Benign", "Malignant")]
     (folder / "CMMD_clinicaldata_revision.csv").write_text("\n".join(lines) + "\n")
+    for path, syntax in zip(sorted(folder.rglob("*.dcm")), SYNTAXES * 2, strict=False):
+        dataset, values = pydicom.dcmread(path), picture(np.uint8)
+        (dataset.Rows, dataset.Columns), dataset.PixelData = values.shape, values.tobytes()
+        dataset.compress(syntax) if syntax else jpeg_lossless(dataset)
+        dataset.save_as(path)
     return folder
 
 

@@ -16,8 +16,8 @@ from pydicom.filereader import read_file_meta_info
 
 from mammo_utils.data.folders import files_below
 
-LARGEST_FILE = 512 * 2**20  # bytes; a mammogram has at most some 60 MB
-LARGEST_IMAGE = 100_000_000  # pixels
+LARGEST_FILE = 128 * 2**20  # bytes; a mammogram has at most some 60 MB
+LARGEST_IMAGE = 40_000_000  # pixels; films are scanned to some 30 million. At 16 bits they need 0.5 GB to prepare
 DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # transfer syntaxes
 CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}  # SNOMED CT, and SRT
 TAGS = [

@@ -23,6 +23,8 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
+import pydicom
+
 from mammo_utils.data.dicom import read_headers
 from mammo_utils.data.exams import DataError
 from mammo_utils.data.folders import files_below
@@ -36,6 +38,7 @@ BYTES = 23e9  # of CMMD, about
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 CHUNK = 16  # series between two lines of progress; a stop costs no more than these
 LARGEST_FILE = 500 * 2**20  # bytes, of TOMPEI-CMMD's files
+DOWNLOADS = ("collection_downloads", "result_downloads")  # names that the archive has had for a page's files
 SHOWN = 20  # findings of a kind that are printed
 FILES = re.compile(
     r"https://(?:www\.)?cancerimagingarchive\.net/[^\s\"]*?/"
@@ -66,6 +69,7 @@ def download(folder: Path, workers: int = 4, progress: Callable[[int, int], None
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(f"{shown(folder)} has {free / 1e9:.0f} GB free; {needed / 1e9:.0f} GB are still to come.")
+    _labels(wordpress, folder)  # before the hours of images: what fails here is known at once
     faults = {}
     done = 0
     for uids in _chunks(iter(series)):
@@ -86,7 +90,6 @@ def download(folder: Path, workers: int = 4, progress: Callable[[int, int], None
                 f"The archive stopped answering ({found[wanted[0]]}); what came is kept, give the same command again."
             )
     shutil.rmtree(partial, ignore_errors=True)
-    _labels(wordpress, folder)
     if faults:
         uid, fault = next(iter(faults.items()))
         raise DataError(
@@ -109,14 +112,20 @@ def check_folder(folder: Path, progress: Callable[[int, int], None] = lambda don
     cut = [
         f"{h['path']}: {h['size']:,} bytes for {h['rows']} x {h['columns']} pixels; it was cut off, download it again"
         for h in headers
-        if h["transfer_syntax"] in UNCOMPRESSED and h["size"] < h["rows"] * h["columns"] * -(-h["bits_stored"] // 8)
+        if h["transfer_syntax"] in UNCOMPRESSED and h["size"] < _least_size(folder / h["path"], h)
     ]
     findings += _short(cut, "files are cut off")
     headers = list({header["image"]: header for header in headers}.values())
     patients = Counter(header["patient"] for header in headers)
     findings += _count(len(headers), IMAGES, "images") + _count(len(patients), PATIENTS, "patients")
-    outlines = {path.name for path in files if NAME.match(path.name)}
+    outlines = {path.name: path for path in files if NAME.match(path.name)}
     findings += _count(len(outlines), OUTLINES, "annotation files")
+    broken = [
+        f"{path.relative_to(folder).as_posix()}: no JSON; download it again"
+        for path in outlines.values()
+        if not _is_json(path)
+    ]
+    findings += _short(broken, "annotation files cannot be read")
     try:
         workbook, _ = find_tables(folder, files)
     except DataError as error:
@@ -132,6 +141,23 @@ def check_folder(folder: Path, progress: Callable[[int, int], None] = lambda don
         if patients[exam] < 2 * breasts
     ]
     return findings + _short(lacking, "patients of the workbook lack images")
+
+
+def _least_size(path: Path, header: dict) -> int:
+    """Bytes of a whole uncompressed file: its header, as long as it is, and its pixels."""
+    with path.open("rb") as file:
+        pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])  # leaves the file at the pixels' tag
+        tag = (
+            8 if header["transfer_syntax"] == UNCOMPRESSED[0] else 12
+        )  # bytes before the pixels; the first is implicit
+        return file.tell() + tag + header["rows"] * header["columns"] * -(-header["bits_stored"] // 8)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return path.stat().st_size <= LARGEST and isinstance(json.loads(path.read_bytes()), list)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 # --- the archive ------------------------------------------------------------------------------------------
@@ -192,12 +218,9 @@ def _labels(wordpress: ModuleType, folder: Path) -> None:
     """TOMPEI-CMMD's workbook and outlines and CMMD's own sheet, from where the archive's pages say they are."""
     found: dict[str, str] = {}
     try:
-        for query, list_entries, downloads in (
-            ("TOMPEI-CMMD", wordpress.getAnalyses, "result_downloads"),
-            ("CMMD", wordpress.getCollections, "collection_downloads"),
-        ):
+        for query, list_entries in (("TOMPEI-CMMD", wordpress.getAnalyses), ("CMMD", wordpress.getCollections)):
             entries = list_entries(query=query) or []
-            ids = [number for entry in entries for number in entry.get(downloads) or []]
+            ids = [number for entry in entries for name in DOWNLOADS for number in entry.get(name) or []]
             records = wordpress.getDownloads(ids=ids) if ids else []
             # an address may be in one of several fields, which may be nested: it is known by the name of its file
             found |= {match[1]: match[0] for match in FILES.finditer(json.dumps(records))}

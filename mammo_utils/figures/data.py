@@ -151,8 +151,10 @@ def draw_leakage(rows: pd.DataFrame, title: str) -> Figure:
     rows: as :func:`mammo_utils.evidence.leakage.leakage` gives them.
     """
     panels = {"label": "a breast of the patient is malignant", "coin": "a coin tossed for each patient"}
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True, layout="constrained")
-    for axis, (label, question) in zip(axes, panels.items(), strict=True):
+    panels = {label: question for label, question in panels.items() if label in set(rows["label"])}
+    size = {"figsize": (3.5 * len(panels), 2.8), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, **size)
+    for axis, (label, question) in zip(axes[0], panels.items(), strict=True):
         for x, split in enumerate(("by image", "by patient")):
             scores = rows.loc[(rows["split"] == split) & (rows["label"] == label), "auc"].to_numpy()
             axis.scatter(x + np.linspace(-0.15, 0.15, len(scores)), scores, s=9, color="0.6")
@@ -160,6 +162,6 @@ def draw_leakage(rows: pd.DataFrame, title: str) -> Figure:
             axis.text(x + 0.28, scores.mean(), f"{scores.mean():.2f}", va="center", fontsize=8)
         axis.axhline(0.5, color="0.3", linewidth=0.8, linestyle=":")
         axis.set(xticks=[0, 1], xticklabels=["split by image", "split by patient"], xlim=(-0.5, 1.6), title=question)
-    axes[0].set(ylabel="AUC on the tested part")
+    axes[0, 0].set(ylabel="AUC on the tested part")
     figure.suptitle(title)
     return figure

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mammo_utils.data.dicom import LARGEST_IMAGE, Refused, read_dataset
+from mammo_utils.images.decoder import DecoderError, decompress
 from mammo_utils.images.geometry import box_of, cut
 
 EDGE = 0.02  # share of the columns that decides where the chest wall is
@@ -54,8 +55,9 @@ def decode(path: Path) -> tuple[np.ndarray, int, str]:
             )
             if allocated > 16 or not 1 <= bits <= allocated:
                 raise PixelError(f"{bits} of {allocated} bits a pixel are no mammogram")
-            values = dataset.pixel_array
-    except (PixelError, Refused) as error:
+            packed = dataset.file_meta.TransferSyntaxUID.is_compressed
+            values = decompress(path) if packed else dataset.pixel_array
+    except (PixelError, DecoderError, Refused) as error:
         raise PixelError(str(error)) from None
     except Exception as error:  # the file is untrusted: whatever is wrong with it must not stop the others
         raise PixelError(f"its pixels cannot be decoded ({type(error).__name__}); download the file again") from None

@@ -8,13 +8,12 @@ import threading
 import zipfile
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from mammo_utils.data import download as module
 from mammo_utils.data.download import check_folder, download, fetch, main, unpack_outlines
 from mammo_utils.data.exams import DataError
-from tests.release_builder import BREASTS, build_release, write_dicom, write_workbook
+from tests.release_builder import BREASTS, build_release, write_workbook
 
 HOST = "https://www.cancerimagingarchive.net/wp-content/uploads"
 WORKBOOK = "TOMPEI-CMMD_clinical_data_v01_20250121.xlsx"
@@ -52,7 +51,7 @@ class Archive:
                 (module.Path(path) / uid / "LICENSE").write_text("CC BY 4.0")
 
     def getAnalyses(self, query):
-        return [{"result_downloads": [1, 2]}]
+        return [{"collection_downloads": [1, 2]}]
 
     def getCollections(self, query):
         return [{"collection_downloads": []}]
@@ -151,15 +150,16 @@ def test_the_command_says_what_is_missing(release, capsys):
     assert main(["--check", "--folder", str(release)]) == 0
     assert "is complete: 12 images of 4 patients" in capsys.readouterr().out
     cut, gone = sorted(release.rglob("*.dcm"))[:2]
-    write_dicom(cut, "D1-0001", "R", "CC", 0, values=np.zeros((80, 60), np.uint8))
-    cut.write_bytes(cut.read_bytes()[:-2000])
+    cut.write_bytes(cut.read_bytes()[:-2])
     gone.unlink()
-    next(release.rglob("TOMPEI-CMMD_v01*/*_AnnotationFile.json")).unlink()
+    lost, broken = sorted(release.glob("TOMPEI-CMMD_v01*/*_AnnotationFile.json"))[:2]
+    lost.unlink()
+    broken.write_text("[{")
     assert main(["--check", "--folder", str(release)]) == 1
     said = capsys.readouterr().out
     assert "11 images; the release has 12." in said and "D1-0001: 3 of 4 images" in said
     assert f"{cut.relative_to(release).as_posix()}: " in said and "it was cut off" in said
-    assert "2 annotation files; the release has 3." in said
+    assert "2 annotation files; the release has 3." in said and f"{broken.name}: no JSON" in said
 
 
 def test_the_check_names_a_table_that_is_missing_or_short(release):

@@ -36,3 +36,18 @@ def test_it_is_repeatable_and_one_row_a_repeat():
     rows = leakage(*cohort(likeness=0.5, patients=30), repeats=3)
     assert len(rows) == 2 * 2 * 3 and rows.equals(leakage(*cohort(likeness=0.5, patients=30), repeats=3))
     assert not rows["auc"].equals(leakage(*cohort(likeness=0.5, patients=30), repeats=3, seed=1)["auc"])
+
+
+def test_without_labels_only_the_coin_is_asked_and_few_patients_say_nothing():
+    images, projections, patients, labels = cohort(likeness=0.5, patients=30)
+    rows = leakage(iter(images), projections, patients, np.full_like(labels, -1), repeats=2)
+    assert set(rows["label"]) == {"coin"} and rows["auc"].notna().all()
+    few = patients < 10
+    assert leakage(images[few], projections[few], patients[few], labels[few]).empty
+
+
+def test_unknown_labels_are_left_out():
+    images, projections, patients, labels = cohort(likeness=0.7)
+    labels = np.where(patients % 2, labels, -1)
+    mean = means(leakage(images, projections, patients, labels, repeats=10))
+    assert mean["label", "by image"] > 0.75 and mean["label", "by patient"] == pytest.approx(0.5, abs=0.1)

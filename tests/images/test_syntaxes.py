@@ -1,11 +1,15 @@
 """Compressed DICOM decodes to the pixels that were compressed, or is set aside with its reason."""
 
+import os
+from functools import partial
+
 import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless, RLELossless
 
+from mammo_utils.images import decoder
 from mammo_utils.images.pixels import PixelError, prepare
 from tests.release_builder import write_dicom
 
@@ -94,3 +98,40 @@ def test_a_damaged_stream_is_set_aside_with_a_reason(syntax, tmp_path):
         assert str(error)
     else:
         assert found.grey.shape == (32, 32), "a decoder may make something of it"
+
+
+@pytest.mark.parametrize("how", ["ends", "never ends", "takes all memory"])
+def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
+    """The next image is decoded all the same."""
+    good, bad = tmp_path / "good.dcm", tmp_path / "bad.dcm"
+    for path in (good, bad):
+        dataset = write(tmp_path / "plain.dcm", np.uint8)
+        dataset.compress(RLELossless)
+        dataset.save_as(path)
+    child = decoder._Child()
+    monkeypatch.setattr(decoder, "_child", lambda _: child)
+    monkeypatch.setattr(decoder, "_serve", partial(misbehave, how))
+    reason = {"ends": "ended their decoder", "never ends": "took more than 3 s", "takes all memory": "MemoryError"}[how]
+    with pytest.raises(PixelError, match=reason):
+        prepare(bad, "L", 32)
+    assert prepare(good, "L", 32).grey.max() > 100
+    child.process.kill()
+
+
+def misbehave(how, pipe):
+    """The decoding process, but for a file of the name bad.dcm."""
+
+    def read(path):
+        while path.name == "bad.dcm" and how == "never ends":
+            pass
+        if path.name == "bad.dcm" and how == "ends":
+            os.abort()
+        if path.name == "bad.dcm":
+            np.ones(3 * 2**28)
+        return pydicom.dcmread(path)
+
+    decoder.read_dataset = read
+    serve(pipe)
+
+
+serve = decoder._serve
