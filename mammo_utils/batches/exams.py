@@ -7,7 +7,9 @@ epoch is the same whatever came before it, and whatever the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -77,21 +79,24 @@ class ExamSet:
         return self.rows >= 0
 
     def batch(
-        self, exams: torch.Tensor, augmentation: torch.Tensor | None = None, whole: torch.Tensor | None = None
+        self,
+        exams: torch.Tensor,
+        augmentation: torch.Tensor | None = None,
+        whole: torch.Tensor | None = None,
+        grey: torch.Tensor | None = None,
     ) -> Batch:
         """Gather exams (B,), augmented by the affine maps of all exams, (E, 4, 2, 3), if given.
 
-        whole: the exams of the batch that these are a part of. Nothing here waits for the device.
+        whole: the exams of the batch that these are a part of. grey: what :meth:`read` returned for `exams`, if that
+        was done before. Nothing here waits for the device.
         """
         exams = exams.cpu()
-        rows = self.rows[exams]  # (B, 4)
-        present = rows >= 0
-        where = rows.clamp(min=0).to(self.images.device, non_blocking=True)
-        grey = self.images[where].to(self.device, non_blocking=True)  # (B, 4, S, S) uint8
+        present = self.present[exams]
+        grey = (self.read(exams) if grey is None else grey).to(self.device, non_blocking=True)
         grey = grey.float() / 255
         if augmentation is not None and len(exams):
             maps = augmentation[exams].to(self.device, non_blocking=True)
-            grey = sample_affine(grey.flatten(0, 1), maps.flatten(0, 1)).unflatten(0, rows.shape)
+            grey = sample_affine(grey.flatten(0, 1), maps.flatten(0, 1)).unflatten(0, present.shape)
         mean, deviation = _imagenet(self.device)
         images = (grey.unsqueeze(2) - mean) / deviation  # (B, 4, 3, S, S): grey in each channel, §4.2
         images = images * present.to(self.device, non_blocking=True)[..., None, None, None]
@@ -99,13 +104,37 @@ class ExamSet:
         labels = self._labels(exams)
         return Batch(images, present, labels, exams, labels if whole is exams else self._labels(whole), whole)
 
+    def read(self, exams: torch.Tensor) -> torch.Tensor:
+        """The stored views of exams (B,) on the host, (B, 4, S, S) uint8, from where the images lie."""
+        rows = self.rows[exams].clamp(min=0)
+        grey = self.images[rows.to(self.images.device, non_blocking=True)]
+        # only from pinned memory does a copy to a GPU not wait
+        return grey.pin_memory() if self.device.type == "cuda" and grey.device.type == "cpu" else grey
+
+    def _ahead(self, parts: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Each part's exams and their stored views, read by a thread while the part before is worked on.
+
+        Where the images lie on the device, or that is the processor itself, nothing is gained.
+        """
+        if self.images.device.type == self.device.type:
+            yield from ((exams, None) for exams in parts)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting: deque = deque()
+            for exams in parts:
+                waiting.append((exams, reader.submit(self.read, exams)))
+                if len(waiting) > 1:
+                    exams, grey = waiting.popleft()
+                    yield exams, grey.result()
+            yield from ((exams, grey.result()) for exams, grey in waiting)
+
     def _labels(self, exams: torch.Tensor) -> dict[str, torch.Tensor]:
         return {task: labels[exams].to(self.device, non_blocking=True) for task, labels in self.labels.items()}
 
     def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Every exam once, as it is; of a share (i, n) every n-th batch from the i-th on."""
-        for exams in torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]:
-            yield self.batch(exams)
+        for exams, grey in self._ahead(torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]):
+            yield self.batch(exams, grey=grey)
 
     def epoch(
         self, seed: int, epoch: int, batch_size: int, augmentation: Augmentation, share: tuple[int, int] = (0, 1)
@@ -115,8 +144,10 @@ class ExamSet:
         generator = torch.Generator().manual_seed(stream("batches", seed, epoch))
         order = torch.randperm(len(self), generator=generator)
         maps = affine_parameters(len(self), augmentation, generator)
-        for exams in order.split(batch_size):
-            yield self.batch(exams[share[0] :: share[1]], maps, exams)
+        batches = order.split(batch_size)
+        mine = self._ahead(exams[share[0] :: share[1]] for exams in batches)
+        for whole, (exams, grey) in zip(batches, mine, strict=True):
+            yield self.batch(exams, maps, whole, grey)
 
 
 @lru_cache
@@ -130,25 +161,33 @@ def stream(purpose: str, *numbers: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def place(store: Store, device: torch.device | str, where: str = "auto") -> torch.Tensor:
+    """The store's images, (n, S, S) uint8: on the ``device``, or a ``mapped`` file from which each batch is read.
+
+    By ``auto`` they lie on a GPU where they take less than half of its free memory, else in the file.
+    """
+    device, images = torch.device(device), torch.from_numpy(store.images)
+    if where == "auto" and device.type == "cuda":
+        where = "device" if images.nbytes < torch.cuda.mem_get_info(device)[0] / 2 else "mapped"
+    if where == "device":
+        return images.clone() if device.type == "cpu" else images.to(device)
+    return images
+
+
 def exam_set(
     exams: pd.DataFrame,
     groups: pd.Series,
     store: Store,
     categories: tuple[int, ...],
     device: torch.device | str,
-    where: str = "auto",
+    images: torch.Tensor | None = None,
 ) -> ExamSet:
     """Exams (rows of the exam table) with their images and labels, for batches on a device.
 
-    where: the images lie on the ``device``, or stay a memory ``mapped`` file from which each batch is read; by
-    ``auto`` on the device where they take less than half of its free memory.
+    images: the store's, where :func:`place` has put them, so that several sets share them; else they stay mapped.
     """
     device = torch.device(device)
-    images = torch.from_numpy(store.images)
-    if where == "auto" and device.type == "cuda":
-        where = "device" if images.nbytes < torch.cuda.mem_get_info(device)[0] / 2 else "mapped"
-    if where == "device":
-        images = images.clone() if device.type == "cpu" else images.to(device)
+    images = place(store, device, "mapped") if images is None else images
     names = list(exams.index)
     diagnosis = exams[[f"{side}_diagnosis" for side in SIDES]].to_numpy(np.int64)
     birads = exams[[f"{side}_birads" for side in SIDES]].to_numpy(np.int64)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from mammo_utils.batches.exams import DEVIATION, MEAN, ExamSet, exam_set
+from mammo_utils.batches.exams import DEVIATION, MEAN, ExamSet, exam_set, place
 from mammo_utils.config import Study, Training
 from mammo_utils.data import read_cohort
 from mammo_utils.data.exams import VIEWS, Cohort
@@ -176,7 +176,7 @@ def epochs(
         store = build_store(cohort, folder / "store", size=size, workers=1)
         cohort = apply_store(cohort, store)
         groups = pd.Series(cohort.exams.index, cohort.exams.index)
-        exams = exam_set(cohort.exams, groups, store, CATEGORIES, device, study.training.store)
+        exams = exam_set(cohort.exams, groups, store, CATEGORIES, device, place(store, device, study.training.store))
         files = write_pictures(cohort, folder / "data", folder / "pictures")
         found = [epochs_of(name, study, exams, files, size, rounds, workers) for name in systems]
     finally:

@@ -78,8 +78,16 @@ def train(
 
     for epoch in range(len(rows) + 1, settings.epochs + 1):
         start = time.perf_counter()
-        loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro)
-        scores = validation_scores(model, parts["validation"], settings)
+        try:
+            loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro)
+            scores = validation_scores(model, parts["validation"], settings, micro)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(
+                "Memory ran out beside the exams, for the optimiser's state maybe; take a smaller system, "
+                "training.store=mapped or another device."
+            ) from error
         known = [score for score in scores.values() if not math.isnan(score)]
         score = float(np.mean(known)) if known else math.nan  # §4.3: a combined score of both AUCs
         schedule.step(score)
@@ -124,21 +132,20 @@ def train_epoch(
     """One pass over the exams, `micro` of a batch at once; returns the mean of the batches' losses, weighted by their
     exams, and how many exams at once fitted into memory.
 
-    Dropout draws from a stream of its own epoch. Nothing waits for the device before the epoch's end; a loss that
-    is not finite is found then. Raises TrainingError, naming its step and exams.
+    Dropout draws from a stream of its own step, whatever came before and however often memory was short. Nothing waits
+    for the device before the epoch's end; what is not finite is found then. Raises TrainingError, naming its step and
+    exams.
     """
     model.train()
-    torch.manual_seed(stream("dropout", seed, epoch, share()[0]))
     total, steps = torch.zeros((), device=exams.device), []
-    for batch in exams.epoch(seed, epoch, settings.batch_size, settings.augmentation, share()):
-        while True:
-            try:
-                loss = backward(model, batch, optimizer, weights, settings, micro)
-                break
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                micro = smaller(micro, batch, optimizer)
+    batches = exams.epoch(seed, epoch, settings.batch_size, settings.augmentation, share())
+    for step, batch in enumerate(batches):
+
+        def attempt(micro: int, step: int = step, batch: Batch = batch) -> torch.Tensor:
+            torch.manual_seed(stream("dropout", seed, epoch, step, share()[0]))
+            return backward(model, batch, optimizer, weights, settings, micro)
+
+        loss, micro = in_memory(attempt, micro, batch)
         sum_gradients(model)
         loss = sum_over_processes(loss)
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -147,7 +154,8 @@ def train_epoch(
         steps.append((loss, batch.whole_exams))
     mean_buffers(model)
     mean = float(total) / len(exams)
-    if not math.isfinite(mean):
+    whole = torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all()
+    if not (math.isfinite(mean) and whole):
         raise TrainingError(not_finite(steps, exams, epoch, optimizer.param_groups[0]["lr"]))
     return mean, micro
 
@@ -184,55 +192,77 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def smaller(micro: int, batch: Batch, optimizer: torch.optim.Optimizer) -> int:
-    """Half as many exams at once, memory freed. Raises TrainingError where one is too much."""
-    micro = min(micro, len(batch.exams))
-    if micro == 1:
-        raise TrainingError(
-            f"One exam of {batch.images.shape[-1]} px does not fit into memory; lower images.size or take a smaller "
-            "system or another device."
-        )
-    optimizer.zero_grad(set_to_none=True)
-    if batch.images.is_cuda:
-        torch.cuda.empty_cache()
-    return (micro + 1) // 2
+def in_memory(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[Any, int]:
+    """What ``attempt(micro)`` returns, `micro` exams at once halved as long as memory is short, and what fitted.
+
+    An attempt begins anew. Raises TrainingError where one exam is too much. Batch norm's running statistics keep what
+    the parts before the shortage gave them.
+    """
+    while True:
+        try:
+            return attempt(micro), micro
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        micro = min(micro, len(batch.exams))  # here, where the error's traceback holds no activations any more
+        if micro == 1:
+            raise TrainingError(
+                f"One exam of {batch.images.shape[-1]} px does not fit into memory; lower images.size or take a "
+                "smaller system or another device."
+            )
+        if batch.images.is_cuda:
+            torch.cuda.empty_cache()
+        micro = (micro + 1) // 2
 
 
 def not_finite(steps: list, exams: ExamSet, epoch: int, learning_rate: float) -> str:
-    """A sentence on the first step of an epoch whose loss is not finite. steps: (loss, positions of exams) each."""
+    """A sentence on the first step of an epoch whose loss is not finite, or on the last, whose gradient was not.
+
+    steps: (loss, positions of exams) each.
+    """
     bad = [number for number, (loss, _) in enumerate(steps) if not torch.isfinite(loss)]
-    where = "as a sum"
-    if bad:
-        names = ", ".join(exams.names[i] for i in steps[bad[0]][1].tolist())
-        where = f"{float(steps[bad[0]][0])} at step {bad[0] + 1} of {len(steps)}, exams {names}"
+    number, what = (bad[0], "loss") if bad else (len(steps) - 1, "gradient")
+    names = ", ".join(exams.names[i] for i in steps[number][1].tolist())
+    value = f", {float(steps[number][0])}" if bad else ""
     return (
-        f"The loss of epoch {epoch} is not finite, {where}; the state after epoch {epoch - 1} is kept. "
+        f"The {what} of epoch {epoch} is not finite{value} at step {number + 1} of {len(steps)}, exams {names}; the "
+        f"state after epoch {epoch - 1} is kept. "
         f"Lower training.learning_rate (now {learning_rate:g}) or training.clip."
     )
 
 
 @torch.no_grad()
-def predict(model: nn.Module, exams: ExamSet, settings: Training) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Probabilities, task -> (E, 2, K), and view weights (E, 4), of every exam once, without augmentation."""
+def predict(
+    model: nn.Module, exams: ExamSet, settings: Training, micro: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Probabilities, task -> (E, 2, K), and view weights (E, 4), of every exam once, without augmentation.
+
+    micro: exams at once to begin with; 0: a batch.
+    """
     model.eval()
     probabilities = {
         task: torch.zeros(len(exams), 2, classes, device=exams.device) for task, classes in model.classes.items()
     }
     view_weights = torch.zeros(len(exams), len(VIEWS), device=exams.device)
     for batch in exams.in_order(settings.batch_size, share()):
-        with autocast(exams.device, settings):
-            logits, weights = model(batch.images, batch.present)
-        at = slice(int(batch.exams[0]), int(batch.exams[-1]) + 1)
-        for task, values in logits.items():
-            probabilities[task][at] = values.float().softmax(-1)
-        view_weights[at] = weights.float()
+
+        def attempt(micro: int, batch: Batch = batch) -> None:
+            for part in batch.split(micro):
+                with autocast(exams.device, settings):
+                    logits, weights = model(part.images, part.present)
+                at = slice(int(part.exams[0]), int(part.exams[-1]) + 1)
+                for task, values in logits.items():
+                    probabilities[task][at] = values.float().softmax(-1)
+                view_weights[at] = weights.float()
+
+        _, micro = in_memory(attempt, micro or settings.batch_size, batch)
     found = {task: sum_over_processes(values).cpu().numpy() for task, values in probabilities.items()}
     return found, sum_over_processes(view_weights).cpu().numpy()
 
 
-def validation_scores(model: nn.Module, exams: ExamSet, settings: Training) -> dict[str, float]:
+def validation_scores(model: nn.Module, exams: ExamSet, settings: Training, micro: int = 0) -> dict[str, float]:
     """The AUC of each active task over the breasts of both sides; NaN where a class does not occur."""
-    probabilities, _ = predict(model, exams, settings)
+    probabilities, _ = predict(model, exams, settings, micro)
     return {
         task: auc(exams.labels[task].cpu().numpy().ravel(), values.reshape(-1, values.shape[-1]))
         for task, values in probabilities.items()

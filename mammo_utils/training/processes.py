@@ -7,9 +7,13 @@ exams and an encoder whose views are all absent are why torch's DistributedDataP
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -52,9 +56,16 @@ def mean_buffers(model: nn.Module) -> None:
 
 
 def in_processes(
-    function: Callable[..., None], n: int, arguments: tuple, on_message: Callable[[Any], None], errors: tuple[type, ...]
+    function: Callable[..., None],
+    n: int,
+    arguments: tuple,
+    on_message: Callable[[Any], None],
+    errors: tuple[type, ...],
+    cuda: bool = False,
 ) -> None:
     """Call ``function(say, *arguments)`` in `n` processes that know of each other and wait for them all.
+
+    cuda: whether they work on GPUs, each on its own as far as there are so many.
 
     What process 0 says comes to `on_message`. The first error is raised here, as itself where it is one of
     `errors`, else as ProcessesError; then, and where this is interrupted, the other processes are ended.
@@ -63,7 +74,8 @@ def in_processes(
     with tempfile.TemporaryDirectory() as folder:
         queue = get_context("spawn").SimpleQueue()
         meeting = (Path(folder) / "meeting").as_uri()
-        running = start_processes(_work, (function, n, meeting, queue, arguments), n, join=False, start_method="spawn")
+        common = (function, n, meeting, queue, cuda, os.getpid(), arguments)
+        running = start_processes(_work, common, n, join=False, start_method="spawn")
         failed = None
 
         def listen() -> None:
@@ -81,14 +93,27 @@ def in_processes(
             listen()
         except (ProcessRaisedException, ProcessExitedException) as error:
             listen()
+            killed = [-p.exitcode for p in running.processes if (p.exitcode or 0) < 0 and -p.exitcode != signal.SIGTERM]
+            if killed:  # what the others say is that they lost it; SIGTERM is how they are ended
+                names = ", ".join(signal.Signals(number).name for number in killed)
+                failed = ProcessesError(f"A process of the training was ended by {names}; give the same command again.")
             raise failed or ProcessesError(f"A process of the training ended: {str(error).strip()}") from error
         finally:
             for process in running.processes:
                 process.terminate()
 
 
-def _work(rank: int, function: Callable, n: int, meeting: str, queue, arguments: tuple) -> None:
-    cuda = torch.cuda.is_available()
+def _watch(parent: int) -> None:
+    """End this process with its parent, however that ends: an orphan would write into the next start's files."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(
+    rank: int, function: Callable, n: int, meeting: str, queue, cuda: bool, parent: int, arguments: tuple
+) -> None:
+    Thread(target=_watch, args=(parent,), daemon=True).start()
     if cuda:
         torch.cuda.set_device(rank % torch.cuda.device_count())
     # two processes on one GPU, which NCCL refuses, talk by way of the host

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from mammo_utils.batches.exams import ExamSet, exam_set, stream
+from mammo_utils.batches.exams import ExamSet, exam_set, place, stream
 from mammo_utils.config import RunSpec, Training
 from mammo_utils.data.exams import load_cohort
 from mammo_utils.data.splits import load_split
@@ -88,8 +88,9 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     exams = exams_of_subset(cohort.exams, spec.subset, spec.subset_rule)
     exams = exams[exams.index.isin(split.part.index)]  # twins in conflict are in no part
     part = split.part.loc[exams.index]
+    images = place(store, device, spec.training.store)
     parts = {
-        name: exam_set(exams[part == name], split.groups, store, SUBSETS[spec.subset], device, spec.training.store)
+        name: exam_set(exams[part == name], split.groups, store, SUBSETS[spec.subset], device, images)
         for name in ("train", "validation", "test")
         if (part == name).any()
     }
@@ -104,15 +105,18 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     return RunData(parts, split.reported, identity, cohort.synthetic)
 
 
-def train_run(spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
+def train_run(
+    spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None, data: RunData | None = None
+) -> dict[str, Any]:
     """Train one run and leave its files in ``spec.folder``; returns its metrics.
 
+    data: what :func:`load_data` gave for this run and its device, if it is there already.
     metrics.json is written last: where it stands and its configuration and data are those asked for, the run
     is finished and nothing is done again. A half-done run goes on from its last epoch.
     """
     device = pick_device(spec.training)
     with folder_lock(spec.folder):
-        data = load_data(spec, device if spec.training.processes == 1 else "cpu")
+        data = data or load_data(spec, device if spec.training.processes == 1 else "cpu")
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}
         if finished(spec.folder, record):
             return read_json(spec.folder / "metrics.json")
@@ -122,7 +126,7 @@ def train_run(spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda
         if spec.training.processes == 1:
             fill_folder(on_epoch, spec, data, device)
         else:
-            in_processes(work, spec.training.processes, (spec,), on_epoch, (TrainingError,))
+            in_processes(work, spec.training.processes, (spec,), on_epoch, (TrainingError,), device.type == "cuda")
         for left in ("checkpoint.pt", "progress.json"):
             (spec.folder / left).unlink(missing_ok=True)
     return read_json(spec.folder / "metrics.json")
@@ -163,7 +167,7 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
         on_epoch=told,
     )
     tables = [
-        prediction_table(exams, part, *predict(model, exams, spec.training))
+        prediction_table(exams, part, *predict(model, exams, spec.training, rows[-1]["micro_batch"]))
         for part, exams in data.parts.items()
         if part != "train"
     ]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.batches.exams import DEVIATION, MEAN, exam_set, stream
+from mammo_utils.batches.exams import DEVIATION, MEAN, exam_set, place, stream
 from mammo_utils.config import Augmentation
 from mammo_utils.data.exams import VIEWS
 
@@ -59,3 +60,20 @@ def test_without_augmentation_an_epoch_holds_the_images_as_they_are(exams):
 def test_streams_differ_by_purpose_and_number():
     seeds = {stream(purpose, a, b) for purpose in ("batches", "dropout") for a in range(5) for b in range(5)}
     assert len(seeds) == 50
+
+
+def test_images_are_placed_once_and_shared(exams):
+    images = np.zeros((2, 4, 4), np.uint8)
+    store = SimpleNamespace(images=images)
+    assert place(store, "cpu", "auto").data_ptr() == place(store, "cpu", "mapped").data_ptr() == images.ctypes.data
+    assert place(store, "cpu", "device").data_ptr() != images.ctypes.data
+    assert replace(exams, names=()).images.data_ptr() == exams.images.data_ptr()
+
+
+def test_what_is_read_ahead_is_what_would_be_read(exams):
+    """For a device other than the processor; "meta" is one that every machine has."""
+    asked = [torch.tensor([2]), torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64), torch.tensor([1])]
+    found = list(replace(exams, device=torch.device("meta"))._ahead(iter(asked)))
+    for part, (which, grey) in zip(asked, found, strict=True):
+        assert torch.equal(which, part) and torch.equal(grey, exams.read(part))
+    assert [grey for _, grey in exams._ahead(asked)] == [None] * 4

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import time
+from multiprocessing import get_context
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from mammo_utils.config import Training
 from mammo_utils.training import loop
-from mammo_utils.training.processes import ProcessesError, in_processes, share
+from mammo_utils.training.processes import ProcessesError, in_processes, mean_buffers, share
 from mammo_utils.training.run import train_run
 from tests.kill import results
 from tests.training.test_loop import Tiny, parts
@@ -60,6 +63,58 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
         torch.testing.assert_close(torch.tensor(weights_two[name]), torch.tensor(value), rtol=1e-4, atol=1e-5)
 
 
+def answers(say):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    probabilities = loop.predict(Still(), parts()["validation"], Training(batch_size=5))[0]["diagnosis"]
+    model = Tiny()
+    model.norm.running_mean.fill_(float(share()[0] + 1))
+    mean_buffers(model)
+    say((probabilities, model.norm.running_mean.tolist()))
+
+
+def test_two_processes_answer_each_exam_once_and_keep_the_mean_of_batch_norms_statistics():
+    """An exam that both answered would have the sum of two probabilities."""
+    found = []
+    in_processes(answers, 2, (), found.append, ())
+    answers(found.append)
+    (two, statistics), (one, _) = found
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one))
+    assert set(statistics) == {1.5}
+
+
+def wait(say, path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    path.with_suffix(f".{share()[0]}").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def start_and_wait(path):
+    in_processes(wait, 2, (path,), print, ())
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    starter = get_context("spawn").Process(target=start_and_wait, args=(tmp_path / "process",))
+    starter.start()
+    until(lambda: len([path for path in tmp_path.iterdir() if path.read_text()]) == 2)
+    processes = [int(path.read_text()) for path in tmp_path.iterdir()]
+    os.kill(starter.pid, signal.SIGKILL)
+    starter.join()
+    until(lambda: not any(map(alive, processes)))
+
+
+def alive(process):
+    state = Path(f"/proc/{process}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_stopped_and_started_again_two_processes_end_the_same(tmp_path):
     whole = found_by(2, Tiny, tmp_path / "whole.pt", 4)
     found_by(2, Tiny, tmp_path / "c.pt", 2)
@@ -98,7 +153,7 @@ def fail(say, how):
     [
         ("known", loop.TrainingError, "^One exam does not fit.$"),
         ("other", ProcessesError, "^KeyError: 'lost'$"),
-        ("killed", ProcessesError, "SIGKILL"),
+        ("killed", ProcessesError, "ended by SIGKILL; give the same command again"),
     ],
 )
 def test_what_ends_one_process_ends_the_training_with_its_reason(how, error, words):
