@@ -245,7 +245,7 @@ def test_names_and_order_of_files_decide_nothing(folders, first, store, tmp_path
     cohort = read_cohort("cmmd", folder)
     pd.testing.assert_frame_equal(cohort.exams, first.exams)
     pd.testing.assert_frame_equal(cohort.lesions, first.lesions)
-    assert (cohort.images["reason"].str.startswith("the same image as another file")).sum() == 5
+    assert (cohort.images["reason"].str.startswith("the same UID as another file")).sum() == 5
     again = build_store(cohort, tmp_path / "store", size=16, workers=1)
     assert again.hash == store.hash and np.array_equal(again.images, store.images)
     splits = [make_split(c.exams, groups_of(c, s.index), seed=seed) for c, s in ((cohort, again), (first, store))]
