@@ -56,10 +56,8 @@ def read_ddsm(
     found = []
     for header in headers:
         match = PATIENT.search(header["patient"])
-        part = "a lesion's mask or crop, no mammogram" if PART.search(header["patient"]) else ""
-        found.append(
-            header | {"patient": match[0] if match else header["patient"], "refused": part or header["refused"]}
-        )
+        refused = "a lesion's mask or crop, no mammogram" if PART.search(header["patient"]) else header["refused"]
+        found.append(header | {"patient": match[0] if match else header["patient"], "refused": refused})
     if tables:
         labels, odd = _labels(tables)
         set_aside += odd
