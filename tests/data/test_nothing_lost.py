@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pydicom
 import pytest
@@ -12,6 +14,8 @@ from mammo_utils.data import assemble, dicom, read_cohort
 from mammo_utils.data.exams import DataError
 from mammo_utils.data.fates import flow
 from mammo_utils.data.folders import walk_below
+from mammo_utils.files import read_json
+from tests.conftest import CHECKOUT
 from tests.release_builder import BREASTS, CODES, build_release, write_dicom, write_workbook
 
 
@@ -67,9 +71,15 @@ def test_what_is_out_of_reach_is_listed_and_junk_is_not(release, monkeypatch):
         "CMMD/series-10": "the folder may not be read; change its permissions",
     }
     assert len(cohort.images) == before - 1 and flow(cohort).at[0, "images"] == before + 2
-    found, junk, lost = walk_below(release)
-    dicoms = [path for path in found if path.suffix.lower() in dicom.SUFFIXES]
-    assert (len(dicoms) + len(lost), junk) == (before + 2, 2), "as notebook 01 counts"
+    assert walk_below(release)[1] == 2
+    cells = read_json(CHECKOUT / "notebooks" / "01_data_exploration.ipynb")["cells"]
+    (cell,) = ("".join(cell["source"]) for cell in cells if "on_disk = " in "".join(cell["source"]))
+    count = cell[: cell.index("for name, frame")]
+    names = {"flow": flow, "walk_below": walk_below, "SUFFIXES": dicom.SUFFIXES}
+    exec(count, names | {"cohort": cohort, "study": SimpleNamespace(data_folder=release)})
+    lost = replace(cohort, images=cohort.images.iloc[1:])
+    with pytest.raises(AssertionError):
+        exec(count, names | {"cohort": lost, "study": SimpleNamespace(data_folder=release)})
 
 
 def test_a_file_that_may_not_be_read_is_not_to_be_downloaded_again(release, monkeypatch):
