@@ -166,10 +166,13 @@ def test_a_split_is_held_against_the_data_not_against_itself(release, tmp_path):
 
 def test_a_split_may_lack_twins_in_conflict(release, tmp_path):
     share(release, 2, 4)  # the normal left breast of D1-0001 and the malignant one of D1-0002
+    blacken(release / path_of(9))
     cohort = read_cohort("cmmd", release)
-    hashes = build(cohort, tmp_path / "store").hashes
+    store = build(cohort, tmp_path / "store")
+    hashes, cohort = store.hashes, apply_store(cohort, store)
     left = apply_twins(cohort, hashes)
     assert list(left.exams.index) == ["D2-0001"]
+    assert list(apply_store(left, store).exams.index) == ["D2-0001"], "the store brings none of them back"
     check_split(make_split(left.exams, groups_of(left, hashes), kind="paper"), cohort, hashes)
 
 
