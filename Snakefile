@@ -116,6 +116,7 @@ rule preprocessing:
     output:
         outcome("02_preprocessing"),
         HERE / "split.json",
+        HERE / "fates" / "cohort.json",
     params:
         made_with("02_preprocessing", [SETTINGS_OF[name] for name in ("data", "images", "split", "real_exams")]),
     threads: workflow.cores

@@ -50,7 +50,7 @@ def prepare(study: Study) -> Study:
     )
     cohort = apply_store(cohort, store)
     settings = study.split.model_dump()
-    make_split(cohort.exams, groups_of(cohort, store.index), **settings).save(study.folder / "split.json")
+    make_split(cohort.exams, groups_of(cohort, store.hashes), **settings).save(study.folder / "split.json")
     return study
 
 

@@ -95,6 +95,7 @@ def test_every_notebook_runs_and_the_command_names_the_page_to_open(undisturbed)
         assert all("mathjax" in address for address in loaded), "only equations need a network"
         assert "image/png" in (results / "notebooks" / f"{name}.ipynb").read_text(), "its pictures are in the copy"
     figures = read_json(results / "figures" / "manifest.json")
+    assert (results / "fates" / "cohort.json").is_file() and "../figures/flow-whole.png" in text
     assert len(figures) > 8 and all(f"../figures/{entry['figure']}" in text for entry in figures)
 
 

@@ -6,32 +6,51 @@ A reader brings headers (:func:`mammo_utils.data.dicom.read_headers`, the exam i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from mammo_utils.data.exams import SET_ASIDE, STEPS, USED, Cohort, check, exam_table, table
-from mammo_utils.data.fates import listed
+from mammo_utils.data.exams import SET_ASIDE, STEPS, USED, Cohort, DataError, check, exam_table, table
+from mammo_utils.data.fates import apply_rule, listed
 
+SECOND = "a second image of the same view"
+COPY = "the same UID as another file"
 NO_ROW = "the labels have no row for its breast"
 UNLABELLED = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": ""}
 
 
-def assemble(name: str, folder: Path, headers: list[dict], labels: dict, set_aside: list[dict], lesions=()) -> Cohort:
-    """The cohort of a data set without known errors; set_aside: what its reader could not use, other than images."""
+def assemble(
+    name: str,
+    folder: Path,
+    headers: list[dict],
+    labels: dict,
+    set_aside: list[dict],
+    lesions: list[dict] | tuple = (),
+    rule: str = "usable",
+) -> Cohort:
+    """The cohort of a data set without known errors; set_aside: what its reader could not use, other than images.
+
+    Raises DataError for the rule "annotated" where the reader has no outlines.
+    """
+    if rule == "annotated" and not lesions:
+        raise DataError(f"{name} has no lesion outlines here, so its cohort cannot be 'annotated'; choose usable.")
     whole = {"damaged": "", "mirrored": False}
     images = table("images", image_rows([whole | header for header in headers], labels))
     breasts = table("breasts", breast_rows(labels, images.to_dict("records"), {}))
     aside = set_aside + listed(images[images["fate"] == SET_ASIDE], breasts[breasts["fate"] == SET_ASIDE])
     outlined = table("lesions", list(lesions))
     exams = exam_table(breasts, images, outlined, {}, name)
-    aside = table("set_aside", aside).sort_values(["kind", "what", "reason"], ignore_index=True)
     synthetic = any(header["synthetic"] for header in headers)
-    return check(Cohort(name, folder, synthetic, exams, images, breasts, outlined, aside))
+    found = Cohort(name, folder, synthetic, exams, images, breasts, outlined, table("set_aside", aside), rule=rule)
+    found = apply_rule(found)
+    rest = found.set_aside.sort_values(["kind", "what", "reason"], ignore_index=True)
+    return check(replace(found, set_aside=rest))
 
 
 def image_rows(headers: list[dict], labels: dict) -> list[dict]:
     """Rows of the table images, ordered by exam, view and UID, each used or set aside with its step and reason.
 
-    A header may bring its own reason as `refused`.
+    A header may bring its own reason as `refused`. Only a file that can be used counts as the first of its UID: a good
+    copy beside a bad one is not lost.
     """
     rows, uids, views = [], {}, {}
     for header in sorted(headers, key=_order):
@@ -43,19 +62,21 @@ def image_rows(headers: list[dict], labels: dict) -> list[dict]:
             reason = header["refused"]
         elif not side or not header["view"]:
             reason = f"no DICOM tag says the {'view' if side else 'side'}"
-        elif header["image"] in uids:
-            reason = f"the same image as another file: {uids[header['image']]}"
         elif header["damaged"]:
             step, reason = "corrections", f"the image is damaged: {header['damaged']}"
+        elif header["image"] in uids:
+            other, path = uids[header["image"]]
+            reason = f"{COPY}: {path}" if other == exam else f"the same UID as another patient's file: {other}, {path}"
         elif breast is None:
             step, reason = "labels", NO_ROW
         elif breast["reason"]:
             step, reason = "labels", breast["reason"]
-        elif (exam, view) in views:
-            reason = f"a second image of the same view: beside {views[exam, view]}"
         else:
-            step, views[exam, view] = "", header["path"]
-        uids.setdefault(header["image"], header["path"])
+            uids[header["image"]] = exam, header["path"]
+            if (exam, view) in views:
+                reason = f"{SECOND}: beside {views[exam, view]}"
+            else:
+                step, views[exam, view] = "", header["path"]
         fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
         rows.append({**header, "exam": exam, "view": view, **fate})
     return rows

@@ -8,7 +8,9 @@ exam and where say which image ("R_CC", as its tags say) or label ("R") is meant
     label     the label of CMMD's clinical sheet belongs to the other breast, `value`
     twin      the same pixels stand under another patient, `value`; both stay in one part of the split
 
-TOMPEI-CMMD's workbook has its labels on the right breast already and is not changed.
+TOMPEI-CMMD's workbook has its labels on the right breast already and is not changed. A source is where the fact was
+read, not what was seen here; a copy of CMMD whose errors were repaired since would be made wrong, which
+:func:`doubted` shows for the sides once the pixels have been looked at.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 FACTS = Path(__file__).with_name("corrections.csv")
 KINDS = ("side", "mirrored", "damaged", "label", "twin")
@@ -62,6 +66,20 @@ def correct(
                 image[kind] = True if kind == "mirrored" else value
         rows.append({**fact, "applied": not why_not, "why_not": why_not})
     return headers, moved, rows
+
+
+def doubted(corrections: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
+    """The images whose chest wall does not lie where their side puts it, with a `note` where a correction did that.
+
+    corrections: the cohort's; index: the store's. A side that was changed against what the pixels say was right in
+    this copy of the images, perhaps.
+    """
+    odd = index[~index["agrees"]]
+    changed = corrections[(corrections["kind"] == "side") & corrections["applied"]]
+    now = {(row["exam"], row["value"] + row["where"][1:]): row["where"] for row in changed.to_dict("records")}
+    note = "corrected from {}, which the pixels contradict: perhaps not needed here (data.corrections: false)"
+    tags = [now.get(key) for key in zip(odd["exam"], odd["view"], strict=True)]
+    return odd.assign(note=[note.format(tag) if tag else "" for tag in tags])
 
 
 def _move(sheet: dict | None, moved: dict | None, exam: str, side: str, other: str) -> str:

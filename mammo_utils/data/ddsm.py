@@ -40,7 +40,9 @@ def packaged_exams() -> Path | None:
     return Path(found.origin).parent if found and found.origin else None
 
 
-def read_ddsm(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Cohort:
+def read_ddsm(
+    folder: Path, *, cohort: str = "usable", progress: Callable[[int, int], None] = lambda done, total: None
+) -> Cohort:
     """The exams of a folder of CBIS-DDSM's mammograms; without a case description every label is absent.
 
     Raises DataError where the folder is missing, holds no readable DICOM file or a csv lacks a column.
@@ -54,14 +56,14 @@ def read_ddsm(folder: Path, *, progress: Callable[[int, int], None] = lambda don
     found = []
     for header in headers:
         match = PATIENT.search(header["patient"])
-        part = "a lesion's mask or crop, no mammogram" if PART.search(header["patient"]) else ""
-        found.append(header | {"patient": match[0] if match else header["patient"], "refused": part})
+        refused = "a lesion's mask or crop, no mammogram" if PART.search(header["patient"]) else header["refused"]
+        found.append(header | {"patient": match[0] if match else header["patient"], "refused": refused})
     if tables:
         labels, odd = _labels(tables)
         set_aside += odd
     else:
         labels = {(h["patient"], h["side"]): UNLABELLED for h in found if h["side"] and not h["refused"]}
-    return assemble("CBIS-DDSM", folder, found, labels, set_aside)
+    return assemble("CBIS-DDSM", folder, found, labels, set_aside, rule=cohort)
 
 
 def _labels(tables: list[Path]) -> tuple[dict[tuple[str, str], dict], list[dict]]:
@@ -70,13 +72,16 @@ def _labels(tables: list[Path]) -> tuple[dict[tuple[str, str], dict], list[dict]
     odd = []
     for path in sorted(tables):
         density_column = "breast density" if path.name.lower().startswith("calc") else "breast_density"
-        for row in csv_records(path, (*COLUMNS, density_column)):
+        records, more = csv_records(path, (*COLUMNS, density_column), ("left or right breast", "pathology"))
+        odd += more
+        for row in records:
+            assessment = row["assessment"].removesuffix(".0")
             side = SIDES.get(row["left or right breast"].upper())
             kind = PATHOLOGIES.get(row["pathology"].upper(), "")
             wrong = (
                 f"the side {row['left or right breast'][:20]!r} is neither LEFT nor RIGHT" if side is None
                 else f"the pathology {row['pathology'][:40]!r} is not a known one" if not kind
-                else "" if row["assessment"] in set("012345")
+                else "" if assessment in set("012345")
                 else f"the assessment {row['assessment'][:20]!r} is not one of 0-5"
             )  # fmt: skip
             if wrong:
@@ -86,8 +91,8 @@ def _labels(tables: list[Path]) -> tuple[dict[tuple[str, str], dict], list[dict]
             label = labels.setdefault((row["patient_id"], side), dict(UNLABELLED))
             if kind and (not label["class"] or kind == "malignant"):
                 label |= {"class": kind, "diagnosis": int(kind == "malignant")}
-            if row["assessment"] in set("12345"):
-                label["birads"] = max(label["birads"], int(row["assessment"]))
+            if assessment in set("12345"):
+                label["birads"] = max(label["birads"], int(assessment))
             density = row[density_column].removesuffix(".0")
             label["density"] = dict(zip("1234", DENSITIES, strict=True)).get(density, label["density"])
     for label in labels.values():

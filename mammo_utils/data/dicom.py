@@ -14,12 +14,20 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
-from mammo_utils.data.folders import files_below
+from mammo_utils.data.folders import MAY_NOT, walk_below
 
 LARGEST_FILE = 128 * 2**20  # bytes; a mammogram has at most some 60 MB
 LARGEST_IMAGE = 40_000_000  # pixels; films are scanned to some 30 million. At 16 bits they need 0.5 GB to prepare
 DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # transfer syntaxes
-CODES = {"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"}  # SNOMED CT, and SRT
+SUFFIXES = (".dcm", ".dicom")
+CODES = {  # DICOM's views of mammography (CID 4014): SNOMED CT, and the older SRT
+    **{"399162004": "CC", "399368009": "MLO", "R-10242": "CC", "R-10226": "MLO"},
+    **{"399260004": "ML", "399352003": "LM", "399099002": "LMO", "R-10224": "ML", "R-10228": "LM", "R-10230": "LMO"},
+    **{"399192008": "XCCL", "399101009": "XCCM", "R-1024A": "XCCL", "R-1024B": "XCCM"},
+    **{"399196006": "FB", "399188001": "SIO", "441555000": "ISO", "127457009": "SPECIMEN"},
+    **{"R-10244": "FB", "R-102D0": "SIO", "R-40AAA": "ISO", "G-8310": "SPECIMEN"},
+}
+POSITIONS = {*CODES.values(), "XCC", "CV", "AT", "TAN", "RL", "RM"}  # what ViewPosition may say
 TAGS = [
     *("SOPInstanceUID", "PatientID", "ImageLaterality", "Laterality", "PatientOrientation", "ViewCodeSequence"),
     *("ViewPosition", "Rows", "Columns", "BitsStored", "PhotometricInterpretation", "Manufacturer"),
@@ -32,7 +40,7 @@ class Refused(ValueError):
 
 
 def read_dataset(path: Path, **options: Any) -> pydicom.Dataset:
-    """pydicom.dcmread, but bounded. Raises Refused for a file that is too large or deflated.
+    """pydicom.dcmread, but bounded. Raises Refused for a file that is too large, deflated or may not be read.
 
     pydicom inflates a deflated data set whole, whatever part of it is asked for: 300 kB can become 300 MB and
     more while the header alone is read. No collection of mammograms is deflated.
@@ -41,9 +49,12 @@ def read_dataset(path: Path, **options: Any) -> pydicom.Dataset:
         raise Refused(f"the file is larger than {LARGEST_FILE // 2**20} MB; no mammogram is")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if str(read_file_meta_info(path).get("TransferSyntaxUID", "")) in DEFLATED:
-            raise Refused("the file is deflated, and could grow without bound; write it without deflation")
-        return pydicom.dcmread(path, **options)
+        try:
+            if str(read_file_meta_info(path).get("TransferSyntaxUID", "")) in DEFLATED:
+                raise Refused("the file is deflated, and could grow without bound; write it without deflation")
+            return pydicom.dcmread(path, **options)
+        except PermissionError:
+            raise Refused(f"the file {MAY_NOT}") from None
 
 
 def read_headers(
@@ -52,11 +63,13 @@ def read_headers(
     """Headers of every .dcm or .dicom file under `folder`, ordered by path, and the files set aside.
 
     Each header: image, patient, side ("L", "R", ""), view ("CC", "MLO", ""), path, size (bytes), rows, columns,
-    bits_stored, photometric, transfer_syntax, note, synthetic (bool). Files are set aside as rows of the table
-    set_aside.
+    bits_stored, photometric, transfer_syntax, note, refused (why it is no view of an exam, ""), synthetic (bool).
+    Files, and all that is out of reach, are set aside as rows of the table set_aside.
     """
-    paths = [path for path in files_below(folder)[0] if path.suffix.lower() in (".dcm", ".dicom")]
-    headers, set_aside = [], []
+    files, _, lost = walk_below(folder)
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    headers = []
+    set_aside = [{"kind": "file", "what": p.relative_to(folder).as_posix(), "reason": reason} for p, reason in lost]
     for done, path in enumerate(paths, 1):
         name = path.relative_to(folder).as_posix()
         header, reason = read_header(path)
@@ -101,19 +114,26 @@ def _header(dataset: pydicom.Dataset) -> tuple[dict[str, Any], str]:
         for what, tags in (("side", sides), ("view", views))
         if len(set(tags.values())) > 1
     ]
+    code, position = _code(dataset), _position(dataset)
+    if code and code not in CODES:
+        notes.append(f"view: ViewCodeSequence has the unknown code {code[:20]!r}")
+    if position and position not in POSITIONS:
+        notes.append(f"view: ViewPosition has the unknown word {position[:20]!r}")
+    other = next((view for view in views.values() if view not in ("CC", "MLO")), "")
     face = " ".join(text(name) for name in ("Manufacturer", "ImageComments", "InstitutionName"))
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     return {
         "image": image,
         "patient": patient,
         "side": next(iter(sides.values()), ""),
-        "view": next(iter(views.values()), ""),
+        "view": "" if other else next(iter(views.values()), ""),
         "rows": rows,
         "columns": columns,
         "bits_stored": int(dataset.get("BitsStored") or 0),
         "photometric": text("PhotometricInterpretation"),
         "transfer_syntax": str(syntax or ""),
         "note": "; ".join(notes),
+        "refused": f"another projection: {other}, neither CC nor MLO" if other else "",
         "synthetic": "SYNTHETIC" in face.upper(),
     }, ""
 
@@ -137,11 +157,11 @@ def side_tags(dataset: pydicom.Dataset) -> dict[str, str]:
 
 
 def view_tags(dataset: pydicom.Dataset) -> dict[str, str]:
-    """Which view each tag says, "CC" or "MLO", in the order of precedence: PatientOrientation, ViewCodeSequence,
-    ViewPosition. The first counts.
+    """Which view each tag says, in the order of precedence: PatientOrientation, ViewCodeSequence, ViewPosition.
+    The first counts; but where one names a projection other than CC and MLO the image is of that.
 
-    A column direction with a part towards the feet is the oblique view's. CBIS-DDSM writes the view's name
-    into PatientOrientation.
+    A column direction with a part towards the feet is the oblique view's, and that of a lateral projection (ML) looks
+    the same. CBIS-DDSM writes the view's name into PatientOrientation.
     """
     found = {}
     orientation, down = _orientation(dataset), _down(dataset)
@@ -149,14 +169,20 @@ def view_tags(dataset: pydicom.Dataset) -> dict[str, str]:
         found["PatientOrientation"] = orientation[0]
     elif down:
         found["PatientOrientation"] = "MLO" if "F" in down or "H" in down else "CC"
-    sequence = dataset.get("ViewCodeSequence")
-    code = str(sequence[0].get("CodeValue") or "").strip() if sequence else ""
-    if code in CODES:
-        found["ViewCodeSequence"] = CODES[code]
-    position = str(dataset.get("ViewPosition") or "").strip().upper()
-    if position in ("CC", "MLO"):
-        found["ViewPosition"] = position
+    if _code(dataset) in CODES:
+        found["ViewCodeSequence"] = CODES[_code(dataset)]
+    if _position(dataset) in POSITIONS:
+        found["ViewPosition"] = _position(dataset)
     return found
+
+
+def _code(dataset: pydicom.Dataset) -> str:
+    sequence = dataset.get("ViewCodeSequence")
+    return str(sequence[0].get("CodeValue") or "").strip() if sequence else ""
+
+
+def _position(dataset: pydicom.Dataset) -> str:
+    return str(dataset.get("ViewPosition") or "").strip().upper()
 
 
 def _orientation(dataset: pydicom.Dataset) -> list[str]:

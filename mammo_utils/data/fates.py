@@ -93,15 +93,22 @@ def contradictions(cohort: Cohort) -> pd.DataFrame:
 # --- setting aside ----------------------------------------------------------------------------------------
 
 
-def without_images(cohort: Cohort, reasons: dict[str, str], step: str = "pixels") -> Cohort:
-    """The cohort with images (UID -> reason) set aside, and with them what they leave without an image.
+def without_images(
+    cohort: Cohort, reasons: dict[str, str], step: str = "pixels", instead: frozenset[str] | set[str] = frozenset()
+) -> Cohort:
+    """The cohort with images (path -> reason) set aside, and with them what they leave without an image.
 
-    An exam that no longer fulfils the cohort's rule leaves too.
+    `instead` are paths of images that were set aside beside one of these and take its place. An exam that no longer
+    fulfils the cohort's rule leaves too.
     """
     images, breasts = cohort.images.copy(), cohort.breasts.copy()
-    lost = images["image"].isin(reasons) & (images["fate"] == USED)
-    images.loc[lost, "reason"] = images.loc[lost, "image"].map(reasons)
+    lost = images["path"].isin(reasons) & (images["fate"] == USED)
+    images.loc[lost, "reason"] = images.loc[lost, "path"].map(reasons)
     images.loc[lost, ["fate", "step"]] = SET_ASIDE, step
+    taken = images["path"].isin(instead) & (images["fate"] == SET_ASIDE) & (images["step"] == "reading")
+    images.loc[taken, ["fate", "step", "reason"]] = USED, "", ""
+    no_more = (cohort.set_aside["kind"] == "image") & cohort.set_aside["what"].isin(set(images.loc[taken, "path"]))
+    cohort = replace(cohort, set_aside=cohort.set_aside[~no_more])
     left = images[images["fate"] == USED]
     there = set(zip(left["exam"], left["side"], strict=True))
     bare = breasts["fate"] == USED
@@ -142,7 +149,7 @@ def apply_rule(cohort: Cohort, step: str = "cohort") -> Cohort:
 def apply_twins(cohort: Cohort, index: pd.DataFrame, conflicts: str = "set aside") -> Cohort:
     """The cohort without the exams whose twins contradict them, where `conflicts` is "set aside" (else "keep").
 
-    `index` is the store's: exam, view, sha256.
+    `index`: exam, view, sha256, as Store.hashes has them.
     """
     groups = groups_of(cohort, index, conflicts)
     out = cohort.exams.index.difference(groups.index)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mammo_utils.data.exams import KINDS
-from mammo_utils.data.folders import files_below
+from mammo_utils.data.folders import MAY_NOT, files_below
 
 NAME = re.compile(r"^(?P<exam>[A-Za-z0-9-]+)_(?P<view>CC|MLO)_(?P<side>[LR])_AnnotationFile\.json$")
 LARGEST = 20 * 2**20  # bytes; the real files have some 4 kB a lesion
@@ -34,7 +34,7 @@ def read_annotations(
         match = NAME.match(name)
         exam, side, view = match.group("exam", "side", "view") if match else ("", "", "")
         size = sizes.get((exam, f"{side}_{view}"))
-        others = [copy for copy in copies if not filecmp.cmp(path, copy, shallow=False)]
+        others = [copy for copy in copies if not _same(path, copy)]
         outlines, reasons = [], []
         if not match:
             reasons = ["the name is not ID_MLO_SIDE_AnnotationFile.json, so no image is known for it"]
@@ -54,12 +54,21 @@ def read_annotations(
     return lesions, set_aside
 
 
+def _same(path: Path, copy: Path) -> bool:
+    try:
+        return filecmp.cmp(path, copy, shallow=False)
+    except OSError:  # one of them may not be read
+        return False
+
+
 def read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, str]], list[str]]:
     """The outlines of one file, {kind, points}, and a sentence for each that cannot be used. Never raises."""
     try:
         if path.stat().st_size > LARGEST:
             return [], [f"the file is larger than {LARGEST // 2**20} MB"]
         lesions = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        return [], [f"the file {MAY_NOT}"]
     except (OSError, ValueError, RecursionError) as error:
         return [], [f"the file cannot be read as JSON ({type(error).__name__}); download it again"]
     if not isinstance(lesions, list):

@@ -16,6 +16,7 @@ import pandas as pd
 from openpyxl import load_workbook
 
 from mammo_utils.data.exams import CLASSES, DENSITIES, SIDES, DataError
+from mammo_utils.data.folders import MAY_NOT
 from mammo_utils.files import shown
 
 WORKBOOK = "TOMPEI-CMMD_clinical_data*.xlsx"
@@ -65,7 +66,7 @@ def read_workbook(path: Path) -> tuple[Labels, dict[str, float], list[dict]]:
     if "Exclusion reasons" in below:
         place["why"] = below.index("Exclusion reasons")
     labels, ages, odd = {}, {}, []
-    for cells in _records(rows[2:], place):
+    for cells in _records(rows[2:], place, path.name, ("LeftRight", "classification"), odd):
         exam, side = cells["ID"], cells["LeftRight"].upper()
         if not _known_side(exam, side, "the workbook", odd):
             continue
@@ -88,7 +89,7 @@ def read_clinical(paths: list[Path]) -> tuple[Labels, dict[str, float], list[dic
     for path in paths:
         rows = _csv(path) if path.suffix.lower() == ".csv" else _cells(path)
         place = _places(path, "", rows, CLINICAL_COLUMNS)
-        for cells in _records(rows[1:], place):
+        for cells in _records(rows[1:], place, path.name, ("LeftRight", "classification"), odd):
             exam, side, kind = cells["ID1"], cells["LeftRight"].upper(), cells["classification"].lower()
             if not _known_side(exam, side, path.name, odd):
                 continue
@@ -147,6 +148,8 @@ def _cells(path: Path, sheet: str = "") -> list[tuple]:
             book.close()
     except DataError:
         raise
+    except PermissionError:
+        raise DataError(f"The file {path.name} {MAY_NOT}.") from None
     except Exception as error:  # an untrusted file: openpyxl raises many kinds
         raise DataError(
             f"{path.name} cannot be read as a workbook ({type(error).__name__}); download it again."
@@ -167,17 +170,22 @@ def _csv(path: Path) -> list[tuple]:
         text = path.read_text(encoding="utf-8-sig")
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
         return [tuple(row) for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter)]
+    except PermissionError:
+        raise DataError(f"The file {path.name} {MAY_NOT}.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path.name} cannot be read as csv ({type(error).__name__}); download it again.") from None
 
 
-def csv_records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a csv file as cleaned cells by column, without those whose first column is blank.
+def csv_records(
+    path: Path, columns: tuple[str, ...], says: tuple[str, str]
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The rows of a csv file as cleaned cells by column, and rows of set_aside for those that lack their ID alone.
 
-    Raises DataError naming the file and what is wrong or missing.
+    columns: those wanted, the ID first; says: the columns of the side and of a label. Raises DataError naming the
+    file and what is wrong or missing.
     """
-    rows = _csv(path)
-    return _records(rows[1:], _places(path, "", rows, columns))
+    rows, odd = _csv(path), []
+    return _records(rows[1:], _places(path, "", rows, columns), path.name, says, odd), odd
 
 
 def _places(path: Path, sheet: str, rows: list[tuple], columns: tuple[str, ...]) -> dict[str, int]:
@@ -189,10 +197,23 @@ def _places(path: Path, sheet: str, rows: list[tuple], columns: tuple[str, ...])
     return {column: header.index(column) for column in columns}
 
 
-def _records(rows: list[tuple], place: dict[str, int]) -> list[dict[str, str]]:
-    """The rows as cleaned cells; those without an ID (blank ones, totals below the table) are left out."""
-    records = [{name: clean(row[at]) if at < len(row) else "" for name, at in place.items()} for row in rows]
-    return [record for record in records if next(iter(record.values()))]
+def _records(
+    rows: list[tuple], place: dict[str, int], where: str, says: tuple[str, str], odd: list[dict]
+) -> list[dict[str, str]]:
+    """The rows as cleaned cells; those without an ID are left out.
+
+    Blank rows and totals below the table have none and say nothing; a row with a side and a label (`says` names
+    their columns) was a breast's, and is listed in `odd`.
+    """
+    records, (side, label) = [], says
+    for number, row in enumerate(rows, 1):
+        record = {name: clean(row[at]) if at < len(row) else "" for name, at in place.items()}
+        if next(iter(record.values())):
+            records.append(record)
+        elif record[side].upper() in ("L", "R", "LEFT", "RIGHT") and record[label]:
+            reason = f"it has no ID, but a side and a label: {record[side]}, {record[label][:40]}"
+            odd.append({"kind": "annotation", "what": f"{where}, row {number} below the header", "reason": reason})
+    return records
 
 
 def _known_side(exam: str, side: str, where: str, odd: list[dict]) -> bool:

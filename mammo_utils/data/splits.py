@@ -58,13 +58,30 @@ def load_split(path: Path) -> Split:
     return split
 
 
+def check_split(split: Split, cohort: Cohort, index: pd.DataFrame) -> None:
+    """Hold a split against the data that it is to divide: the cohort whose images can be used, and `index` as
+    :func:`twins` takes it. What the file says of groups is not believed.
+
+    Raises DataError where patients who share an image are in two parts, or where an exam is in no part and no twin in
+    conflict: the split was drawn from other data.
+    """
+    groups = groups_of(cohort, index, "keep")
+    parts = split.part.reindex(groups.index)
+    leaks = parts.groupby(groups).nunique()
+    if (leaks > 1).any():
+        raise DataError(f"split.json has {leaks[leaks > 1].index[0]} or a twin in two parts; run notebook 02 again.")
+    unknown = parts.index[parts.isna() & parts.index.isin(groups_of(cohort, index, "set aside").index)]
+    if len(unknown):
+        raise DataError(f"split.json does not have {unknown[0]}, so it is of other data; run notebook 02 again.")
+
+
 def twins(cohort: Cohort, index: pd.DataFrame) -> pd.DataFrame:
     """Images with the same pixels under two patients: sha256, exam, view, conflicting (labels differ).
 
-    `index` is the store's: exam, view, sha256. Twins conflict where one breast's diagnosis or BI-RADS is known
-    under both IDs and not the same.
+    `index`: exam, view, sha256, as Store.hashes has them. Twins conflict where one breast's diagnosis or BI-RADS is
+    known under both IDs and not the same.
     """
-    index = index[index["exam"].isin(cohort.exams.index)]  # the store also has exams that left since
+    index = index[index["exam"].isin(cohort.exams.index)]  # also exams that are not used, or left since, have a hash
     shared = index.groupby("sha256")["exam"].transform("nunique") > 1
     found = index.loc[shared, ["sha256", "exam", "view"]].sort_values(["sha256", "exam"], ignore_index=True)
     exams = cohort.exams
@@ -79,26 +96,35 @@ def twins(cohort: Cohort, index: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+def repeats(index: pd.DataFrame) -> pd.DataFrame:
+    """Images with the same pixels on two views of one exam, which cannot both be right: exam, view, sha256."""
+    index = index.drop_duplicates(["exam", "view", "sha256"])
+    again = index.duplicated(["exam", "sha256"], keep=False)
+    return index.loc[again, ["exam", "view", "sha256"]].sort_values(["exam", "view"], ignore_index=True)
+
+
 def groups_of(cohort: Cohort, index: pd.DataFrame, conflicts: str = "set aside") -> pd.Series:
     """exam -> group: the first exam among those joined by identical images, directly or through others.
 
-    Twins are found by their pixels and in the list of known errors (``cohort.corrections``). Exams with twins in
-    conflict are left out (``conflicts="set aside"``) or stay in one group ("keep").
+    Twins are found by their pixels, those of images that are not used too (`index`, see :func:`twins`), and in the list
+    of known errors (``cohort.corrections``). Exams with twins in conflict are left out (``conflicts="set aside"``) or
+    stay in one group ("keep").
     """
     exams = list(cohort.exams.index)
-    position = {exam: i for i, exam in enumerate(exams)}
-    found = twins(cohort, index)
-    first = found.groupby("sha256")["exam"].transform("first")
-    pairs = [(position[one], position[other]) for one, other in zip(found["exam"], first, strict=True)]
     listed = cohort.corrections.query("kind == 'twin' and applied")
-    listed = listed[listed["exam"].isin(exams) & listed["value"].isin(exams)]
-    pairs += [(position[one], position[other]) for one, other in zip(listed["exam"], listed["value"], strict=True)]
-    edges = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_matrix((np.ones(edges.shape[1]), tuple(edges)), shape=(len(exams), len(exams)))
+    everyone = sorted({*exams, *index["exam"], *listed["exam"], *listed["value"]})
+    position = {exam: i for i, exam in enumerate(everyone)}
+    shared = index[index["sha256"].duplicated(keep=False)]
+    first = shared.groupby("sha256")["exam"].transform("first")
+    pairs = [*zip(shared["exam"], first, strict=True), *zip(listed["exam"], listed["value"], strict=True)]
+    edges = np.array([[position[one], position[other]] for one, other in pairs], int).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(edges.shape[1]), tuple(edges)), shape=(len(everyone), len(everyone)))
     component = connected_components(graph, directed=False)[1]
     names = pd.Series(exams, exams, dtype=object)
-    groups = names.groupby(component).transform("first").rename("group")
+    of = component[[position[exam] for exam in exams]]
+    groups = names.groupby(of).transform("first").rename("group")
     if conflicts == "set aside":
+        found = twins(cohort, index)
         out = set(found.loc[found["conflicting"], "exam"])
         groups = groups[~groups.isin(set(groups[groups.index.isin(out)]))]
     return groups

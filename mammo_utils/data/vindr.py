@@ -29,7 +29,9 @@ COLUMNS = ("image_id", "study_id", "laterality", "view_position", "breast_birads
 BIRADS = re.compile(r"BI-RADS ([1-5])")
 
 
-def read_vindr(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Cohort:
+def read_vindr(
+    folder: Path, *, cohort: str = "usable", progress: Callable[[int, int], None] = lambda done, total: None
+) -> Cohort:
     """The exams of a folder of VinDr-Mammo.
 
     Side and view are those of the csv; a tag that contradicts them is noted. Raises DataError where the folder, the
@@ -44,7 +46,9 @@ def read_vindr(folder: Path, *, progress: Callable[[int, int], None] = lambda do
     if not headers:
         raise DataError(f"{shown(folder)} holds no readable DICOM file (*.dicom); put VinDr-Mammo's images there.")
     rows: dict[str, dict[str, str]] = {}
-    for row in csv_records(files[0], COLUMNS):
+    records, odd = csv_records(files[0], COLUMNS, ("laterality", "breast_birads"))
+    set_aside += odd
+    for row in records:
         if rows.setdefault(row["image_id"], row) != row:
             set_aside.append({"kind": "annotation", "what": row["image_id"], "reason": "a second row, which disagrees"})
     found = [_placed(header, rows) for header in headers]
@@ -55,7 +59,7 @@ def read_vindr(folder: Path, *, progress: Callable[[int, int], None] = lambda do
         for name, row in rows.items()
         if name not in there
     ]
-    return assemble("VinDr-Mammo", folder, found, _labels(rows.values()), set_aside)
+    return assemble("VinDr-Mammo", folder, found, _labels(rows.values()), set_aside, rule=cohort)
 
 
 def _placed(header: dict, rows: dict[str, dict[str, str]]) -> dict:
@@ -73,7 +77,8 @@ def _placed(header: dict, rows: dict[str, dict[str, str]]) -> dict:
         for what, said in (("side", side), ("view", view))
         if header[what] and header[what] != said
     ]
-    return header | {"patient": row["study_id"], "side": side, "view": view, "note": "; ".join(filter(None, notes))}
+    placed = {"patient": row["study_id"], "side": side, "view": view, "refused": ""}
+    return header | placed | {"note": "; ".join(filter(None, notes))}
 
 
 def _labels(rows) -> dict[tuple[str, str], dict]:

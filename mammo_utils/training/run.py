@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mammo_utils.batches.exams import ExamSet, exam_set, place, stream
 from mammo_utils.config import RunSpec, Training
 from mammo_utils.data.exams import load_cohort
-from mammo_utils.data.splits import load_split
+from mammo_utils.data.splits import check_split, load_split
 from mammo_utils.data.subsets import SUBSETS, exams_of_subset
 from mammo_utils.files import (
     TRAINING_CODE,
@@ -77,7 +77,8 @@ def build(spec: RunSpec) -> System:
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     """Read the study's exam table, store and split, and put the run's exams on a device.
 
-    Raises FileNotFoundError with one sentence where notebooks 01 and 02 have not left them.
+    Raises FileNotFoundError with one sentence where notebooks 01 and 02 have not left them, DataError where the split
+    is not of these data or leaks.
     """
     folder = spec.folder.parents[1]
     for name, notebook in (("exams.parquet", "01"), ("split.json", "02")):
@@ -85,6 +86,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
             raise FileNotFoundError(f"{shown(folder / name)} is missing; run notebook {notebook} of the study first.")
     store, split = load_store(folder / "store"), load_split(folder / "split.json")
     cohort = apply_store(load_cohort(folder), store)
+    check_split(split, cohort, store.hashes)
     exams = exams_of_subset(cohort.exams, spec.subset, spec.subset_rule)
     exams = exams[exams.index.isin(split.part.index)]  # twins in conflict are in no part
     part = split.part.loc[exams.index]

@@ -63,7 +63,8 @@ def page_of(notebook: Path) -> str:
 
 
 def index_page(study: Study, links: list[tuple[str, str]]) -> str:
-    cohort = load_cohort(study.folder)
+    fates = study.folder / "fates"  # as notebook 02 left them; until then as notebook 01 did
+    cohort = load_cohort(fates if (fates / "cohort.json").is_file() else study.folder)
     runs = read_runs(study)
     facts = environment()
     parts = [f"<h1>Study “{study.name}”</h1>"]

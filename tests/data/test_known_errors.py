@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from mammo_utils.data import read_cohort
-from mammo_utils.data.corrections import KINDS, known_errors
+from mammo_utils.data.corrections import KINDS, correct, doubted, known_errors
 from mammo_utils.data.exams import DataError
 from mammo_utils.data.fates import apply_twins, contradictions, flow
 from mammo_utils.data.splits import groups_of, make_split
@@ -131,19 +131,45 @@ def test_every_breast_of_the_store_has_its_chest_wall_at_the_left(first, store):
 
 
 def test_a_mirrored_image_is_turned_by_its_pixels_alone(folders, tmp_path):
-    """Whether or not the CC of D1-0252 is stored mirrored (which is inferred), it ends with its chest wall left."""
+    """Also in a copy of the release where it is not stored mirrored (any more), it ends with its chest wall left."""
     folder = shutil.copytree(folders["flat"], tmp_path / "release")
-    for path in folder.rglob("*.dcm"):
-        dataset = pydicom.dcmread(path)
-        if (dataset.PatientID, dataset.ViewCodeSequence[0].CodeMeaning) == ("D1-0252", "cranio-caudal"):
-            dataset.PixelData = np.ascontiguousarray(dataset.pixel_array[:, ::-1]).tobytes()
-            dataset.save_as(path)
+    turn(folder, MIRRORED[0], "cranio-caudal", MIRRORED[1])
     cohort = read_cohort("cmmd", folder)
-    exam = cohort.images["exam"] == "D1-0252"
+    exam = cohort.images["exam"] == MIRRORED[0]
     cohort = replace(cohort, images=cohort.images[exam].reset_index(drop=True))
     store = build_store(cohort, tmp_path / "store", size=16, workers=1)
-    assert store.index["view"].tolist() == ["L_CC", "L_MLO"] and store.index["flipped"].tolist() == [True, False]
+    row = store.index.set_index("view").loc["L_CC"]
+    assert not row["flipped"] and row["chest_wall"] == "left"
     assert store.index["agrees"].all() and (store.images[:, :, :2].mean(axis=(1, 2)) > 30).all()
+
+
+def turn(folder, exam, meaning, side):
+    """Mirror an image's pixels in its file."""
+    for path in folder.rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        found = dataset.PatientID, dataset.ViewCodeSequence[0].CodeMeaning, dataset.ImageLaterality
+        if found == (exam, meaning, side):
+            dataset.PixelData = np.ascontiguousarray(dataset.pixel_array[:, ::-1]).tobytes()
+            dataset.save_as(path)
+
+
+def test_a_side_that_a_repaired_copy_has_right_is_told_on(folders, first, store, tmp_path):
+    """The MLO of D1-0999 with the right tags already: the correction swaps them, and the pixels say so."""
+    assert not len(doubted(first.corrections, store.index))
+    folder = shutil.copytree(folders["flat"], tmp_path / "release")
+    for side in "LR":
+        turn(folder, "D1-0999", "medio-lateral oblique", side)
+    turn(folder, "D1-0252", "cranio-caudal", "R")
+    cohort = read_cohort("cmmd", folder)
+    found = doubted(cohort.corrections, build_store(cohort, tmp_path / "store", size=16, workers=1).index)
+    notes = {(row["exam"], row["view"]): row["note"] for row in found.to_dict("records")}
+    assert set(notes) == {("D1-0999", "L_MLO"), ("D1-0999", "R_MLO"), ("D1-0252", "L_CC")}
+    assert (
+        notes["D1-0999", "L_MLO"].startswith("corrected from R_MLO") and "data.corrections" in notes["D1-0252", "L_CC"]
+    )
+    off = read_cohort("cmmd", folder, corrections=False)
+    odd = doubted(off.corrections, build_store(off, tmp_path / "off", size=16, workers=1).index)
+    assert (odd["note"] == "").all() and "D1-0999" not in set(odd["exam"])
 
 
 def test_twins_stay_in_one_part_or_are_set_aside_with_their_reason(first, store):
@@ -184,6 +210,14 @@ def test_without_corrections_each_error_shows(folders, tmp_path):
     store = build_store(cohort, tmp_path / "store", size=16, workers=1)
     odd = store.index[~store.index["agrees"]]
     assert set(odd["exam"]) == {*SWAPPED, MIRRORED[0]}, "the pixels tell, where the labels let an image in"
+
+
+def test_a_label_is_not_moved_onto_another():
+    """A sheet that has labels for both breasts of D2-0048 is left as it is."""
+    headers = [{"patient": "D2-0048", "side": "L", "view": "CC"}]
+    sheet = {("D2-0048", "L"): "malignant", ("D2-0048", "R"): "benign"}
+    _, moved, rows = correct(headers, sheet)
+    assert moved == sheet and [row["why_not"] for row in rows] == ["CMMD's sheet has a label for R too"]
 
 
 @pytest.mark.parametrize("clinical", ["xlsx", "csv"])
@@ -245,7 +279,7 @@ def test_names_and_order_of_files_decide_nothing(folders, first, store, tmp_path
     cohort = read_cohort("cmmd", folder)
     pd.testing.assert_frame_equal(cohort.exams, first.exams)
     pd.testing.assert_frame_equal(cohort.lesions, first.lesions)
-    assert (cohort.images["reason"].str.startswith("the same image as another file")).sum() == 5
+    assert (cohort.images["reason"].str.startswith("the same UID as another file")).sum() == 5
     again = build_store(cohort, tmp_path / "store", size=16, workers=1)
     assert again.hash == store.hash and np.array_equal(again.images, store.images)
     splits = [make_split(c.exams, groups_of(c, s.index), seed=seed) for c, s in ((cohort, again), (first, store))]

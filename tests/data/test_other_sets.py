@@ -91,7 +91,10 @@ def test_vindrs_mistakes_are_one_sentence(vindr):
 DDSM = ("patient_id", "breast_density", "left or right breast", "image view", "assessment", "pathology")
 ROWS = [
     ("P_00001", "2", "LEFT", "CC", "4", "BENIGN"),
-    ("P_00001", "2", "LEFT", "MLO", "5", "MALIGNANT"),
+    ("P_00001", "2.0", "LEFT", "MLO", "5.0", "MALIGNANT"),
+    ("P_00001", "2", "LEFT", "MLO", "3", "BENIGN"),
+    ("", "2", "LEFT", "MLO", "3", "BENIGN"),
+    ("", "", "", "7", "", ""),
     ("P_00002", "4", "RIGHT", "CC", "0", "BENIGN_WITHOUT_CALLBACK"),
     ("P_00003", "0", "LEFT", "CC", "7", "UNPROVEN"),
     ("P_00003", "1", "BOTH", "CC", "2", "BENIGN"),
@@ -126,7 +129,12 @@ def test_ddsm_takes_the_worst_of_each_breast(ddsm):
     breasts = cohort.breasts.set_index(["exam", "side"])
     assert breasts.loc[("P_00004", "L"), "reason"] == "the folder has no image of it"
     odd = cohort.set_aside[cohort.set_aside["kind"] == "annotation"]["reason"].tolist()
-    assert len(odd) == 2 and any("pathology 'UNPROVEN'" in o for o in odd) and any("side 'BOTH'" in o for o in odd)
+    assert (
+        len(odd) == 3
+        and "it has no ID, but a side and a label: LEFT, BENIGN" in odd
+        and any("pathology 'UNPROVEN'" in o for o in odd)
+        and any("side 'BOTH'" in o for o in odd)
+    )
 
 
 def test_ddsm_without_a_table_has_no_labels_and_with_a_damaged_one_says_so(ddsm):
@@ -138,3 +146,15 @@ def test_ddsm_without_a_table_has_no_labels_and_with_a_damaged_one_says_so(ddsm)
         path.unlink()
     exams = read_cohort("ddsm", ddsm).exams
     assert len(exams) == 4 and np.all(exams[["L_diagnosis", "R_birads"]] == -1)
+
+
+def test_vindrs_rows_without_an_image_are_listed_and_its_cohort_is_held(vindr):
+    table = vindr / "breast-level_annotations.csv"
+    table.write_text(table.read_text() + "study0,s,,L,CC,BI-RADS 2,DENSITY A\n")
+    cohort = read_cohort("vindr", vindr, cohort="complete")
+    assert list(cohort.exams.index) == ["study0"], "the others lost a breast to their labels"
+    assert "it has no ID, but a side and a label: L, BI-RADS 2" in set(cohort.set_aside["reason"])
+    with pytest.raises(DataError, match="VinDr-Mammo has no lesion outlines here"):
+        read_cohort("vindr", vindr, cohort="annotated")
+    with pytest.raises(ValueError, match="accepted are usable"):
+        read_cohort("vindr", vindr, cohort="all")

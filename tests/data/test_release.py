@@ -123,7 +123,7 @@ def test_bad_files_are_listed_with_their_reason_and_the_rest_is_read(release):
     reasons = cohort.set_aside.set_index("what")["reason"]
     assert "not a DICOM file" in reasons[first.relative_to(release).as_posix()]
     assert second.relative_to(release).as_posix() in reasons.index
-    same = reasons[reasons.str.startswith("the same image as")]
+    same = reasons[reasons.str.startswith("the same UID as")]
     assert len(same) == 1 and same.index[0] in ("copy.dcm", third.relative_to(release).as_posix())
     assert "no size of a mammogram" in reasons[fourth.relative_to(release).as_posix()]
     unread = (cohort.set_aside["kind"] == "file").sum()

@@ -73,6 +73,28 @@ def test_twins_in_conflict_are_set_aside_or_kept_together(exams):
     assert kept[a] == kept[b]
 
 
+@pytest.mark.parametrize("task", ["birads", "diagnosis"])
+def test_one_label_is_enough_for_a_conflict(exams, task):
+    a, b = exams.index[:2]
+    exams.loc[[a, b], ["L_birads", "L_diagnosis"]] = [4, 1]
+    exams.loc[b, f"L_{task}"] = {"birads": 5, "diagnosis": 0}[task]
+    index = index_of(exams, [(a, b)])
+    assert twins(cohort_of(exams), index)["conflicting"].all()
+    exams.loc[b, f"L_{task}"] = -1
+    assert not twins(cohort_of(exams), index)["conflicting"].any(), "an absent label contradicts none"
+
+
+def test_within_a_birads_class_four_views_and_fewer_are_dealt_out_alike(exams):
+    """Without that stratum the share of four views in a part is a matter of luck, here of many draws."""
+    exams[["L_birads", "R_birads"]] = 1
+    groups = groups_of(cohort_of(exams), index_of(exams))
+    for seed in range(10):
+        split = make_split(exams, groups, kind="nested", seed=seed, validation=0.2, test=0.3)
+        for part, share in (("train", 0.5), ("validation", 0.2), ("test", 0.3)):
+            for stratum in (exams["R_CC"], ~exams["R_CC"]):
+                assert abs((split.part[stratum] == part).sum() - share * stratum.sum()) <= 1.5
+
+
 def test_a_saved_split_comes_back_and_refuses_edits_and_leaks(exams, tmp_path):
     split = make_split(exams, groups_of(cohort_of(exams), index_of(exams, [exams.index[:2]]), "keep"))
     path = tmp_path / "split.json"

@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from mammo_utils.config import load_study
+from mammo_utils.data.exams import DataError
+from mammo_utils.data.splits import Split, load_split
+from mammo_utils.images.store import load_store
 from mammo_utils.training import run as runs
 from mammo_utils.training.loop import predict, prediction_table
 from tests.kill import kill
@@ -98,6 +101,30 @@ def test_a_study_without_its_store_says_which_notebook_to_run(small_study):
     spec = spec_of(small_study, "resnet18-multi-1v5-seed0").model_copy(update={"study": "elsewhere"})
     with pytest.raises(FileNotFoundError, match=r"exams\.parquet is missing; run notebook 01"):
         runs.train_run(spec)
+
+
+def test_a_split_of_other_data_or_with_a_twin_in_two_parts_is_refused(small_study):
+    """Whatever groups its file claims: the store's pixels and the exam table decide."""
+    spec = spec_of(small_study, "resnet18-multi-1v5-seed0")
+    folder, path = small_study.folder, small_study.folder / "split.json"
+    good, split = path.read_bytes(), load_split(path)
+    first = split.part.index[split.part == "train"][0]
+    other = split.part.index[split.part == "test"][0]
+    unused = pd.read_parquet(folder / "store" / "unused.parquet")
+    shared = load_store(folder / "store").index.query("exam == @first").iloc[:1]
+    twin = shared.assign(exam=other)[["exam", "view", "path", "sha256"]]
+    try:
+        pd.concat([unused, twin]).to_parquet(folder / "store" / "unused.parquet")
+        with pytest.raises(DataError, match="or a twin in two parts; run notebook 02"):
+            runs.load_data(spec)
+        unused.to_parquet(folder / "store" / "unused.parquet")
+        Split(split.kind, split.seed, split.part.drop(first), split.groups.drop(first)).save(path)
+        with pytest.raises(DataError, match=f"does not have {first}, so it is of other data"):
+            runs.load_data(spec)
+    finally:
+        path.write_bytes(good)
+        unused.to_parquet(folder / "store" / "unused.parquet")
+    runs.load_data(spec)
 
 
 def test_a_gpu_that_is_not_there_is_said(small_study):

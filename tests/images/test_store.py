@@ -1,0 +1,240 @@
+"""What the store does beyond pictures: second images, the hashes of images that are not used, staleness, kills."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+
+from mammo_utils.data import read_cohort
+from mammo_utils.data.exams import DataError, load_cohort, save_cohort
+from mammo_utils.data.fates import apply_twins, flow
+from mammo_utils.data.splits import check_split, groups_of, make_split, repeats, twins
+from mammo_utils.images import store as stores
+from mammo_utils.images.store import apply_store, build_store, load_store
+from tests.release_builder import BREASTS, build_release, write_dicom
+
+FILES = ("images.npy", "index.parquet", "store.json", "set_aside.csv", "unused.parquet")
+
+
+@pytest.fixture
+def release(tmp_path):
+    """D1-0001 both breasts, D1-0002 L, D2-0001 L excluded and R, D2-0002 R invisible; other pixels in each image."""
+    folder = build_release(tmp_path / "release", annotate=False)
+    for number in range(12):
+        paint(folder, number, number)
+    return folder
+
+
+def path_of(number):
+    return f"CMMD/series-{number}/1-1.dcm"
+
+
+def paint(folder, number, seed):
+    dataset = pydicom.dcmread(folder / path_of(number))
+    values = dataset.pixel_array.copy()
+    values[values > 0] = np.random.default_rng(seed).integers(60, 250, (values > 0).sum())
+    dataset.PixelData = values.tobytes()
+    dataset.save_as(folder / path_of(number))
+
+
+def share(folder, number, other):
+    """Give one image the pixels of another."""
+    dataset = pydicom.dcmread(folder / path_of(number))
+    dataset.PixelData = pydicom.dcmread(folder / path_of(other)).PixelData
+    dataset.save_as(folder / path_of(number))
+
+
+def blacken(path):
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(path)
+
+
+def build(cohort, folder, **options):
+    return build_store(cohort, folder, size=8, workers=1, **options)
+
+
+# --- second images ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_second_image_takes_the_place_of_one_that_cannot_be_used(release, tmp_path, copy):
+    """Of two L-CC of D1-0002, or two copies of one, the first is black."""
+    first, second = path_of(4), "zzz.dcm"
+    if copy:
+        shutil.copy(release / first, release / second)
+    else:
+        write_dicom(release / second, "D1-0002", "L", "CC", 99)
+    blacken(release / first)
+    cohort = read_cohort("cmmd", release)
+    assert cohort.images.set_index("path").loc[first, "fate"] == "used"
+    store = build(cohort, tmp_path / "store")
+    after = apply_store(cohort, store)
+    rows = after.images.set_index("path")
+    assert rows.loc[first, ["fate", "step", "reason"]].tolist() == ["set aside", "pixels", "every pixel is 0"]
+    assert rows.loc[second, ["fate", "step", "reason"]].tolist() == ["used", "", ""]
+    assert second in set(store.index["path"]) and first not in set(store.index["path"])
+    assert after.exams.loc["D1-0002", "L_CC"] and len(after.exams) == len(cohort.exams)
+    assert second not in set(after.set_aside["what"]) and first in set(after.set_aside["what"])
+    before, now = flow(cohort), flow(after)
+    assert before.at[0, "images"] == now.at[0, "images"] == 13
+    assert before["images_left"].iloc[-1] == now["images_left"].iloc[-1] == 8
+    pd.testing.assert_frame_equal(apply_store(after, store).images, after.images)
+
+
+def test_where_both_images_of_a_view_fail_it_is_absent(release, tmp_path):
+    write_dicom(release / "zzz.dcm", "D1-0002", "L", "CC", 99)
+    blacken(release / path_of(4))
+    blacken(release / "zzz.dcm")
+    cohort = read_cohort("cmmd", release)
+    after = apply_store(cohort, build(cohort, tmp_path / "store"))
+    assert not after.exams.loc["D1-0002", "L_CC"] and after.exams.loc["D1-0002", "L_MLO"]
+
+
+def test_a_breast_without_a_decodable_image_leaves(release, tmp_path):
+    for number in (4, 5):
+        blacken(release / path_of(number))
+    cohort = read_cohort("cmmd", release)
+    after = apply_store(cohort, build(cohort, tmp_path / "store"))
+    breast = after.breasts.set_index(["exam", "side"]).loc[("D1-0002", "L")]
+    assert breast[["fate", "step"]].tolist() == ["set aside", "pixels"] and "D1-0002" not in after.exams.index
+
+
+# --- persons ----------------------------------------------------------------------------------------------
+
+
+def test_patients_who_share_an_image_that_is_not_used_are_one(release, tmp_path):
+    """An excluded breast's image of D2-0001 stands under D1-0002, and one of D2-0002, who is not used at all, too."""
+    share(release, 6, 4)
+    cohort = read_cohort("cmmd", release)
+    store = build(cohort, tmp_path / "store")
+    assert sorted(store.unused["path"]) == sorted(map(path_of, (6, 7, 10, 11))) and len(store.images) == 8
+    groups = groups_of(cohort, store.hashes)
+    assert groups["D2-0001"] == groups["D1-0002"] == "D1-0002" and groups["D1-0001"] == "D1-0001"
+    assert len(twins(cohort, store.hashes)) == 2 and not twins(cohort, store.hashes)["conflicting"].any()
+    assert len(apply_twins(cohort, store.hashes).exams) == 3, "an excluded breast has no label that contradicts"
+
+
+def test_patients_are_joined_through_one_who_is_not_used(release, tmp_path):
+    share(release, 10, 4)
+    share(release, 11, 8)
+    cohort = read_cohort("cmmd", release)
+    groups = groups_of(cohort, build(cohort, tmp_path / "store").hashes)
+    assert groups["D2-0001"] == groups["D1-0002"] == "D1-0002" and "D2-0002" not in groups.index
+
+
+def test_black_or_broken_images_make_no_twins(release, tmp_path):
+    for number in (6, 10):
+        blacken(release / path_of(number))
+    (release / path_of(7)).write_bytes((release / path_of(7)).read_bytes()[:-100])
+    cohort = read_cohort("cmmd", release)
+    store = build(cohort, tmp_path / "store")
+    assert store.unused["path"].tolist() == [path_of(11)] and not len(store.set_aside)
+    assert groups_of(cohort, store.hashes).nunique() == 3
+
+
+def test_the_same_pixels_on_two_views_of_an_exam_are_listed(release, tmp_path):
+    share(release, 7, 8)
+    cohort = read_cohort("cmmd", release)
+    store = build(cohort, tmp_path / "store")
+    found = repeats(store.hashes)
+    assert found[["exam", "view"]].to_numpy().tolist() == [["D2-0001", "L_MLO"], ["D2-0001", "R_CC"]]
+    assert len(groups_of(cohort, store.hashes)) == 3, "they are not removed"
+
+
+def test_a_split_is_held_against_the_data_not_against_itself(release, tmp_path):
+    share(release, 6, 4)
+    cohort = read_cohort("cmmd", release)
+    hashes = build(cohort, tmp_path / "store").hashes
+    groups = groups_of(cohort, hashes)
+    split = make_split(cohort.exams, groups, kind="paper", validation=0.5)
+    check_split(split, cohort, hashes)
+    alone = pd.Series(groups.index, groups.index)
+    leaking = pd.Series({"D1-0001": "train", "D1-0002": "train", "D2-0001": "validation"})
+    with pytest.raises(DataError, match="has D1-0002 or a twin in two parts; run notebook 02"):
+        check_split(type(split)("paper", 0, leaking, alone), cohort, hashes)
+    old = type(split)("paper", 0, split.part.drop("D1-0001"), split.groups.drop("D1-0001"))
+    with pytest.raises(DataError, match="does not have D1-0001, so it is of other data"):
+        check_split(old, cohort, hashes)
+
+
+def test_a_split_may_lack_twins_in_conflict(release, tmp_path):
+    share(release, 2, 4)  # the normal left breast of D1-0001 and the malignant one of D1-0002
+    blacken(release / path_of(9))
+    cohort = read_cohort("cmmd", release)
+    store = build(cohort, tmp_path / "store")
+    hashes, cohort = store.hashes, apply_store(cohort, store)
+    left = apply_twins(cohort, hashes)
+    assert list(left.exams.index) == ["D2-0001"]
+    assert list(apply_store(left, store).exams.index) == ["D2-0001"], "the store brings none of them back"
+    check_split(make_split(left.exams, groups_of(left, hashes), kind="paper"), cohort, hashes)
+
+
+# --- staleness and kills ----------------------------------------------------------------------------------
+
+
+def test_a_file_written_anew_is_read_anew_and_touching_changes_no_byte(release, tmp_path):
+    cohort = read_cohort("cmmd", release)
+    old = build(cohort, tmp_path / "store")
+    before = {name: (tmp_path / "store" / name).read_bytes() for name in FILES}
+    seen = []
+    os.utime(release / path_of(4), ns=(1, 1))
+    build(cohort, tmp_path / "store", progress=lambda done, total: seen.append(done))
+    assert seen and before == {name: (tmp_path / "store" / name).read_bytes() for name in FILES}
+    size = (release / path_of(4)).stat().st_size
+    paint(release, 4, 77)
+    assert (release / path_of(4)).stat().st_size == size
+    new = build(cohort, tmp_path / "store")
+    assert new.hash != old.hash and load_store(tmp_path / "store").hash == new.hash
+
+
+def slow_build(release, folder, workers):
+    """A build that takes its time after each part, to be killed in between."""
+    stores.PART = 1
+    build_part = stores._build_part
+
+    def slow(job):
+        count = build_part(job)
+        time.sleep(0.2)
+        return count
+
+    stores._build_part = slow if workers == 1 else build_part
+    build_store(read_cohort("cmmd", release), folder, size=8, workers=workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_in_the_middle_it_ends_with_the_same_bytes(release, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(stores, "PART", 1)
+    cohort = read_cohort("cmmd", release)
+    build(cohort, tmp_path / "one")
+    folder = tmp_path / "two"
+    process = multiprocessing.get_context("spawn").Process(target=slow_build, args=(release, folder, workers))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("parts-*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    if workers == 1:
+        assert process.exitcode == -signal.SIGKILL and not (folder / "store.json").exists()
+    seen = []
+    build_store(cohort, folder, size=8, workers=workers, progress=lambda done, total: seen.append(done))
+    assert not seen or seen[0] > 0, "what was there is not built again"
+    assert workers == 2 or 0 < seen[0] < 12
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_saved_fates_come_back(release, tmp_path):
+    blacken(release / path_of(0))
+    cohort = read_cohort("cmmd", release)
+    after = apply_store(cohort, build(cohort, tmp_path / "store"))
+    save_cohort(after, tmp_path / "fates")
+    pd.testing.assert_frame_equal(flow(load_cohort(tmp_path / "fates")), flow(after))
+    assert BREASTS[0][0] == "D1-0001" and not after.exams.loc["D1-0001", "R_CC"]
