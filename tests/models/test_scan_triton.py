@@ -98,6 +98,15 @@ def test_ss2d_runs_on_it(kernels):
     torch.testing.assert_close(found, module(image), rtol=1e-5, atol=1e-6)
 
 
+def test_paths_are_pairs():
+    """A path without its reverse would be left out in silence."""
+    values = draw(1, 2, 2, 2, 2)
+    odd = [value[:3] if i in (2, 5, 6) else value[:, :3] if i else value for i, value in enumerate(values)]
+    for values, paths in ((odd, four_paths(2, 2)[:3]), (values, four_paths(2, 2)[[0, 2, 1, 3]])):
+        with pytest.raises(ValueError, match="scans K/2 paths and then the same ones reversed"):
+            scan_paths(*(v.to(DEVICE) for v in values), paths.to(DEVICE), backend="triton")
+
+
 def test_where_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     values = draw(1, 2, 2, 2, 2)

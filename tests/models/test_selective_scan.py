@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mammo_utils.models import scan_cpu, selective_scan
 from mammo_utils.models.selective_scan import pick_backend, scan_paths
 from mammo_utils.models.selective_scan import selective_scan as scan
+from tests.operations import COPIES, Operations
 
 F64 = torch.float64
 TOLERANCE = 1e-5  # relative, of the norm, float32
@@ -243,6 +244,61 @@ def test_paths_are_gathered_scans():
     assert_close(outputs[1], outputs[0])
 
 
+def images(batch=1, K=2, length=6, channels=3, states=2):
+    """Arguments of scan_paths, all ones but for A, along a path and its reverse."""
+    ones = torch.ones
+    path = torch.arange(length)
+    return {
+        "u": ones(batch, length, channels), "delta": ones(batch, K, length, channels),
+        "A": -ones(K, channels, states), "B": ones(batch, K, length, states), "C": ones(batch, K, length, states),
+        "D": ones(K, channels), "delta_bias": ones(K, channels), "paths": torch.stack([path, path.flip(0)]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"u": torch.ones(6, 3)}, r"u has the shape \(6, 3\); it must be \(batch, L, D\)"),
+        ({"delta": torch.ones(1, 1, 6, 3)}, r"delta has the shape \(1, 1, 6, 3\); it must be \(1, 2, 6, 3\)"),
+        ({"A": -torch.ones(2, 4, 2)}, r"A has the shape \(2, 4, 2\) .* \(K, D=3, N\)"),
+        ({"B": torch.ones(1, 2, 2, 2)}, r"B has the shape \(1, 2, 2, 2\); it must be \(1, 2, 6, 2\)"),
+        ({"C": torch.ones(1, 2, 6, 1)}, "C has the shape"),
+        ({"D": torch.ones(1, 3)}, r"D has the shape \(1, 3\); it must be \(2, 3\)"),
+        ({"delta_bias": torch.ones(2, 1)}, "delta_bias has the shape"),
+        ({"paths": torch.arange(3).expand(2, -1)}, r"paths has the shape \(2, 3\); it must be \(2, 6\)"),
+        ({"paths": torch.arange(6, dtype=torch.int32).expand(2, -1)}, "paths are torch.int32 .* must be torch.int64"),
+        ({"paths": torch.arange(1, 7).expand(2, -1)}, "paths must each visit the pixels 0 to 5 once"),
+        ({"paths": torch.tensor([[0, 1, 2, 3, 4, 5], [-1, 1, 2, 3, 4, 5]])}, "must each visit the pixels"),
+        ({"paths": torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 4, 5]])}, "must each visit the pixels"),
+    ],
+)
+def test_paths_that_do_not_fit_are_named(change, sentence, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match=sentence):
+        scan_paths(**(images() | change), backend=backend)
+
+
+def test_paths_in_turn_make_one_copy_each_way(monkeypatch):
+    """What a backend without paths of its own is given: each array once for each path, by one copy, in its layout."""
+    x, given = images(length=30), []
+    x = {name: v if name in ("A", "paths") else torch.randn(v.shape).requires_grad_() for name, v in x.items()}
+
+    def scanned(u, delta, A, B, C, *rest, **options):
+        given.extend((u, delta, B, C))
+        return u * delta + B.sum() * C.sum()
+
+    monkeypatch.setattr(selective_scan, "selective_scan", scanned)
+    with Operations() as forward:
+        y = scan_paths(**x, backend="reference")
+    with Operations() as backward:
+        torch.autograd.grad(y.sum(), [x[name] for name in ("u", "delta", "B", "C")])
+    assert all(tensor.is_contiguous() for tensor in given)
+    for operations in (forward, backward):
+        names = operations.names(30)
+        assert names.count("gather") == 5 and not set(names) & (COPIES | {"scatter_add", "index_add", "index_put"})
+
+
 # --- borders --------------------------------------------------------------------------------------------
 
 
@@ -254,6 +310,7 @@ def test_paths_are_gathered_scans():
         ({"A": torch.ones(4, 3, dtype=torch.complex64)}, "A has the shape .* must be real"),
         ({"B": torch.ones(2, 3, 6)}, r"B has the shape \(2, 3, 6\); it must be real"),
         ({"C": torch.ones(2, 3, 3, 5)}, "with G dividing 4"),
+        ({"B": torch.ones(2, 0, 3, 5)}, r"B has the shape \(2, 0, 3, 5\); it must be real"),
         ({"D": torch.ones(3)}, r"D has the shape \(3,\); it must be \(4,\)"),
         ({"B": torch.ones(2, 2, 3, 5), "C": torch.ones(2, 4, 3, 5)}, "B has 2 groups and C has 4"),
         ({"backend": "gpu"}, "no backend 'gpu'; accepted are auto, reference, cpu, mamba_ssm"),

@@ -67,6 +67,16 @@ def test_four_paths_visit_every_pixel_once():
     assert len(PATHS) == len(paths)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_inference_leaves_serves_training(backend):
+    """Paths are kept; those of torch.inference_mode could not be saved for a backward."""
+    four_paths.cache_clear()
+    module, image = SS2D(4, states=2, backend=backend), torch.randn(1, 3, 8, 4)
+    with torch.inference_mode():
+        module(image)
+    module(image).sum().backward()
+
+
 def test_each_pixel_sees_all_others():
     module = randomise(SS2D(4, states=4))
     image = torch.randn(1, 9, 11, 4, requires_grad=True)
