@@ -46,7 +46,9 @@ def draw_scans(record: Mapping[str, Any]) -> Figure:
         comparison(axis, part, ours)
         axis.set_title(("selective scan, " if "length" in part else "SS2D, ") + title)
     figure.supxlabel(
-        "milliseconds, forward and backward; × how many times the first; peak memory in units of the input", fontsize=8
+        "milliseconds, forward and backward; × how many times the first; peak memory in units of the input, a scan's u "
+        "or SS2D's image",
+        fontsize=8,
     )
     figure.suptitle(f"Scans beside their alternatives, {machine(record)}")
     return figure

@@ -153,7 +153,7 @@ def draw_system(system: System, name: str, size: int) -> Figure:
         y = 20.5 + (len(system.heads) / 2 - i - 0.5) * 9
         box(axis, (98, y - 3, 11, 6), f"{head.replace('_', ' ')}\n{module.in_features} → {module.out_features}", "head")
         arrow(axis, (93, 20.5), (98, y))
-    axis.text(95.5, 3, f"dropout {system.dropout.p:g}", ha="center", fontsize=8)
+    axis.text(87.5, 9, f"dropout {system.dropout.p:g}", ha="center", fontsize=8)  # below the fusion, beside the heads
     figure.suptitle(
         f"{name}, {count(system) / 1e6:.2f} million parameters: channels, rows, columns and parameters of each step"
     )

@@ -10,6 +10,7 @@ none.
 from __future__ import annotations
 
 import argparse
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 
 from mammo_utils.config import load_study
-from mammo_utils.files import environment, write_json
+from mammo_utils.files import environment, project_root, write_json
+from mammo_utils.ledger import records
 from mammo_utils.ledger.epochs import epochs
 from mammo_utils.ledger.images import compare_preprocessing
+from mammo_utils.ledger.readme import rewrite
 from mammo_utils.ledger.scans import compare_scans, compare_ss2d
 from mammo_utils.ledger.steps import steps
 from mammo_utils.models.systems import SYSTEMS
@@ -32,10 +35,15 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
     """The record as lines to read."""
     for part in record["scans"]:
         yield "selective scan, B={batch} D={channels} N={states} L={length}".format(**part)
-        yield from comparison(part)
+        yield from comparison(part, "u")
     for part in record["ss2d"]:
         yield "SS2D of {channels} channels, {side} x {side} tokens, {batch} image(s), {dtype}".format(**part)
-        yield from comparison(part)
+        yield from comparison(part, "image")
+        bare, own, *_, copies = part["rows"]
+        ratios = [
+            f"{a['forward_backward_ms'] / b['forward_backward_ms']:.2f}x" for a, b in ((copies, own), (own, bare))
+        ]
+        yield "  {name}: {0} {own}; {own}: {1} the bare scans".format(*ratios, name=copies["name"], own=own["name"])
     for part in record["steps"]:
         yield (
             f"{part['system']}: a training step of {part['batch']} exam(s) at {part['size']} px, "
@@ -61,12 +69,13 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
         ).format(**part)
 
 
-def comparison(part: dict[str, Any]) -> Iterator[str]:
+def comparison(part: dict[str, Any], unit: str) -> Iterator[str]:
+    """The rows of a part; unit: the array whose size memory is measured by."""
     yield f"  {'':32}{'forward':>10}{'+ backward':>12}{'slower':>9}{'peak memory':>14}"
     for r in part["rows"]:
         yield (
             f"  {r['name']:32}{r['forward_ms']:>7.1f} ms{r['forward_backward_ms']:>9.1f} ms{r['times_slower']:>8.1f}x"
-            f"{r['peak_memory_in_input']:>9.1f} x in"
+            f"{r['peak_memory_in_input']:>9.1f} x {unit}"
         )
     floors = part["floor"]
     yield f"  floor: exponentials {floors['exponentials_ms']:.2f} ms, bytes {floors['bytes_ms']:.2f} ms"
@@ -94,12 +103,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--readme", action="store_true", help="measure nothing; write README's figures from the record")
     a = parser.parse_args(arguments)
+    if a.readme:
+        return rewrite(project_root() / "README.md", records()["cpu"])
     if unknown := set(a.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; accepted are {', '.join(PARTS)}")
     torch.set_num_threads(a.threads)
     device = torch.device(a.device)
     record: dict[str, Any] = {"environment": environment(device_name(device), torch.get_num_threads())}
+    record["environment"]["cpu"] = cpu_name()
     record |= {"scans": [], "ss2d": [], "steps": [], "epochs": [], "images": []}
     if "scans" in a.parts:
         record["scans"] = compare_scans(a.lengths, a.batch, a.channels, a.states, a.rounds, device)
@@ -119,6 +132,14 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n".join(tables(record)))
     if a.json:
         write_json(a.json, record)
+
+
+def cpu_name() -> str:
+    """The processor's model, by Linux's own list or by what Python knows."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
 
 
 def device_name(device: torch.device) -> str:

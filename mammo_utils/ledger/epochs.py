@@ -23,7 +23,7 @@ from mammo_utils.data import read_cohort
 from mammo_utils.data.exams import VIEWS, Cohort
 from mammo_utils.images.store import apply_store, build_store
 from mammo_utils.ledger.measure import MEGABYTE, timed
-from mammo_utils.models.systems import SYSTEMS, System, build_system
+from mammo_utils.models.systems import SYSTEMS, System, system_of
 from mammo_utils.synthetic.release import write_release
 from mammo_utils.training.loop import arranged, optimizer_of, train_epoch
 from mammo_utils.training.loss import total_loss
@@ -112,13 +112,7 @@ def epochs_of(
 
     def system(backend: str) -> System:
         torch.manual_seed(0)
-        return build_system(
-            name,
-            n_birads=len(CATEGORIES),
-            blocks=study.model.hybrid_blocks if name.startswith("hybrid") else study.model.vssm_blocks,
-            missing=study.model.missing,
-            backend=backend,
-        ).to(device)
+        return system_of(name, study.model, n_birads=len(CATEGORIES), weights=None, backend=backend).to(device)
 
     def naive(backend: str) -> Callable[[], Any]:
         model = system(backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -65,32 +65,43 @@ def without_stderr() -> Iterator[None]:
 
 
 def compare(
-    functions: dict[str, Callable[..., Tensor]], tensors: list[Tensor], rounds: int, device: torch.device
+    functions: dict[str, Callable[..., Tensor]],
+    tensors: list[Tensor],
+    rounds: int,
+    device: torch.device,
+    others: Iterable[Tensor] = (),
 ) -> list[dict[str, Any]]:
     """One row a function: median milliseconds over `rounds` interleaved rounds, and peak memory in units of the
-    first tensor. `tensors` are the arguments; those that require a gradient get one."""
+    first tensor. `tensors` are the arguments; those that require a gradient get one, and so may `others`. No
+    gradient is held when a call begins: freed or added to in it, it would count in time and memory."""
+    with_gradients = [*tensors, *others]
 
     def forward(function):
         with torch.no_grad():
             function(*tensors)
 
     def both(function):
-        for tensor in tensors:
-            tensor.grad = None
         function(*tensors).float().sum().backward()
+
+    def clear():
+        for tensor in with_gradients:
+            tensor.grad = None
 
     times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
             for kind, call in (("forward", forward), ("both", both)):
+                clear()
                 taken = timed(lambda call=call, function=function: call(function), device)
                 if turn:  # the first round compiles and warms
                     times[name][kind].append(taken)
     size = tensors[0].numel() * tensors[0].element_size() / MEGABYTE
     rows = []
     for name, function in functions.items():
+        clear()
         memory = peak_memory(lambda function=function: both(function), device)
         found = {"forward_ms": median(times[name]["forward"]), "forward_backward_ms": median(times[name]["both"])}
         rows.append({"name": name, **found, "peak_memory_mb": memory, "peak_memory_in_input": memory / size})
+    clear()
     first = rows[0]["forward_backward_ms"]
     return [row | {"times_slower": row["forward_backward_ms"] / first} for row in rows]

@@ -13,6 +13,8 @@ from mammo_utils.ledger.measure import compare, timed
 from mammo_utils.models.selective_scan import pick_backend, scan_paths, selective_scan
 from mammo_utils.models.ss2d import PATHS, SS2D, four_paths
 
+COPIES = "SS2D, four copies"
+
 
 def plain_loop(u, delta, A, B, C):
     """What one writes first: every step's decay and input at once, then a loop over unbound steps."""
@@ -121,19 +123,20 @@ def compare_scans(
 
 
 class FourCopies(nn.Module):
-    """SS2D as VMamba and MedMamba write it: four reordered copies of the image, scanned as four times the
-    channels, and their outputs turned back and added. The weights are those of `module`."""
+    """SS2D as VMamba and MedMamba write it: four reordered copies of the image by stack, flip and cat, scanned as
+    four times the channels, and their outputs turned back and added. The weights are those of `module`."""
 
     def __init__(self, module: SS2D):
         super().__init__()
         self.module = module
 
-    def scan(self, x: Tensor, paths: Tensor) -> Tensor:
+    def scan(self, x: Tensor, height: int, width: int) -> Tensor:
         """What stands in the place of :meth:`SS2D.scan`; x (batch, L, E)."""
         m, (batch, length, inner) = self.module, x.shape
         K = len(PATHS)
-        paths = paths.to(x.device)
-        copies = x.transpose(1, 2)[:, :, paths].transpose(1, 2).contiguous()  # (batch, K, E, L)
+        x = x.transpose(1, 2).reshape(batch, inner, height, width)
+        both = torch.stack([x.flatten(2), x.transpose(2, 3).flatten(2)], 1)  # rows and columns, (batch, 2, E, L)
+        copies = torch.cat([both, both.flip(-1)], 1)  # (batch, K, E, L)
         parameters = torch.einsum("bkel,kce->bkcl", copies, m.x_proj.to(x.dtype))
         dt, B, C = parameters.split([m.rank, m.states, m.states], dim=2)
         delta = torch.einsum("bkrl,ker->bkel", dt, m.dt_weight.to(x.dtype))
@@ -146,12 +149,19 @@ class FourCopies(nn.Module):
             m.D.float().view(-1),
             delta_bias=m.dt_bias.float().view(-1),
             delta_softplus=True,
+            backend=m.backend,
         ).view(batch, K, inner, length)
-        back = paths.argsort(1)
-        return sum(y[:, k][:, :, back[k]] for k in range(K)).transpose(1, 2)
+        rows, columns = y[:, :2].unbind(1)
+        rows_back, columns_back = y[:, 2:].flip(-1).unbind(1)
+
+        def turned(y: Tensor) -> Tensor:
+            return y.view(batch, inner, width, height).transpose(2, 3).reshape(batch, inner, length)
+
+        return (rows + rows_back + turned(columns) + turned(columns_back)).transpose(1, 2).contiguous()
 
     def forward(self, image: Tensor) -> Tensor:
-        own, self.module.scan = self.module.scan, self.scan
+        _, height, width, _ = image.shape
+        own, self.module.scan = self.module.scan, lambda x, _: self.scan(x, height, width)
         try:
             return self.module(image)
         finally:
@@ -161,7 +171,8 @@ class FourCopies(nn.Module):
 def compare_ss2d(
     channels: int, side: int, rounds: int, device: torch.device, *, batch: int = 1, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """The four bare scans, SS2D by each backend that can run here, and SS2D with four copies of the image.
+    """The four bare scans, SS2D by the backend that `auto` means (on a GPU by Triton's, too), and SS2D with four
+    copies of the image on the same backend.
 
     On side x side tokens. dtype: of the autocast around SS2D, and of the bare scans' inputs. The floor is that of
     the bare scans.
@@ -191,6 +202,6 @@ def compare_ss2d(
     functions = {"four bare scans": scans, f"SS2D, {auto}": by(auto, module)}
     if device.type == "cuda":
         functions["SS2D, triton"] = by("triton", module)
-    functions["SS2D, four copies"] = by(auto, FourCopies(module))
-    rows = compare(functions, [image], rounds, device)
+    functions[f"{COPIES}, {auto}"] = by(auto, FourCopies(module))
+    rows = compare(functions, [image], rounds, device, [*arrays, *module.parameters()])
     return {"rows": rows, "floor": floor(arrays, u, delta.numel() * module.states, device)}

@@ -20,7 +20,7 @@ from mammo_utils.ledger.measure import peak_memory, timed
 from mammo_utils.models import ss2d
 from mammo_utils.models.encoders import Hybrid, ResNet
 from mammo_utils.models.ss2d import SS2D, PatchEmbedding, PatchMerging, SSConvSSM
-from mammo_utils.models.systems import SYSTEMS, System, build_system
+from mammo_utils.models.systems import SYSTEMS, System, system_of
 from mammo_utils.training.loop import arranged, autocast, optimizer_of
 from mammo_utils.training.loss import total_loss
 
@@ -178,13 +178,7 @@ def step_of(name: str, study: Study, size: int, batch: int, rounds: int, device:
     whole step without the clock, and the peak of memory above the weights. Medians over `rounds`, with the clock
     and without in turn, after one."""
     torch.manual_seed(0)
-    model = study.model
-    system = build_system(
-        name,
-        blocks=model.hybrid_blocks if name.startswith("hybrid") else model.vssm_blocks,
-        fusion=model.fusion, missing=model.missing, resnet_cut=model.resnet_cut, block=model.block,
-        dropout=model.dropout, backend=model.backend,
-    ).to(device)  # fmt: skip
+    system = system_of(name, study.model, weights=None).to(device)  # which weights does not matter to the time
     step = training_step(system, size, batch, study, device)
     step(None)
     plain: list[float] = []
@@ -200,6 +194,7 @@ def step_of(name: str, study: Study, size: int, batch: int, rounds: int, device:
         row = {phase: median(f.get((part, phase), 0.0) for f in found) for phase in ("forward_ms", "backward_ms")}
         if any(row.values()):
             rows.append({"part": part} | row)
+    system.zero_grad(set_to_none=True)  # else gradients, there at the start, would not count
     memory = peak_memory(lambda: step(None), device)
     return {
         "system": name, "size": size, "batch": batch, "backend": system.backend, "parts": rows,

@@ -104,9 +104,8 @@ def outline(encoder: Encoder, size: int) -> list[Part]:
 
         return hook
 
-    steps = [(name, child) for name, child in encoder.named_children()]
     hooks = []
-    for name, module in steps:
+    for name, module in encoder.named_children():
         inner = module.named_children() if isinstance(module, nn.Sequential) else [(name, module)]
         hooks += [child.register_forward_hook(record(inner_name)) for inner_name, child in inner]
     training = encoder.training

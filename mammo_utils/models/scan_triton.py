@@ -69,6 +69,12 @@ def _steps(delta, bias, pixels, channels, stride, mask):
 
 
 @triton.jit
+def _decay(step, a, mask):
+    """exp(step A) of a tile; 1 outside, where 0 times an infinite A would not be a number."""
+    return tl.where(mask, tl.exp2(step * a), 1.0)
+
+
+@triton.jit
 def _place(path, p, L, E, S, T: tl.constexpr, LANES: tl.constexpr):
     """Which image, tile, pixels and channels this program has."""
     image, tile = (tl.program_id(0) // S).to(tl.int64), tl.program_id(0) % S
@@ -94,7 +100,7 @@ def _ends(
     place = (image * S + tile) * 2 * P + k
     tl.store(total + place * E + e, tl.sum(step, 0), mask=e < E)
     for n in range(N):
-        decay = tl.exp2(step * tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0))
+        decay = _decay(step, tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0), mask)
         b = tl.load(B + image * b_b + k * b_k + pixels * b_l + n * b_n, mask=t < L, other=0.0).to(tl.float32)
         h = _scan(decay, x * b[:, None], REVERSE)
         tl.store(state + (place * N + n) * E + e, tl.sum(tl.where(last, h, 0.0), 0), mask=e < E)
@@ -117,14 +123,15 @@ def _gradient_ends(
     later = tl.load(path + p * L + beyond, mask=inside, other=0)
     delta_k, bias_k = delta + image * d_b + k * d_k, bias + k * E
     step, _ = _steps(delta_k, bias_k, pixels, e, d_l, mask)
-    step_later, _ = _steps(delta_k, bias_k, later, e, d_l, inside[:, None] & (e < E)[None, :])
+    mask_later = inside[:, None] & (e < E)[None, :]
+    step_later, _ = _steps(delta_k, bias_k, later, e, d_l, mask_later)
     d = _load(dy + image * y_b, pixels, e, y_l, mask)
     place = (image * S + tile) * 2 * P + k
     for n in range(N):
         a = tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0)
         c = tl.load(C + image * c_b + k * c_k + pixels * c_l + n * c_n, mask=t < L, other=0.0).to(tl.float32)
-        g = _scan(tl.exp2(step_later * a), d * c[:, None], not REVERSE)
-        handed = tl.sum(tl.where(first, tl.exp2(step * a) * g, 0.0), 0)
+        g = _scan(_decay(step_later, a, mask_later), d * c[:, None], not REVERSE)
+        handed = tl.sum(tl.where(first, _decay(step, a, mask) * g, 0.0), 0)
         tl.store(grad + (place * N + n) * E + e, handed, mask=e < E)
 
 
@@ -170,7 +177,7 @@ def _outputs(
         out += tl.load(D + k * E + e, mask=e < E, other=0.0)[None, :] * x_u
         place = (image * S + tile) * 2 * P + k
         for n in range(N):
-            decay = tl.exp2(step * tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0))
+            decay = _decay(step, tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0), mask)
             b = tl.load(B + image * b_b + k * b_k + pixels * b_l + n * b_n, mask=t < L, other=0.0).to(tl.float32)
             c = tl.load(C + image * c_b + k * c_k + pixels * c_l + n * c_n, mask=t < L, other=0.0).to(tl.float32)
             start = tl.load(state + (place * N + n) * E + e, mask=e < E, other=0.0)[None, :]
@@ -181,7 +188,7 @@ def _outputs(
 
 @triton.jit
 def _gradients(
-    u, delta, A, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, p, images, L, E, S, P,
+    u, delta, A, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, images, L, E, S, P,
     u_b, u_l, y_b, y_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
     ADD: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -223,17 +230,19 @@ def _gradients(
             c = tl.load(C_n + pixels * c_l, mask=t < L, other=0.0).to(tl.float32)[:, None]
             start = tl.load(state + (place * N + n) * E + e, mask=e < E, other=0.0)[None, :]
             end = tl.load(grad + (place * N + n) * E + e, mask=e < E, other=0.0)[None, :]
-            decay = tl.exp2(step * a)
+            decay = _decay(step, a, mask)
             q = _scan(decay, decay * tl.where(first, start, x_before * b_before), REVERSE)
-            g = _scan(tl.exp2(step_after * a), d * c + tl.where(last, end, 0.0), not REVERSE)
+            g = _scan(_decay(step_after, a, mask_after), d * c + tl.where(last, end, 0.0), not REVERSE)
             d_u += g * b * step
             d_step += g * (a * 0.6931471805599453 * q + b * x_u)
-            tl.store(dA + (place * N + n) * E + e, tl.sum(g * q * step, 0), mask=e < E)
+            tl.store(dA + (place * N + n) * E + e, tl.sum(tl.where(mask, g * q * step, 0.0), 0), mask=e < E)
             line = ((tl.program_id(1) * images + image) * 2 * P + k) * L + pixels
             tl.store(dB + line * N + n, tl.sum(g * x, 1), mask=t < L)
             tl.store(dC + line * N + n, tl.sum(d * (q + x * b), 1), mask=t < L)
         row = ((image * 2 * P + k) * L + pixels)[:, None] * E + e[None, :]
-        tl.store(ddelta + row, d_step * slope, mask=mask)
+        d_step = tl.where(mask, d_step * slope, 0.0)
+        tl.store(ddelta + row, d_step, mask=mask)
+        tl.store(dbias + place * E + e, tl.sum(d_step, 0), mask=e < E)  # before ddelta is rounded
     tl.store(at, d_u, mask=mask)
 
 
@@ -293,16 +302,16 @@ class Scan2D(torch.autograd.Function):
             _spread(grad, total, scaled, P, up=not reverse, reverse=reverse)
         du = torch.empty_like(dy, dtype=torch.float32)
         ddelta = delta.new_empty(delta.shape)
-        dA = torch.empty_like(state)
+        dA, dbias = torch.empty_like(state), torch.empty_like(total)
         dB, dC = (u.new_empty(grid[1], batch, K, length, states, dtype=torch.float32) for _ in range(2))
         for p in range(P):
             _gradients[grid](
-                u, delta, scaled, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, p, batch, *sizes,
-                *u.stride()[:2], *dy.stride()[:2], *strides, *B.stride(), *C.stride(), ADD=p > 0, **options,
+                u, delta, scaled, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, batch,
+                *sizes, *u.stride()[:2], *dy.stride()[:2], *strides, *B.stride(), *C.stride(), ADD=p > 0, **options,
             )  # fmt: skip
         dD = (dy * u).sum((0, 1)).expand(K, -1)
-        dbias = ddelta.sum((0, 2), dtype=torch.float32)
-        return du.to(u.dtype), ddelta, dA.sum((0, 1)), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dD, dbias, None
+        dA, dbias = dA.sum((0, 1)), dbias.sum((0, 1))
+        return du.to(u.dtype), ddelta, dA, dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dD, dbias, None
 
 
 def _spread(state: Tensor, total: Tensor, A: Tensor, P: int, *, up: bool, reverse: bool) -> None:

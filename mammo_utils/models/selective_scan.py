@@ -12,7 +12,7 @@ which the reference has as an option. Signature and shapes are those of mamba-ss
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -62,11 +62,7 @@ def selective_scan(
     if discretisation == "exact" and backend != "reference":
         raise ValueError(f"The backend {backend!r} has no exact discretisation; use backend='reference'.")
     if backend == "mamba_ssm":
-        # the kernel takes what varies in time in u's dtype and all weights in float32
-        delta, z = _cast(u.dtype, delta, z)
-        B, C = (x.to(torch.float32 if x.dim() == 2 else u.dtype) for x in (B, C))
-        A, D, delta_bias = _cast(torch.float32, A, D, delta_bias)
-        y, last = _mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
+        y, last = _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     else:
         scan = reference_scan if backend == "reference" else _cpu_scan
         options = {"discretisation": discretisation} if backend == "reference" else {}
@@ -91,19 +87,24 @@ def scan_paths(
     """Scan one image along K paths with softplus on delta, and add the K outputs: the core of SS2D.
 
     u: (batch, L, D), pixel by pixel. delta: (batch, K, L, D). A: (K, D, N). B, C: (batch, K, L, N).
-    D, delta_bias: (K, D). paths: (K, L) int64 on u's device, the pixel that path k visits at step t. All arrays
-    are indexed by pixel, not by step. Returns (batch, L, D) in float32 (float64 for float64).
+    D, delta_bias: (K, D). paths: (K, L) int64 on u's device, the pixel that path k visits at step t, each pixel
+    once. All arrays are indexed by pixel, not by step. Returns (batch, L, D) in float32 (float64 for float64).
 
     backend: as in :func:`selective_scan`, or ``triton``, a GPU kernel that reads the image in place; its paths
     are K/2 paths and then the same ones reversed. ``cpu`` makes no copy of the image either; the other two
-    gather one for each path.
+    make one of each array a path, in the order and layout of the scan, and one of the output back.
+    Raises ValueError with one sentence for what does not fit.
     """
+    _check_image(u, delta, A, B, C, D, delta_bias, paths)
     batch, length, channels = u.shape
     K, _, states = A.shape
     backend = pick_backend(backend, u.device, u.dtype)
+    inverse = _inverse(paths)  # on every backend: it says whether the paths are ones
     if backend == "triton":
         from mammo_utils.models.scan_triton import Scan2D
 
+        if not _reversed_second(paths):
+            raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
         A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)
         return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
     u, delta, A, B, C, D, delta_bias = _cast(
@@ -115,24 +116,65 @@ def scan_paths(
         y, _ = Scan.apply(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
         return y[:, 0]
 
-    order = paths[None, :, :, None]  # (1, K, L, 1)
-
-    def along(x):  # (batch, K, L, E) by pixel -> (batch, K, E, L) by step
-        return x.gather(2, order.expand(batch, K, length, x.shape[3])).transpose(2, 3)
+    def along(x):  # (batch, K or 1, L, E) by pixel -> (batch, K, E, L) by step
+        x = x.transpose(2, 3).expand(-1, K, -1, -1)
+        return Reordered.apply(x, paths[:, None].expand_as(x), inverse[:, None].expand_as(x))
 
     y = selective_scan(
-        along(u[:, None].expand(-1, K, -1, -1)).reshape(batch, K * channels, length),
-        along(delta).reshape(batch, K * channels, length),
+        along(u[:, None]).view(batch, K * channels, length),
+        along(delta).view(batch, K * channels, length),
         A.reshape(K * channels, states),
-        along(B).contiguous(),
-        along(C).contiguous(),
+        along(B),
+        along(C),
         D.reshape(-1),
         delta_bias=delta_bias.reshape(-1),
         delta_softplus=True,
         backend=backend,
     )
-    y = y.view(batch, K, channels, length).transpose(2, 3)  # by step; back to pixels:
-    return y.gather(2, paths.argsort(1)[None, :, :, None].expand_as(y)).sum(1)
+    y = y.view(batch, K, channels, length)  # by step; back to pixels:
+    y = Reordered.apply(y, inverse[:, None].expand_as(y), paths[:, None].expand_as(y)).sum(1)
+    return y.transpose(1, 2)
+
+
+class Reordered(torch.autograd.Function):
+    """x along its last dimension in another order, which visits every place once: one copy, whatever x's strides.
+
+    order, inverse: int64, expanded to x's shape. The gradient is the same by the inverse order, where gather's own
+    would fill an array of zeros and add atomically.
+    """
+
+    @staticmethod
+    def forward(ctx, x, order, inverse):
+        ctx.save_for_backward(order, inverse)
+        return x.gather(-1, order)
+
+    @staticmethod
+    def backward(ctx, g):
+        order, inverse = ctx.saved_tensors
+        return Reordered.apply(g, inverse, order), None, None
+
+
+# What is asked of a tensor of paths is asked once, for on a GPU the host waits for the answer; and outside inference
+# mode, whose tensors no later training could save.
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _inverse(paths: Tensor) -> Tensor:
+    """The step at which path k visits each pixel, (K, L). Raises ValueError where it is not one step for each:
+    compiled kernels index memory by the paths and check nothing."""
+    visited, inverse = paths.sort(1)
+    if not torch.equal(visited, torch.arange(paths.shape[1], device=paths.device).expand_as(paths)):
+        raise ValueError(f"paths must each visit the pixels 0 to {paths.shape[1] - 1} once.")
+    return inverse
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _reversed_second(paths: Tensor) -> bool:
+    """Whether the second half of the paths is the first half reversed."""
+    half = len(paths) // 2
+    return len(paths) % 2 == 0 and torch.equal(paths[half:], paths[:half].flip(1))
 
 
 def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
@@ -147,7 +189,7 @@ def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.
         if device.type == "cuda" and find_spec("mamba_ssm") is not None and dtype != torch.float64:
             return "mamba_ssm"
         return "cpu" if device.type == "cpu" and dtype != torch.float64 else "reference"
-    if backend not in ("auto", "reference") and dtype == torch.float64:
+    if backend != "reference" and dtype == torch.float64:
         raise ValueError(f"The backend {backend!r} scans in float32; use backend='reference' for float64.")
     needed = {"cpu": "cpu", "mamba_ssm": "cuda", "triton": "cuda"}.get(backend, device.type)
     if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -187,8 +229,13 @@ def per_channel(x: Tensor, u: Tensor) -> Tensor:
     batch, channels, length = u.shape
     if x.dim() == 2:
         return x[None, :, :, None].expand(batch, -1, -1, length)
-    x = x[:, None] if x.dim() == 3 else x
+    x = _grouped(x)
     return x[:, :, None].expand(-1, -1, channels // x.shape[1], -1, -1).flatten(1, 2)
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """A B or C that varies in time as (batch, G, N, L)."""
+    return x[:, None] if x.dim() == 3 else x
 
 
 def _cpu_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
@@ -214,8 +261,7 @@ def _cpu_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
     def varying(x):  # -> (batch, G, L, N)
         if x.dim() == 2:
             return u.new_ones(1).expand(batch, groups, length, states)
-        x = x[:, None] if x.dim() == 3 else x
-        return x.transpose(2, 3).expand(-1, groups, -1, -1)
+        return _grouped(x).transpose(2, 3).expand(-1, groups, -1, -1)
 
     path = torch.arange(length).expand(groups, -1)
     D, delta_bias = (None if x is None else x.reshape(groups, -1) for x in (D, delta_bias))
@@ -224,6 +270,23 @@ def _cpu_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
     y = y.transpose(2, 3).reshape(batch, channels, length)
     last = last.transpose(2, 3).reshape(batch, channels, states)
     return y, (last * B if B.dim() == 2 else last)
+
+
+def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Hand mamba-ssm's kernel what it takes: one number of groups for all that varies in time, in u's dtype; all
+    weights in float32; a bias without gaps."""
+    if A.shape[1] > 256:
+        raise ValueError(f"The backend 'mamba_ssm' scans at most 256 states, not {A.shape[1]}; use 'reference'.")
+    groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
+    if groups > 1 and B.dim() == 2:  # it counts groups by B, a constant one as one: each channel its own group
+        B, C = per_channel(B, u), per_channel(C, u)
+    elif groups > 1:
+        B, C = (x if x.dim() == 2 else _grouped(x).expand(-1, groups, -1, -1) for x in (B, C))
+    B, C = (x.to(torch.float32 if x.dim() == 2 else u.dtype) for x in (B, C))
+    delta, z = _cast(u.dtype, delta, z)
+    A, D, delta_bias = _cast(torch.float32, A, D, delta_bias)
+    delta_bias = None if delta_bias is None else delta_bias.contiguous()
+    return _mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
 
 
 @cache
@@ -254,16 +317,41 @@ def _check(u, delta, A, B, C, D, z, delta_bias) -> None:
         "D": (D, (channels,)),
         "delta_bias": (delta_bias, (channels,)),
     }
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it must be {tuple(shape)}.")
+    _check_shapes(shapes)
     for name, x in (("B", B), ("C", C)):
         groups = x.shape[1] if x.dim() == 4 else 1
         accepted = {2: (channels, states), 3: (batch, states, length), 4: (batch, groups, states, length)}
-        if x.is_complex() or x.shape != accepted.get(x.dim()) or channels % max(groups, 1):
+        if x.is_complex() or x.shape != accepted.get(x.dim()) or groups < 1 or channels % groups:
             raise ValueError(
                 f"{name} has the shape {tuple(x.shape)}; it must be real, ({channels}, {states}), ({batch}, {states}, "
                 f"{length}) or ({batch}, G, {states}, {length}) with G dividing {channels}."
             )
     if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1] and 1 not in (B.shape[1], C.shape[1]):
         raise ValueError(f"B has {B.shape[1]} groups and C has {C.shape[1]}; they must agree.")
+
+
+def _check_image(u, delta, A, B, C, D, delta_bias, paths) -> None:
+    """The shapes of scan_paths: compiled kernels read beyond a smaller array."""
+    if u.dim() != 3 or min(u.shape) < 1:
+        raise ValueError(f"u has the shape {tuple(u.shape)}; it must be (batch, L, D), none of them 0.")
+    batch, length, channels = u.shape
+    if A.dim() != 3 or A.shape[1] != channels or min(A.shape) < 1 or A.is_complex():
+        raise ValueError(f"A has the shape {tuple(A.shape)} and {A.dtype}; it must be real, (K, D={channels}, N).")
+    K, _, states = A.shape
+    shapes = {
+        "delta": (delta, (batch, K, length, channels)),
+        "B": (B, (batch, K, length, states)),
+        "C": (C, (batch, K, length, states)),
+        "D": (D, (K, channels)),
+        "delta_bias": (delta_bias, (K, channels)),
+        "paths": (paths, (K, length)),
+    }
+    _check_shapes(shapes)
+    if paths.dtype != torch.int64 or paths.device != u.device:
+        raise ValueError(f"paths are {paths.dtype} on {paths.device}; they must be torch.int64 on {u.device}.")
+
+
+def _check_shapes(shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it must be {tuple(shape)}.")

@@ -19,6 +19,7 @@ PATHS = ("rows", "columns", "rows reversed", "columns reversed")
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves a later training, too
 def four_paths(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """The pixel that each path of ``PATHS`` visits at each step: (4, H*W) int64; pixel = row * W + column."""
     rows = torch.arange(height * width, device=device)

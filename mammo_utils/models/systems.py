@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mammo_utils.config import ModelSettings
 from mammo_utils.models.encoders import VSSM, Encoder, Hybrid, ResNet
 from mammo_utils.models.fusion import FUSIONS, Fusion, GatedFusion
 from mammo_utils.models.selective_scan import BACKENDS, pick_backend
@@ -124,3 +126,18 @@ def build_system(
         classes if task_mode == "multi" else {task_mode: classes[task_mode]},
         dropout,
     )
+
+
+def system_of(system: str, model: ModelSettings, **options: Any) -> System:
+    """:func:`build_system` by a study's model settings; `options` as there, taking the place of the settings'."""
+    settings = {
+        "fusion": model.fusion,
+        "missing": model.missing,
+        "weights": model.weights or None,
+        "resnet_cut": model.resnet_cut,
+        "blocks": model.hybrid_blocks if system.startswith("hybrid") else model.vssm_blocks,
+        "block": model.block,
+        "dropout": model.dropout,
+        "backend": model.backend,
+    }
+    return build_system(system, **(settings | options))

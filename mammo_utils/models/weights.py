@@ -26,8 +26,9 @@ def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> N
 
     weights: ``"imagenet"``, torchvision's first ImageNet weights, downloaded once into torch's own folder; a
     local ``.pth`` or ``.safetensors`` file; or a folder that holds the file under torchvision's name. Relative
-    paths are read from the project's folder. Where a file's name carries the first digits of its SHA-256, as
-    torchvision's do, they are checked. Raises WeightsError with one sentence.
+    paths are read from the project's folder. A file is taken whose SHA-256 begins with the digits of torchvision's
+    published file, or with the digits in its own name: whoever renames other weights so says which they mean.
+    Raises WeightsError with one sentence.
     """
     name = URLS[depth].rsplit("/", 1)[1]
     if str(weights) == "imagenet":
@@ -42,17 +43,18 @@ def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> N
                 f"There is no weights file {file}; download {URLS[depth]} elsewhere and put {name} there, "
                 f"or set model.weights to 'imagenet' or ''."
             )
+    check_hash(file, hash_in_name(name))
     state = read_state(file)
     try:
         resnet.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # other tensors; a list or tensor; keys not words
         raise WeightsError(f"{file} does not hold the weights of torchvision's ResNet-{depth}.") from error
 
 
 def download(url: str, file: Path) -> None:
     """Fetch torchvision's file, its hash checked, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_in_name(file.name), progress=False)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(
@@ -61,17 +63,25 @@ def download(url: str, file: Path) -> None:
         ) from error
 
 
+def check_hash(file: Path, published: str) -> None:
+    """Raise WeightsError where a file's SHA-256 begins neither with `published` nor with the digits in its name."""
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    named = hash_in_name(file.name)
+    if found.startswith(named or published):
+        return
+    if named == published:
+        raise WeightsError(
+            f"{file} is damaged: its SHA-256 begins with {found[:8]}, not {named}; delete it and download it again."
+        )
+    raise WeightsError(
+        f"{file} is not torchvision's published file, whose SHA-256 begins with {published}; to use it all the same, "
+        f"give it a name that ends in -{found[:8]}{file.suffix}."
+    )
+
+
 def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file, nothing but tensors unpickled; its hash checked where named."""
-    expected = hash_in_name(file.name)
-    if expected:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if not found.startswith(expected):
-            raise WeightsError(
-                f"{file} is damaged: its SHA-256 begins with {found[:8]}, not {expected}; "
-                "delete it and download it again."
-            )
+    """The tensors of a .safetensors or .pth file, nothing but tensors unpickled."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

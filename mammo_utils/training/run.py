@@ -31,7 +31,7 @@ from mammo_utils.files import (
 )
 from mammo_utils.images.store import apply_store, load_store
 from mammo_utils.metrics import auc, f1_macro
-from mammo_utils.models.systems import System, build_system
+from mammo_utils.models.systems import System, system_of
 from mammo_utils.training.loop import TrainingError, arranged, precision, predict, prediction_table, train
 from mammo_utils.training.processes import in_processes, share
 
@@ -58,20 +58,7 @@ class RunData:
 def build(spec: RunSpec) -> System:
     """The run's system with its first weights: a function of the specification alone."""
     torch.manual_seed(stream("weights", spec.seed))
-    model = spec.model
-    return build_system(
-        spec.system,
-        task_mode=spec.task_mode,
-        n_birads=len(SUBSETS[spec.subset]),
-        fusion=model.fusion,
-        missing=model.missing,
-        weights=model.weights or None,
-        resnet_cut=model.resnet_cut,
-        blocks=model.hybrid_blocks if spec.system.startswith("hybrid") else model.vssm_blocks,
-        block=model.block,
-        dropout=model.dropout,
-        backend=model.backend,
-    )
+    return system_of(spec.system, spec.model, task_mode=spec.task_mode, n_birads=len(SUBSETS[spec.subset]))
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:

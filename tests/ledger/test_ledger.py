@@ -12,11 +12,13 @@ from mammo_utils.config import Training, load_study
 from mammo_utils.data import read_cohort
 from mammo_utils.images.store import apply_store, build_store
 from mammo_utils.ledger import __main__ as command
-from mammo_utils.ledger import epochs, images, measure, scans, steps
+from mammo_utils.ledger import epochs, images, measure, readme, records, scans, steps
 from mammo_utils.models import ss2d
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.models.systems import build_system
 from mammo_utils.synthetic.release import write_release
+from tests.conftest import CHECKOUT
+from tests.operations import Operations
 from tests.release_builder import write_dicom
 
 CPU = torch.device("cpu")
@@ -51,14 +53,73 @@ def test_ss2d_with_four_copies_is_ss2d():
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
 
 
+def test_ss2d_with_four_copies_reorders_as_medmamba_does():
+    """By views, stack, flip and cat; an index would be another way, whose backward adds position by position."""
+    module = scans.FourCopies(SS2D(4, states=2))
+    with Operations() as operations:
+        module(torch.randn(1, 3, 5, 4))
+    names = operations.names(15 * 8)
+    assert {"stack", "flip", "cat"} <= set(names) and not set(names) & {"index", "gather", "index_select"}
+
+
 def test_peak_memory_of_a_known_allocation():
     def work():
         first = torch.ones(2**18)  # 1 MB
         second = first + 1
         del first
-        return second.sum()
+        third = second + 1  # in the first one's place
+        return third.sum()
 
     assert 2.0 <= measure.peak_memory(work, CPU) < 2.1
+
+
+def test_what_one_function_leaves_is_not_seen_by_the_next():
+    """No gradient of an argument or of another tensor is there when a call begins; so memory is that of one call."""
+    x, weight = (torch.ones(2**18, requires_grad=True) for _ in range(2))
+
+    def product(x):
+        assert x.grad is None and weight.grad is None
+        return x * weight
+
+    alone = measure.peak_memory(lambda: product(x).sum().backward(), CPU)
+    rows = measure.compare({"one": product, "two": product}, [x], 2, CPU, [weight])
+    assert [row["peak_memory_mb"] for row in rows] == [alone, alone] and alone >= 2
+    assert x.grad is None and weight.grad is None
+
+
+def test_memory_of_a_step_has_its_gradients(monkeypatch):
+    """As a step after zero_grad, not one that frees the gradients of the step before."""
+    held = []
+    monkeypatch.setattr(
+        steps, "training_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
+    )
+    monkeypatch.setattr(steps, "peak_memory", lambda function, device: function() or 1.0)
+    built = steps.system_of
+
+    def with_gradients(*arguments, **options):
+        system = built(*arguments, **options)
+        for p in system.parameters():
+            p.grad = torch.zeros_like(p)
+        return system
+
+    monkeypatch.setattr(steps, "system_of", with_gradients)
+    steps.step_of("resnet18", load_study("config/demo.yaml"), 32, 1, 1, CPU)
+    assert held[0][0] is not None and not any(g is not None for g in held[-1])
+
+
+def test_the_floor_is_that_of_exponentials_and_bytes(monkeypatch):
+    """Where torch's exp of a million numbers and their copy take 2 ms each: 2 exponentials a state, and each byte
+    that is read or written."""
+    monkeypatch.setattr(scans, "timed", lambda function, device: 2.0)
+    monkeypatch.setattr(scans, "compare", lambda *a: [])
+    million = 2**20
+    u, A, B = 1 * 4 * 20, 4 * 2, 1 * 2 * 20
+    (found,) = scans.compare_scans([20], 1, 4, 2, 1, CPU)
+    bytes_moved = 4 * (3 * (2 * u + A + 2 * B) + 2 * u)
+    assert found["floor"]["exponentials_ms"] == pytest.approx(2 * 160 * 2 / million)
+    assert found["floor"]["bytes_ms"] == pytest.approx(bytes_moved * 2 / (8 * million))
+    found = scans.compare_ss2d(3, 5, 1, CPU, batch=2)
+    assert found["floor"]["exponentials_ms"] == pytest.approx(2 * (2 * 4 * 25 * 6 * 16) * 2 / million)
 
 
 def test_the_scan_holds_no_array_of_L_D_N():
@@ -111,10 +172,26 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     for row in record["scans"][0]["rows"] + record["ss2d"][0]["rows"]:
         assert row["name"] in printed and row["forward_backward_ms"] > 0
     assert [row["system"] for row in record["steps"]] == list(steps.SYSTEMS)
-    assert "torch" in str(record["environment"])
+    assert "torch" in str(record["environment"]) and record["environment"]["cpu"]
+    copies, own = record["ss2d"][0]["rows"][-1], record["ss2d"][0]["rows"][1]
+    ratio = copies["forward_backward_ms"] / own["forward_backward_ms"]
+    assert f"SS2D, four copies, cpu: {ratio:.2f}x SS2D, cpu; SS2D, cpu: " in printed
+    assert " x u\n" in printed and " x image\n" in printed
     with pytest.raises(SystemExit):
         command.main(["scan"])
     assert "accepted are scans, ss2d, steps, epochs, images" in capsys.readouterr().err
+
+
+def test_the_readmes_figures_are_the_records(tmp_path):
+    """After a new record: `python -m mammo_utils.ledger --readme`."""
+    text, record = (CHECKOUT / "README.md").read_text(encoding="utf-8"), records()["cpu"]
+    assert "\n".join([readme.START, *readme.speed(record), readme.END]) in text
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    record["scans"][0]["rows"][0]["forward_backward_ms"] = 1234.5
+    readme.rewrite(tmp_path / "README.md", record | {"environment": record["environment"] | {"cpu": "a 6502"}})
+    changed = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| 1,234 ms |" in changed and "threads of a 6502, float32" in changed
+    assert changed.split(readme.END)[1] == text.split(readme.END)[1]
 
 
 def test_preprocessing_beside_its_floor():

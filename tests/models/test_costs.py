@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mammo_utils.models.costs import count_operations, outline, receptive_field, scan_operations, time_exam
+from mammo_utils.models.costs import count_operations, outline, receptive_field, time_exam
 from mammo_utils.models.encoders import VSSM, Hybrid, ResNet
 from mammo_utils.models.systems import build_system
 
@@ -25,7 +25,7 @@ def test_operations_of_ss2d_by_hand():
         inner, rank = 2 * half, 1
         convolutions = (9 + 9 + 1) * half * half
         linear = half * 2 * inner + 9 * inner + 4 * inner * (rank + 32) + 4 * rank * inner + inner * half
-        expected += 2 * area * (convolutions + linear) + scan_operations(area, inner, 16)
+        expected += 2 * area * (convolutions + linear) + 4 * area * inner * (7 * 16 + 4)  # 4 paths, 16 states
     assert count_operations(system, 64) == 4 * expected + heads
     assert count_operations(system, 128) == 4 * 4 * expected + heads
 

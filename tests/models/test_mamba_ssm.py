@@ -11,6 +11,8 @@ from mammo_utils.models.selective_scan import selective_scan as scan
 from mammo_utils.models.ss2d import four_paths
 
 HALF = (torch.float16, torch.bfloat16)
+KINDS = ("constant", "varying", "grouped")
+PAIRS = tuple(product(KINDS, KINDS))
 
 
 def draw(batch, channels, length, states, *, B="varying", C="varying", groups=1, seed=0):
@@ -35,14 +37,21 @@ def draw(batch, channels, length, states, *, B="varying", C="varying", groups=1,
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Stands in the place of mamba-ssm's kernel and holds it to the dtypes that its C++ checks ask for."""
+    """Stands in the place of mamba-ssm's function and asks for what its C++ checks ask for: dtypes, shapes with as
+    many groups as B has, and strides, of those that its Python does not make contiguous."""
     calls = []
 
     def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
         assert delta.dtype == z.dtype == u.dtype and return_last_state
         assert A.dtype == D.dtype == delta_bias.dtype == torch.float32
+        (batch, channels, length), states = u.shape, A.shape[1]
+        B, C = (x[:, None] if x.dim() == 3 else x for x in (B, C))
+        groups = B.shape[1] if B.dim() == 4 else 1
         for x in (B, C):
             assert x.dtype == (torch.float32 if x.dim() == 2 else u.dtype)
+            assert x.shape == ((channels, states) if x.dim() == 2 else (batch, groups, states, length))
+        assert states <= 256 and channels % groups == 0
+        assert delta_bias.stride(-1) == 1 or len(delta_bias) == 1
         calls.append(u.dtype)
         y, last = reference_scan(*(x.float() for x in (u, delta, A, B, C, D, delta_bias)), delta_softplus)
         return (y * torch.nn.functional.silu(z.float())).to(u.dtype), last
@@ -53,7 +62,7 @@ def kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize(("B", "C"), [("varying", "grouped"), ("constant", "varying"), ("constant", "constant")])
+@pytest.mark.parametrize(("B", "C"), PAIRS)
 def test_the_kernel_gets_what_it_asks_for(kernel, dtype, B, C):
     x = draw(2, 4, 20, 3, B=B, C=C, groups=2)
     given = {name: v.to(dtype) for name, v in x.items()}
@@ -62,6 +71,18 @@ def test_the_kernel_gets_what_it_asks_for(kernel, dtype, B, C):
     assert kernel == [dtype] and y.dtype == dtype and last.dtype == torch.float32
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(last, state.float(), rtol=1e-2 if dtype in HALF else 1e-5, atol=1e-2)
+
+
+def test_one_group_beside_several_and_a_bias_with_gaps(kernel):
+    x = draw(2, 4, 20, 3, B="grouped", C="grouped", groups=2)
+    x |= {"B": x["B"][:, :1], "delta_bias": torch.stack([x["delta_bias"]] * 2, 1)[:, 0]}
+    found, expected = (scan(**x, backend=backend) for backend in ("mamba_ssm", "reference"))
+    torch.testing.assert_close(found, expected)
+
+
+def test_more_states_than_it_takes(kernel):
+    with pytest.raises(ValueError, match="at most 256 states, not 257; use 'reference'"):
+        scan(**draw(1, 1, 2, 257), backend="mamba_ssm")
 
 
 def test_without_it_a_sentence_says_so():
@@ -97,8 +118,7 @@ def results(x, backend, dtype, device, softplus):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
 def test_parity_with_the_reference(gpu, dtype, tolerance):
     """mamba-ssm's own sweep of lengths, and small and odd ones; numbers that both dtypes hold alike."""
-    kinds = (("varying", "varying"), ("grouped", "grouped"), ("constant", "varying"))
-    for length, (B, C), softplus in product((1, 2, 3, 49, 100, 128, 372, 1134, 4096), kinds, (False, True)):
+    for length, (B, C), softplus in product((1, 2, 3, 49, 100, 128, 372, 1134, 4096), PAIRS, (False, True)):
         x = {name: v.to(dtype).double() for name, v in draw(2, 4, length, 8, B=B, C=C, groups=2).items()}
         expected = results(x, "reference", torch.float64, "cpu", softplus)
         found = results(x, "mamba_ssm", dtype, gpu, softplus)

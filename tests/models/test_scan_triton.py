@@ -1,6 +1,7 @@
 """The Triton kernels against the reference, run by Triton's interpreter on a CPU, and compiled for a GPU that need
 not be there."""
 
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def kernels():
 
 
 def results(backend, values, paths, dtype):
-    leaves = [value.to(DEVICE, dtype, copy=True).requires_grad_() for value in values]
+    leaves = [value.to(DEVICE, dtype or value.dtype, copy=True).requires_grad_() for value in values]
     y = scan_paths(*leaves, paths.to(DEVICE), backend=backend)
     torch.manual_seed(1)
     (y * torch.randn(y.shape).to(y)).sum().backward()
@@ -75,6 +76,32 @@ def test_strides_and_half_precision(kernels):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_half_precision_backward(kernels):
+    """Gradients of bfloat16 inputs are of rounded numbers and rounded themselves; those of weights are float32."""
+    values, paths = draw(1, 2, 3, 3, 1), four_paths(2, 3)
+    for i in (0, 1, 3, 4):
+        values[i] = values[i].bfloat16()
+    found, expected = (results(backend, values, paths, None) for backend in ("triton", "reference"))
+    for name, a, b in zip("y u delta A B C D bias".split(), found, expected, strict=True):
+        tolerance = 1e-2 if name in ("u", "delta", "B", "C") else 1e-5
+        assert (a - b).norm() <= tolerance * b.norm(), name
+
+
+INFINITE = [("A", math.nan), ("A", math.inf), ("A", -math.inf), ("u", math.nan), ("delta", math.inf)]
+INFINITE += [("C", math.inf)]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, of the interpreter
+@pytest.mark.parametrize(("name", "value"), INFINITE)
+def test_gradients_of_what_is_not_finite(kernels, name, value):
+    """Rows of a tile beyond the last pixel, of which there are two here, add nothing to the right places."""
+    values, paths = draw(1, 2, 3, 3, 1), four_paths(2, 3)
+    values["u delta A B C D delta_bias".split().index(name)].view(-1)[-1] = value
+    found, expected = (results(backend, values, paths, torch.float32) for backend in ("triton", "reference"))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+
+
 def test_strong_decays_and_what_is_not_finite(kernels):
     values, paths = draw(1, 3, 3, 2, 2), four_paths(3, 3)
     values[2] = -1000 * torch.ones_like(values[2])
@@ -96,6 +123,16 @@ def test_ss2d_runs_on_it(kernels):
     found = module(image)
     module.backend = "reference"
     torch.testing.assert_close(found, module(image), rtol=1e-5, atol=1e-6)
+
+
+def test_paths_are_pairs():
+    """A path without its reverse would be left out in silence."""
+    values = draw(1, 2, 2, 2, 2)
+    u, delta, A, B, C, D, bias = draw(1, 2, 2, 2, 2)
+    three = [u, delta[:, :3], A[:3], B[:, :3], C[:, :3], D[:3], bias[:3]]
+    for given, paths in ((three, four_paths(2, 2)[:3]), (values, four_paths(2, 2)[[0, 2, 1, 3]])):
+        with pytest.raises(ValueError, match="scans K/2 paths and then the same ones reversed"):
+            scan_paths(*(v.to(DEVICE) for v in given), paths.to(DEVICE), backend="triton")
 
 
 def test_where_it_cannot_run(monkeypatch):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mammo_utils.models.ss2d import PATHS, SS2D, PatchEmbedding, PatchMerging, SSConvSSM, four_paths
+from tests.operations import COPIES, Operations
 
 
 def randomise(module):
@@ -65,6 +66,26 @@ def test_four_paths_visit_every_pixel_once():
     paths = four_paths(2, 3)
     assert paths.tolist() == [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
     assert len(PATHS) == len(paths)
+
+
+def test_no_copy_of_the_image_is_made():
+    """Of all that is as large as the image, or as B or C, each is made once, by a matrix product, convolution or
+    function of it; nothing is copied, cast or put into another order."""
+    module, image = SS2D(16), torch.randn(2, 6, 5, 16)
+    four_paths(6, 5)
+    with Operations() as operations:
+        module(image)
+    assert not set(operations.names(2 * 6 * 5 * 32)) & COPIES, operations.done
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_inference_leaves_serves_training(backend):
+    """Paths are kept; those of torch.inference_mode could not be saved for a backward."""
+    four_paths.cache_clear()
+    module, image = SS2D(4, states=2, backend=backend), torch.randn(1, 3, 8, 4)
+    with torch.inference_mode():
+        module(image)
+    module(image).sum().backward()
 
 
 def test_each_pixel_sees_all_others():

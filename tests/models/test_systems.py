@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mammo_utils.models.systems import SYSTEMS, build_system
+from mammo_utils.config import ModelSettings
+from mammo_utils.models.fusion import FUSIONS
+from mammo_utils.models.systems import SYSTEMS, build_system, system_of
 
 PRESENT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]]).bool()
 
@@ -110,6 +112,24 @@ def test_single_tasks_have_their_heads_alone(fusion, task_mode, tasks):
     assert model.classes == tasks
     assert sorted(model.heads) == [f"L_{task_mode}", f"R_{task_mode}"]
     step(model, batch((32, 32)))
+
+
+def test_a_system_by_a_studys_settings():
+    """Every setting of the model arrives; options take their place."""
+    settings = ModelSettings(
+        resnet_cut="layer1", vssm_blocks=3, hybrid_blocks=1, block="inner", fusion="concat", missing="masked",
+        dropout=0.25, backend="reference",
+    )  # fmt: skip
+    hybrid = system_of("hybrid_shared", settings, task_mode="birads", n_birads=5)
+    encoder = hybrid.encoders[0]
+    assert list(dict(encoder.cnn.named_children()))[-1] == "layer1" and len(encoder.stages) == 1
+    assert encoder.stages[0].variant == "inner" and encoder.stages[0].ss2d.backend == "reference"
+    assert type(hybrid.fusion) is FUSIONS["concat"] and hybrid.fusion.masked
+    assert hybrid.dropout.p == 0.25 and hybrid.classes == {"birads": 5}
+    assert len(system_of("vssm_shared", settings).encoders[0].stages) == 5, "three blocks, two mergings"
+    assert system_of("vssm_shared", settings, backend="cpu").backend == "cpu"
+    with pytest.raises(ValueError, match="no weights file"):
+        system_of("resnet18", ModelSettings(weights="none.pth"))
 
 
 def test_the_backend_is_named():
