@@ -57,6 +57,7 @@ def test_the_block_search_is_that_of_section_4_2():
         ({"study": "config/nowhere.yaml"}, "no study file config/nowhere.yaml"),
         ({"settings": ["training.epoch=3"]}, "'training.epoch'.*accepted are epochs"),
         ({"settings": ["training.epochs=many"]}, "'training.epochs' is 'many'.*integer"),
+        ({"settings": ["training.patience=0"]}, "'training.patience' is 0.*greater than or equal to 1"),
         ({"settings": ["training.epochs"]}, "'training.epochs'.*section.name=value"),
         ({"settings": ["name.x=1"]}, "'name'.*no section"),
         ({"settings": ["training.learning_rate={resnet: 1}"]}, "resnet"),
@@ -100,6 +101,9 @@ def test_the_hash_follows_what_decides_the_numbers_alone():
         return load_study("config/demo.yaml", settings).run("resnet18", "multi", "1v5", 0).hash
 
     assert of() == run.hash == of("images.workers=7") == of("data.folder=elsewhere") == of("grid.seeds=[1, 2]")
+    assert of() == of("training.store=mapped"), "the same bytes from elsewhere"
+    order_of_sums = ["threads=2", "processes=2", "device=auto", "fused=false", "compile=true", "channels_last=false"]
+    assert len({of(f"training.{setting}") for setting in order_of_sums} | {of()}) == 7, "they change the last bits"
     changed = {of("training.epochs=3"), of("images.size=32"), of("split.seed=3"), of("data.synthetic.seed=9"), run.hash}
     assert len(changed) == 5
     assert run.model_copy(update={"seed": 1}).hash != run.hash
