@@ -207,7 +207,7 @@ def kill_run(folder, name, modules, before):
     found = []
     while len(found) < len(modules) or f"04_train-{name}" not in (folder / "log.txt").read_text()[before:]:
         time.sleep(0.2)
-        lines = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
+        lines = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
         lines = [line.split(None, 4) for line in lines if str(folder) in line and f"copy 04_train-{name}" in line]
         found = [int(words[0]) for module in modules for words in lines if words[3].endswith(f".{module}")]
     for process in found:
