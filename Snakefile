@@ -2,28 +2,46 @@
 # Give the same command again after an interruption: what is finished is not done again.
 import json
 import os
+import re
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 from mammo_utils.config import ParameterError, load_study
 from mammo_utils.files import code_hash, hash_of
 from mammo_utils.workflow.publish import notebook_hash
 from mammo_utils.workflow.status import report
-from mammo_utils.workflow.study import STARTER, StudyRunning, claim, failures, forget
+from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, failures, forget, give_up, to_do_again
 
 FILE = config.get("study", "config/demo.yaml")
 SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
 SETTINGS = [SETTINGS] if isinstance(SETTINGS, str) else list(SETTINGS)
+# Snakemake itself knows only after it has read this file; a dry run holds nothing and forgets nothing
+DRY = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in sys.argv[1:])
 try:
     STUDY = load_study(FILE, SETTINGS)
     if workflow.remote_exec:  # a job of a cluster: the study is held by the command that sent it, on another machine
         os.environ[STARTER] = str(os.getpid())
-    CLAIM = None if workflow.remote_exec else claim(STUDY)
+    CLAIM = None if DRY or workflow.remote_exec else claim(STUDY)
 except (ParameterError, StudyRunning) as error:
     sys.exit(str(error))
-if CLAIM:
-    forget(STUDY)
-    print("\n".join(report(STUDY)), file=sys.stderr)
+
+# what one run takes, and how many run at once: of a cluster as many as it takes jobs, here as many as there is room for
+THREADS = STUDY.training.threads * STUDY.training.processes
+GPUS = 0 if STUDY.training.device == "cpu" else STUDY.training.processes
+ROOM = {name: resource.value for name, resource in workflow.global_resources.items() if resource.value}
+AT_ONCE = ROOM.get("_nodes") or ROOM.get("_cores", 1) // THREADS
+if GPUS and "gpu" in ROOM:
+    AT_ONCE = min(AT_ONCE, ROOM["gpu"] // GPUS)
+
+AGAIN = to_do_again(STUDY)
+if CLAIM:  # not where onerror below goes on with the study
+    forget(AGAIN)
+if DRY and AGAIN:
+    print("to be done again besides: " + ", ".join(file.stem for file in AGAIN), file=sys.stderr)
+if CLAIM or DRY:
+    print("\n".join(report(STUDY, max(AT_ONCE, 1))), file=sys.stderr)
 
 HERE = STUDY.folder
 SETTINGS_OF = STUDY.model_dump(mode="json")  # by section
@@ -41,11 +59,17 @@ def words(*values):
     return shlex.join(map(str, values)).replace("{", "{{").replace("}", "}}")
 
 
-def notebook(name, *more):
+def notebook(name, *more, before=""):
     """The shell command that runs a notebook of the study and leaves its outcome in the rule's first output."""
     parameters = json.dumps({"study": str(FILE), "settings": SETTINGS})
-    start = f"exec {PYTHON} -m mammo_utils.workflow.execute {name}"
+    start = f"exec {before} {PYTHON} -m mammo_utils.workflow.execute {name}"
     return " ".join([start, words(HERE), "{output[0]:q}", "--parameters", words(parameters), *more])
+
+
+def soft(name, *more, failure=""):
+    """The same for a notebook whose failure stops no other, be it killed."""
+    guard = f"{PYTHON} -m mammo_utils.workflow.guard {{output[0]:q}} {failure} --"
+    return notebook(name, "--soft", *more, before=guard)
 
 
 def step(name, *more):
@@ -77,8 +101,24 @@ onsuccess:
         sys.exit(1)
 
 
+def lost():
+    """Outcome -> file for the reason, of the soft notebooks whose whole job was ended, as by a scheduler's time limit;
+    none where the command itself was stopped."""
+    jobs = workflow.scheduler
+    if jobs._user_kill or jobs.running or not alive(int(os.environ[STARTER])):
+        return {}
+    found = [job for job in jobs.failed if job.rule.name in ("models", "train", "results", "attention")]
+    return {job.output[0]: getattr(job.params, "failure", None) for job in found}
+
+
 onerror:
-    shell(step("report", "--broken"))
+    ended = lost()
+    for file, failure in ended.items():
+        give_up(Path(file), "its job was ended from outside, most often by a time limit or for want of memory", failure)
+    if ended:  # what rests on them is still to be made: once more, forgetting nothing
+        subprocess.run([sys.executable, "-m", "snakemake", *sys.argv[1:]])
+    else:
+        shell(step("report", "--broken"))
 
 
 rule all:
@@ -130,7 +170,7 @@ rule models:
     params:
         made_with("03_models", [SETTINGS_OF[name] for name in ("images", "model")]),
     shell:
-        notebook("03_models", "--soft")
+        soft("03_models")
 
 
 rule train:
@@ -143,11 +183,15 @@ rule train:
         names=lambda wildcards: json.dumps({name: getattr(RUNS[wildcards.run], name) for name in RUN_NAMES}),
         failure=lambda wildcards: RUNS[wildcards.run].folder / "failed.json",
     priority: 1
-    threads: STUDY.training.threads
+    threads: THREADS
     resources:
-        gpu=0 if STUDY.training.device == "cpu" else 1,
+        gpu=GPUS,
     shell:
-        notebook("04_train", "--soft --more {params.names:q} --copy 04_train-{wildcards.run} --failure {params.failure:q}")
+        soft(
+            "04_train",
+            "--gpus {resources.gpu} --more {params.names:q} --copy 04_train-{wildcards.run} --failure {params.failure:q}",
+            failure="--failure {params.failure:q}",
+        )
 
 
 rule results:
@@ -158,7 +202,7 @@ rule results:
     params:
         made_with("05_results", SETTINGS_OF),
     shell:
-        notebook("05_results", "--soft")
+        soft("05_results")
 
 
 rule attention:
@@ -169,7 +213,7 @@ rule attention:
     params:
         made_with("06_attention", SETTINGS_OF),
     shell:
-        notebook("06_attention", "--soft")
+        soft("06_attention")
 
 
 rule report:

@@ -28,6 +28,7 @@ class ParameterError(ValueError):
     """A parameter is unknown or has a value that it does not accept; the message names both."""
 
 
+FREE = ("study", "images.workers", "data.folder", "training.store")  # settings of a run that do not decide its numbers
 BLOCKS = {"vssm": (2, 10), "hybrid": (1, 5)}  # §4.2: 2-10 searched; the hybrid has half as many
 
 
@@ -124,7 +125,7 @@ class Training(Frozen):
         "hybrid_view_specific": 1e-4,
     }
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    patience: Annotated[int, Field(ge=0)] = 10  # epochs without a better mean AUC
+    patience: Count = 10  # epochs without a better mean AUC
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate after them
     clip: Positive = 1.0  # norm of the gradient
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
@@ -250,8 +251,13 @@ class RunSpec(Frozen):
 
     @property
     def hash(self) -> str:
-        """Of what decides the numbers: where the data lie and how many processes read them do not."""
-        values = self.model_dump(mode="json", exclude={"study": True, "images": {"workers"}, "data": {"folder"}})
+        """Of what decides the numbers, to the last bit: where the data lie, how many processes read them and where the
+        store is kept do not. Threads, processes, device, precision, memory format, fused and compiled kernels do: they
+        change the order of sums, and what was begun with one cannot go on with another and end the same."""
+        values = self.model_dump(mode="json")
+        for name in FREE:
+            *sections, last = name.split(".")
+            del (values[sections[0]] if sections else values)[last]
         return hash_of(values)
 
 

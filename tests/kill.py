@@ -1,8 +1,8 @@
 """Training killed at random moments: ``python -m tests.kill --times 20 --seed 0``.
 
-A small run is trained undisturbed, then again and again in a process of its own that a signal (SIGKILL, or SIGTERM as
-a scheduler sends it) ends at a seeded random moment, and goes on at the next start. Each time it ends, its metrics,
-epochs, predictions and weights must be those of the undisturbed run, to the last bit.
+A small run is trained undisturbed, then again and again in a process of its own that SIGKILL (or, by --signal SIGTERM,
+what a scheduler sends first) ends at a seeded random moment, and goes on at the next start. Each time it ends, its
+metrics, epochs, predictions and weights must be those of the undisturbed run, to the last bit.
 """
 
 import argparse
@@ -52,8 +52,8 @@ def assert_equal(found: dict, expected: dict) -> None:
         assert np.array_equal(found["weights"][name], value), name
 
 
-def kill(spec: RunSpec, times: int, seed: int) -> list[str]:
-    """End the run's training `times` times; one line each, and one where it ended by itself."""
+def kill(spec: RunSpec, times: int, seed: int, number: signal.Signals = signal.SIGKILL) -> list[str]:
+    """End the run's training `times` times by a signal; one line each, and one where it ended by itself."""
     context, draw, lines = multiprocessing.get_context("spawn"), random.Random(seed), []
     remove_run(spec.folder)
     begin = time.perf_counter()
@@ -69,12 +69,11 @@ def kill(spec: RunSpec, times: int, seed: int) -> list[str]:
         began.wait(120)
         process.join(draw.uniform(0, 0.8 * whole) if kills < times else None)
         if process.is_alive() and not (spec.folder / "metrics.json").exists():
-            number = signal.SIGTERM if kills % 4 == 3 else signal.SIGKILL
             os.kill(process.pid, number)
             process.join()
             kills += 1
             there = sorted(file.name for file in spec.folder.glob("*")) if spec.folder.is_dir() else []
-            lines.append(f"{kills}: {signal.Signals(number).name}, leaves {', '.join(there) or 'nothing'}")
+            lines.append(f"{kills}: {number.name}, leaves {', '.join(there) or 'nothing'}")
             continue
         process.join()
         assert process.exitcode == 0, process.exitcode
@@ -93,6 +92,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", default="hybrid_shared-multi-1v5-seed0")
+    parser.add_argument("--signal", choices=["SIGKILL", "SIGTERM"], default="SIGKILL")
     a = parser.parse_args()
     from mammo_utils.config import load_study
     from mammo_utils.files import project_root
@@ -104,7 +104,8 @@ def main() -> None:
         (Path(folder) / "config" / "paper.yaml").write_text(study_file.read_text())
         torch.set_num_threads(1)
         study = prepare(load_study("config/paper.yaml", (*SMALL, "training.epochs=6")))
-        print("\n".join(kill(next(run for run in study.runs() if run.id == a.run), a.times, a.seed)))
+        spec = next(run for run in study.runs() if run.id == a.run)
+        print("\n".join(kill(spec, a.times, a.seed, signal.Signals[a.signal])))
 
 
 if __name__ == "__main__":

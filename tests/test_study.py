@@ -1,5 +1,6 @@
 """The whole study by its one command, at tiny size: every notebook, and kills at any moment."""
 
+import fcntl
 import json
 import os
 import random
@@ -64,11 +65,11 @@ def start(folder, *words, settings=SETTINGS):
     ]
     log = (folder / "log.txt").open("a")
     with log:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(folder, **more):
-    process = start(folder, **more)
+def finish(folder, words=(), **more):
+    process = start(folder, *words, **more)
     assert process.wait(timeout=600) == 0, (folder / "log.txt").read_text()[-6000:]
     return (folder / "log.txt").read_text()
 
@@ -99,6 +100,14 @@ def test_every_notebook_runs_and_the_command_names_the_page_to_open(undisturbed)
     assert len(figures) > 8 and all(f"../figures/{entry['figure']}" in text for entry in figures)
 
 
+def test_a_dry_run_tells_while_the_study_runs_and_holds_nothing(undisturbed):
+    folder, _ = undisturbed
+    with (folder / "results" / "tiny" / ".lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        log = finish(folder, words=("-n",))
+    assert "study tiny: 2 runs, 2 done" in log and "running already" not in log
+
+
 def test_the_same_command_again_does_nothing_again(undisturbed):
     folder, _ = undisturbed
     files = {f: f.stat().st_mtime_ns for f in (folder / "results" / "tiny").rglob("*") if f.is_file()}
@@ -110,15 +119,22 @@ def test_the_same_command_again_does_nothing_again(undisturbed):
 
 
 def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tmp_path):
-    """Three kills in all, of the command alone, each at a seeded random moment of what was left."""
+    """Three kills in all, each at a seeded random moment of what was left: of the command alone, and once a SIGTERM
+    to all that it has started. None is a failure."""
     reference, _ = undisturbed
     folder = project(tmp_path / "killed")
     moment = random.Random(7)
-    for longest in (25, 30, 30):
+    for longest, number, send in (
+        (25, signal.SIGKILL, os.kill),
+        (30, signal.SIGTERM, os.killpg),
+        (30, signal.SIGKILL, os.kill),
+    ):
         process = start(folder)
         time.sleep(moment.uniform(4, longest))
-        process.send_signal(signal.SIGKILL)
+        send(process.pid, number)
         process.wait()
+        outcomes = [read_json(file)["outcome"] for file in (folder / "results" / "tiny" / "outcomes").glob("*.json")]
+        assert set(outcomes) <= {"done"} and not list(folder.rglob("failed.json"))
     log = finish(folder)
     for run in RUNS:
         one, other = (f / "results" / "tiny" / "runs" / run for f in (reference, folder))
@@ -165,9 +181,38 @@ def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     assert "1 failed" in text and "The loss of epoch" in text
     assert "failed: 04_train-resnet50-multi-1v5-seed0: TrainingError" in log
     assert log.rstrip().endswith("index.html"), "the page to open is the last word"
-    assert start(folder, settings=broken).wait(timeout=600) == 1, "what failed is tried again by the same command"
-    again = (folder / "log.txt").read_text()[len(log) :]
-    assert "04_train-resnet50-multi-1v5-seed0: started" in again and "hybrid_shared-multi-1v5-seed0: st" not in again
+    # the same command tries it again: now its process is killed, then all of its job, as by a scheduler's time limit
+    for modules, reason in ((["execute"], "ended by signal 9"), (["guard", "execute"], "job was ended from outside")):
+        before = len((folder / "log.txt").read_text())
+        process = start(folder, settings=broken)
+        kill_run(folder, "resnet50", modules, before)
+        assert process.wait(timeout=600) == 1
+        again = (folder / "log.txt").read_text()[before:]
+        assert (
+            "04_train-resnet50-multi-1v5-seed0: started" in again and "hybrid_shared-multi-1v5-seed0: st" not in again
+        )
+        assert reason in read_json(results / "outcomes" / "04_train-resnet50-multi-1v5-seed0.json")["reason"]
+        assert all(f"0{name}: started" in again for name in ("5_results", "6_attention"))
+        text = (results / "html" / "index.html").read_text()
+        assert "1 failed" in text and reason in text
+        assert f"failed: 04_train-resnet50-multi-1v5-seed0: its {'job' if 'job' in reason else 'process'}" in again
+    told, outcomes = len((folder / "log.txt").read_text()), sorted((results / "outcomes").iterdir())
+    assert start(folder, "-n", settings=broken).wait(timeout=120) == 0
+    said = (folder / "log.txt").read_text()[told:]
+    assert "to be done again besides: 04_train-resnet50-multi-1v5-seed0" in said and "1 failed" in said
+    assert sorted((results / "outcomes").iterdir()) == outcomes, "a dry run forgets nothing"
+
+
+def kill_run(folder, name, modules, before):
+    """SIGKILL the processes of a run's modules of the workflow, the first ones first, when its notebook has started."""
+    found = []
+    while len(found) < len(modules) or f"04_train-{name}" not in (folder / "log.txt").read_text()[before:]:
+        time.sleep(0.2)
+        lines = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
+        lines = [line.split(None, 4) for line in lines if str(folder) in line and f"copy 04_train-{name}" in line]
+        found = [int(words[0]) for module in modules for words in lines if words[3].endswith(f".{module}")]
+    for process in found:
+        os.kill(process, signal.SIGKILL)
 
 
 def test_a_change_redoes_what_it_concerns_and_nothing_else(undisturbed, tmp_path):

@@ -41,27 +41,34 @@ class Baseline:
 def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
     """Subset -> the exams on which its runs are trained and judged, as the study's folder has them now.
 
-    Where they cannot be read, none, and one sentence on why.
+    They are the same for every task mode of the grid; the first whose labels the data have is asked for. Where they
+    cannot be read, none, and one sentence on why.
     """
     found: dict[str, RunData] = {}
     for subset in subsets:
-        try:
-            found[subset] = load_data(study.run("resnet18", "multi", subset, 0))
-        except (OSError, ValueError) as error:
-            return found, f"The data of the subset {subset} cannot be read: {error}"
+        why = ""
+        for task_mode in study.grid.task_modes:
+            try:
+                found[subset] = load_data(study.run("resnet18", task_mode, subset, 0))
+                break
+            except (OSError, ValueError) as error:
+                why = why or f"The data of the subset {subset} cannot be read: {error}"
+        if subset not in found:
+            return found, why
     return found, ""
 
 
 def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -> list[Baseline]:
     """Fit and score the baselines of one subset and task.
 
-    parts: part -> exams (training.run.RunData.parts). Empty where the training part has one class only.
+    parts: part -> exams (training.run.RunData.parts). Empty where the training part has one class only
+    or, as of a data set without diagnoses, none, and where the reported part has no label of the task.
     """
     labels = {part: exams.labels[task].cpu().numpy().ravel() for part, exams in parts.items()}  # (2E,), -1 absent
     n_classes = 2 if task == "diagnosis" else len(next(iter(parts.values())).categories)
     known = {part: values >= 0 for part, values in labels.items()}
     y = labels["train"][known["train"]]
-    if len(np.unique(y)) < 2:
+    if len(np.unique(y)) < 2 or not known[reported].any():
         return []
     groups = np.repeat(np.array(parts[reported].groups, dtype=str), 2)[known[reported]]
     exams = np.repeat(np.array(parts[reported].names, dtype=str), 2)[known[reported]]

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammo_utils.config import RunSpec, Study
+from mammo_utils.config import FREE, RunSpec, Study
 from mammo_utils.evidence.intervals import Sample
 from mammo_utils.files import TRAINING_CODE, code_hash, read_json
 
 TASKS = ("diagnosis", "birads")
-FREE = ("study", "images.workers", "data.folder")  # settings that do not decide the numbers
 RUN_ID = re.compile(
     r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)(-blocks(?P<blocks>\d+))?"
 )

@@ -145,6 +145,8 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
             write_json(spec.folder / "progress.json", progress)
         on_epoch(row)
 
+    # a state made on another device or by another torch would go on to numbers that no machine gives from the start
+    made_by = {"code": code_hash(*TRAINING_CODE), "device": device_name(device), "torch": str(torch.__version__)}
     rows, best_epoch = train(
         model,
         data.parts,
@@ -152,7 +154,7 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
         learning_rate=spec.learning_rate,
         seed=spec.seed,
         checkpoint=spec.folder / "checkpoint.pt",
-        identity={"config": spec.hash, "data": data.hash, "code": code_hash(*TRAINING_CODE)},
+        identity={"config": spec.hash, "data": data.hash, **made_by},
         on_epoch=told,
     )
     tables = [

@@ -18,7 +18,7 @@ from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
 from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
-from mammo_utils.workflow.study import STARTER, alive
+from mammo_utils.workflow.study import STARTER, orphaned
 
 INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the executed copy, whatever the shell says
 
@@ -46,16 +46,14 @@ class StudyEngine(NBClientEngine):
 
 
 def watch(interval: float = 0.5) -> None:
-    """End this process when the one named in STARTER is gone; the kernel ends itself when its parent does.
-
-    A killed starter that nobody waits for keeps its number; then the change of our parent tells.
-    """
-    starter, parent = int(os.environ.get(STARTER, 0)), os.getppid()
-    if not starter:
+    """End this process when the one named in STARTER or our parent is gone; the kernel ends itself when its parent
+    does."""
+    parent = os.getppid()
+    if not os.environ.get(STARTER):
         return
 
     def look() -> None:
-        while alive(starter) and os.getppid() == parent:
+        while not orphaned(parent):
             time.sleep(interval)
         os._exit(1)
 

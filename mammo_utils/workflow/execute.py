@@ -22,6 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from mammo_utils.config import ParameterError, check_parameters
 from mammo_utils.files import folder_lock, project_root, write_json
 from mammo_utils.progress import duration
+from mammo_utils.workflow.gpus import take_gpus
 from mammo_utils.workflow.study import drop_figures
 
 
@@ -94,13 +95,15 @@ def main() -> None:
     parser.add_argument("--more", default="{}", help="more parameters as JSON")
     parser.add_argument("--copy", default="", help="name of the executed copy, where it is not the notebook's")
     parser.add_argument("--soft", action="store_true", help="a failure is written into the outcome and is no error")
+    parser.add_argument("--gpus", type=int, default=0, help="how many it needs; those least in use are taken")
     parser.add_argument("--failure", type=Path, help="file to leave the reason in where the notebook fails")
     options = parser.parse_args()
     title = options.copy or options.notebook
     print(f"{title}: started", flush=True)
     try:
         parameters = json.loads(options.parameters) | json.loads(options.more)
-        outcome = execute(options.notebook, options.folder, parameters, options.copy)
+        with take_gpus(options.gpus, options.folder / "locks" / "gpus"):
+            outcome = execute(options.notebook, options.folder, parameters, options.copy)
     except ParameterError as error:
         sys.exit(str(error))
     spent = duration(outcome["seconds"])

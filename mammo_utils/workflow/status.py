@@ -1,7 +1,8 @@
 """How far a study is: ``python -m mammo_utils.workflow.status config/demo.yaml``; it reads files and changes none.
 
 The time left is that of the epochs still to be trained, each as long as those of the same system that were measured
-in this study; before there is one, as the speed ledger's record has it, scaled by exams and pixels.
+in this study; before there is one, as the speed ledger has it, scaled by exams and pixels: its record of this device,
+where there is one, of another where not, and the sentence says which.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import pandas as pd
 
 from mammo_utils.config import ParameterError, Study, load_study
 from mammo_utils.files import PACKAGE, read_json
+from mammo_utils.workflow.gpus import gpu_names
 
 COLUMNS = ["run", "system", "state", "epochs", "of", "seconds", "reason"]
 CMMD_EXAMS = 1360  # about as many as are usable, while the exam table is not there
-RECORD = PACKAGE / "ledger" / "records" / "cpu.json"
-FLOAT32 = "+ fused AdamW"  # the ledger's fastest epochs without bfloat16
+RECORDS = PACKAGE / "ledger" / "records"
+BFLOAT16 = "bfloat16"  # in the names of the ledger's epochs with it
 
 
 def run_states(study: Study) -> pd.DataFrame:
@@ -47,20 +49,21 @@ def run_states(study: Study) -> pd.DataFrame:
 def time_left(study: Study, states: pd.DataFrame, at_once: int = 1) -> tuple[float, str]:
     """Seconds until all runs but the failed ones are trained, `at_once` of them together, and by what it is known.
 
-    NaN where nothing is known of a system.
+    The time of the longest run is the least. NaN where nothing is known of a system.
     """
-    ledger = _ledger_seconds(study)
+    ledger, of_what = _ledger_seconds(study)
     measured = states.groupby("system")["seconds"].median().dropna()
     # where the ledger was made on another machine, it is as far off for every system
     factor = median([measured[s] / ledger[s] for s in measured.index if ledger.get(s)] or [1.0])
     by_ledger = False
-    total = 0.0
+    times = [0.0]
     for row in states[states["state"].isin(["waiting", "stopped", "running"])].itertuples():
         seconds = measured.get(row.system, float("nan"))
         if seconds != seconds:
             seconds, by_ledger = factor * ledger.get(row.system, float("nan")), True
-        total += (row.of - row.epochs) * seconds
-    return total / at_once, "by the speed ledger" if by_ledger else "by the epochs trained here"
+        times.append((row.of - row.epochs) * seconds)
+    how = f"by the speed ledger ({of_what})" if by_ledger else "by the epochs trained here"
+    return max(sum(times) / at_once, max(times)), how
 
 
 def report(study: Study, at_once: int = 1) -> list[str]:
@@ -76,7 +79,9 @@ def report(study: Study, at_once: int = 1) -> list[str]:
     if seconds != seconds:
         lines.append("time left: unknown before the first epoch of each system")
     elif seconds:
-        lines.append(f"time left for training: about {in_words(seconds)}, {how}")
+        at_once = min(at_once, len(states[~states["state"].isin(["done", "failed"])]))
+        together = f", {at_once} runs at once" if at_once > 1 else ""
+        lines.append(f"time left for training: about {in_words(seconds)}, {how}{together}")
     return lines
 
 
@@ -108,21 +113,43 @@ def _values(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _ledger_seconds(study: Study) -> dict[str, float]:
-    """system -> seconds of an epoch by the ledger's record; its time goes with exams and pixels."""
-    parts = _values(RECORD).get("epochs", [])
+def _record(study: Study) -> dict[str, Any]:
+    """The ledger's record with epochs that fits best: of the device that the study would take here, else of any GPU
+    where it would take one, else of a CPU, else of what there is; {} where there is none."""
+    found = [record for record in map(_values, sorted(RECORDS.glob("*.json"))) if record.get("epochs")]
+    gpus = [] if study.training.device == "cpu" else gpu_names()
+    here = gpus[0] if gpus else "cuda" if study.training.device == "cuda" else "cpu"
+
+    def fit(record: dict[str, Any]) -> int:
+        device = record["environment"]["device"]
+        return 2 if device == here else int((device == "cpu") == (here == "cpu"))
+
+    return max(found, key=fit, default={})
+
+
+def _ledger_seconds(study: Study) -> tuple[dict[str, float], str]:
+    """system -> seconds of an epoch by the ledger's record, whose time goes with exams and pixels; what it is of."""
+    record = _record(study)
+    if not record:
+        return {}, ""
     exams = CMMD_EXAMS
     if (study.folder / "exams.parquet").is_file():
         exams = len(pd.read_parquet(study.folder / "exams.parquet", columns=[]))
     elif study.data.source == "synthetic":
         exams = study.data.synthetic.n_exams
     split = study.split
-    exams *= 1 - split.validation - (split.test if split.kind == "nested" else 0)
+    tested = {"paper": 0, "nested": split.test, "kfold": 1 / split.folds}
+    exams *= 1 - split.validation - tested[split.kind]
+    size = study.images.size
+    part = min(record["epochs"], key=lambda part: abs(part["systems"][0]["size"] - size))
+    device, threads = record["environment"]["device"], record["environment"].get("threads")
+    half = study.training.precision == "bfloat16" or (study.training.precision == "auto" and device != "cpu")
     found = {}
-    for system in parts[0]["systems"] if parts else []:
-        rate = next(row["exams_per_second"] for row in system["rows"] if row["name"] == FLOAT32)
-        found[system["system"]] = exams / rate * (study.images.size / system["size"]) ** 2
-    return found
+    for system in part["systems"]:
+        rows = [row for row in system["rows"] if half or BFLOAT16 not in row["name"]]
+        found[system["system"]] = exams / rows[-1]["exams_per_second"] * (size / system["size"]) ** 2
+    where = f"{threads} threads of a CPU" if device == "cpu" else device
+    return found, f"{where}, measured at {part['systems'][0]['size']} px"
 
 
 def main(arguments: list[str] | None = None) -> None:

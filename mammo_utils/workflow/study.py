@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -42,20 +43,32 @@ def claim(study: Study) -> IO[str] | None:
     return file
 
 
-def forget(study: Study) -> None:
-    """Remove the outcomes of what is to be done again: what failed, runs whose files were deleted, and notebooks
-    whose figures rest on code that has changed since. (Runs are kept then: they say that they are stale.)"""
+def to_do_again(study: Study) -> list[Path]:
+    """The outcomes of what is to be done again: what failed, runs whose files were deleted, and notebooks whose
+    figures rest on code that has changed since. (Runs are kept then: they say that they are stale.)"""
     outcomes = study.folder / "outcomes"
-    for file in outcomes.glob("*.json"):
-        if read_json(file)["outcome"] == "failed":
-            file.unlink()
+    found = {file for file in outcomes.glob("*.json") if read_json(file)["outcome"] == "failed"}
     for run in study.runs():
         if not (run.folder / "metrics.json").is_file():
-            (outcomes / f"04_train-{run.id}.json").unlink(missing_ok=True)
+            found.add(outcomes / f"04_train-{run.id}.json")
     manifest = study.folder / "figures" / "manifest.json"
     for entry in read_json(manifest) if manifest.is_file() else []:
         if entry["code"] != code_hash(*entry["modules"]):
-            (outcomes / f"{entry['notebook']}.json").unlink(missing_ok=True)
+            found.add(outcomes / f"{entry['notebook']}.json")
+    return sorted(file for file in found if file.is_file())
+
+
+def forget(outcomes: Iterable[Path]) -> None:
+    """Remove outcomes, so that their steps are done again."""
+    for file in outcomes:
+        file.unlink(missing_ok=True)
+
+
+def give_up(outcome: Path, reason: str, failure: Path | None = None) -> None:
+    """Write the failed outcome of what was killed before it could; failure: a further file for the reason."""
+    values = {"outcome": "failed", "reason": f"{reason}; give the same command again", "seconds": None}
+    for path in filter(None, (failure, outcome)):  # the outcome last: it is the sign that all is there
+        write_json(path, values)
 
 
 def drop_figures(folder: Path, notebook: str) -> None:
@@ -85,3 +98,12 @@ def alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def orphaned(parent: int) -> bool:
+    """Whether the process that started the study is gone, or `parent`, the one that started this process.
+
+    A killed starter that nobody waits for keeps its number; then the change of our parent tells.
+    """
+    starter = int(os.environ.get(STARTER, 0))
+    return os.getppid() != parent or bool(starter and not alive(starter))

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from mammo_utils.evidence.baselines import baseline_table, breast_features, shortcut_baselines, thumbnails
+from mammo_utils.config import load_study
+from mammo_utils.evidence.baselines import (
+    baseline_table,
+    breast_features,
+    load_subsets,
+    shortcut_baselines,
+    thumbnails,
+)
 from tests.evidence.exams import exam_set_of
 
 
@@ -63,3 +70,28 @@ def test_thumbnails_are_means_of_tiles_and_an_absent_view_is_zero():
 def test_a_breasts_own_views_come_first():
     features = breast_features(np.arange(4).reshape(1, 4, 1))
     assert features.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1]]
+
+
+def test_a_task_without_labels_has_no_baseline_and_does_not_stop_the_other():
+    exams = parts("mean")
+    for part in exams.values():
+        part.labels["diagnosis"].fill_(-1)
+    assert shortcut_baselines(exams, "test", "diagnosis") == []
+    assert shortcut_baselines(exams, "test", "birads")
+    exams["test"].labels["birads"].fill_(-1)
+    assert shortcut_baselines(exams, "test", "birads") == []
+
+
+def test_data_without_diagnoses_are_read_by_a_task_mode_of_the_study(monkeypatch):
+    """As VinDr-Mammo: a study of BI-RADS alone has its shortcut rows."""
+
+    def load_data(spec):
+        if spec.task_mode != "birads":
+            raise ValueError("there is no diagnosis label")
+        return spec.subset
+
+    monkeypatch.setattr("mammo_utils.evidence.baselines.load_data", load_data)
+    for modes, found in (("[birads]", {"1v5": "1v5"}), ("[diagnosis, birads]", {"1v5": "1v5"}), ("[multi]", {})):
+        study = load_study("config/demo.yaml", [f"grid.task_modes={modes}"])
+        data, why_not = load_subsets(study, ["1v5"])
+        assert data == found and ("no diagnosis label" in why_not) == (not found)

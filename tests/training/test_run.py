@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
@@ -92,9 +93,34 @@ def test_a_killed_run_ends_as_an_undisturbed_one(small_study, system):
         assert torch.equal(tensor, weights[name]), name
 
 
+def test_what_was_begun_on_another_device_or_by_another_torch_is_begun_anew(small_study, monkeypatch):
+    spec = spec_of(small_study, "resnet18-multi-1v5-seed0", epochs=2)
+
+    def epochs_until(stop):
+        seen = []
+
+        def on_epoch(row):
+            seen.append(row["epoch"])
+            if row["epoch"] == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
+            runs.train_run(spec, on_epoch)
+        return seen
+
+    runs.remove_run(spec.folder)
+    assert epochs_until(1) == [1]
+    monkeypatch.setattr(runs, "device_name", lambda device: "another")
+    assert epochs_until(1) == [1]
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    assert epochs_until(1) == [1]
+    assert epochs_until(0) == [2], "the same goes on"
+    runs.remove_run(spec.folder)
+
+
 def test_killed_at_random_moments_it_ends_the_same(small_study):
     lines = kill(spec_of(small_study, "hybrid_shared-multi-1v5-seed0", epochs=4), times=3, seed=1)
-    assert sum("SIG" in line for line in lines) == 3 and lines[-1].endswith("equal to the last bit")
+    assert sum("SIGKILL" in line for line in lines) == 3 and lines[-1].endswith("equal to the last bit")
 
 
 def test_a_study_without_its_store_says_which_notebook_to_run(small_study):

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from mammo_utils.config import ParameterError
 from mammo_utils.files import code_hash, read_json, write_json
 from mammo_utils.workflow.execute import Voice, execute
-from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, drop_figures, failures, forget
+from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, drop_figures, failures, forget, to_do_again
 
 
 def papermill_command(*words):
@@ -160,7 +160,7 @@ def test_what_is_to_be_done_again_is_forgotten_and_nothing_else(small_study, in_
     entries += [{"notebook": "06_attention", "figure": "b.png", "modules": ["files.py"], "code": "another"}]
     write_json(small_study.folder / "figures" / "manifest.json", entries)
     assert failures(small_study) == {"03_models": "x"}
-    forget(small_study)
+    forget(to_do_again(small_study))
     left = {file.stem for file in folder.iterdir()}
     shutil.rmtree(small_study.folder / "figures")
     shutil.rmtree(folder)

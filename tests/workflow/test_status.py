@@ -1,10 +1,10 @@
 """How far a study is, from its files alone."""
 
-import json
 import math
 
 import pytest
 
+from mammo_utils.config import load_study
 from mammo_utils.files import folder_lock, write_json
 from mammo_utils.workflow import status
 
@@ -12,13 +12,16 @@ from mammo_utils.workflow import status
 @pytest.fixture
 def demo(fake_study, tmp_path, monkeypatch):
     """One run of each state, and an unreadable one."""
-    rates = [
-        {"system": run.system, "size": 32, "rows": [{"name": status.FLOAT32, "exams_per_second": 10.0}]}
-        for run in fake_study.runs()
-    ]
-    write_json(tmp_path / "cpu.json", {"epochs": [{"systems": rates}]})
-    monkeypatch.setattr(status, "RECORD", tmp_path / "cpu.json")
+    write_json(tmp_path / "cpu.json", record_of(fake_study, "cpu", 32, 10.0))
+    monkeypatch.setattr(status, "RECORDS", tmp_path)
+    monkeypatch.setattr(status, "gpu_names", list)
     return fake_study
+
+
+def record_of(study, device, size, rate):
+    rows = [{"name": name, "exams_per_second": r} for name, r in (("float32", rate), ("+ bfloat16", 2 * rate))]
+    systems = [{"system": run.system, "size": size, "rows": rows} for run in study.runs()]
+    return {"environment": {"device": device, "threads": 2}, "epochs": [{"systems": systems}]}
 
 
 def folders(study):
@@ -30,9 +33,34 @@ def test_a_study_that_has_not_begun_takes_what_the_ledger_says(demo):
     assert (states["state"] == "waiting").all() and len(states) == 6
     seconds, how = status.time_left(demo, states)
     # 400 exams, 60 % of them for training, 10 a second at 32 px and a quarter of that at 64 px, 10 epochs, 6 systems
-    assert seconds == pytest.approx(6 * 10 * 240 / 2.5) and how == "by the speed ledger"
+    assert seconds == pytest.approx(6 * 10 * 240 / 2.5)
+    assert how == "by the speed ledger (2 threads of a CPU, measured at 32 px)"
     assert status.time_left(demo, states, 4)[0] == pytest.approx(seconds / 4)
-    assert status.report(demo)[-1] == "time left for training: about 1.6 h, by the speed ledger"
+    assert status.time_left(demo, states, 100)[0] == pytest.approx(seconds / 6), "no run is trained in parts"
+    assert status.report(demo)[-1] == f"time left for training: about 1.6 h, {how}"
+    assert status.report(demo, 4)[-1] == f"time left for training: about 24 min, {how}, 4 runs at once"
+
+
+def test_the_exams_of_a_fold_are_without_its_test_part(demo):
+    split = demo.split.model_copy(update={"kind": "kfold", "folds": 4, "validation": 0.15, "test": 0.9})
+    study = demo.model_copy(update={"split": split})
+    assert status.time_left(study, status.run_states(study))[0] == pytest.approx(6 * 10 * 240 / 2.5)
+
+
+def test_the_record_is_that_of_the_device(demo, tmp_path, monkeypatch):
+    """On a GPU that has a record it counts, at bfloat16; on another GPU one of a GPU; a study on a CPU has its own."""
+    write_json(tmp_path / "a.json", record_of(demo, "NVIDIA A100", 64, 100.0))
+    write_json(tmp_path / "h.json", record_of(demo, "NVIDIA H100", 64, 200.0))
+    auto = demo.model_copy(update={"training": demo.training.model_copy(update={"device": "auto"})})
+    for gpus, study, seconds, said in (
+        (["NVIDIA H100"], auto, 240 / 400, "NVIDIA H100, measured at 64 px"),
+        (["NVIDIA L4"], auto, 240 / 200, "NVIDIA A100, measured at 64 px"),
+        (["NVIDIA H100"], demo, 240 / 2.5, "2 threads of a CPU, measured at 32 px"),
+        ([], auto, 240 / 2.5, "2 threads of a CPU, measured at 32 px"),
+    ):
+        monkeypatch.setattr(status, "gpu_names", lambda gpus=gpus: gpus)
+        found, how = status.time_left(study, status.run_states(study))
+        assert found == pytest.approx(6 * 10 * seconds) and said in how
 
 
 def test_each_state_is_named_with_its_reason(demo):
@@ -62,7 +90,7 @@ def test_each_state_is_named_with_its_reason(demo):
 
 
 def test_without_a_record_the_time_is_unknown_until_epochs_are_there(demo, monkeypatch, tmp_path):
-    monkeypatch.setattr(status, "RECORD", tmp_path / "nowhere.json")
+    monkeypatch.setattr(status, "RECORDS", tmp_path / "nowhere")
     assert math.isnan(status.time_left(demo, status.run_states(demo))[0])
     assert status.report(demo)[-1] == "time left: unknown before the first epoch of each system"
     for folder in folders(demo).values():
@@ -78,9 +106,7 @@ def test_the_command(demo, capsys):
     assert "no study file config/nowhere.yaml" in capsys.readouterr().err
 
 
-def test_the_records_of_the_project_are_read(monkeypatch):
+def test_the_records_of_the_project_are_read():
     """The shipped record has what the estimate needs, for all six systems."""
-    record = json.loads(status.RECORD.read_text())
-    for system in record["epochs"][0]["systems"]:
-        assert any(row["name"] == status.FLOAT32 for row in system["rows"])
-    assert len(record["epochs"][0]["systems"]) == 6
+    found, said = status._ledger_seconds(load_study("config/demo.yaml"))
+    assert len(found) == 6 and all(seconds > 0 for seconds in found.values()) and "of a CPU" in said
