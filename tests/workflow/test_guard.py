@@ -23,7 +23,9 @@ def guarded(tmp_path):
     words = [tmp_path / "04_train-a.json", "--failure", tmp_path / "runs" / "failed.json"]
     command = [*GUARD, *map(str, words), "--", sys.executable, "-c", CHILD, str(tmp_path / "child")]
     environment = {**os.environ, STARTER: str(starter.pid)}
-    guard = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    options = {"env": environment, "start_new_session": True, "stdout": subprocess.PIPE, "text": True}
+    # where the tests run in the background of a script, Ctrl-C is ignored there and in all that they start
+    guard = subprocess.Popen(command, **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path / "child").is_file() or not (tmp_path / "child").read_text():
         time.sleep(0.05)
     child = int((tmp_path / "child").read_text())
