@@ -28,7 +28,7 @@ lost() { # the node dies: its daemon and all that its jobs started
 end() {
     lost
     [ -n "${STUDY:-}" ] && kill -9 "$STUDY" 2>/dev/null
-    kill "$(cat "$HERE/slurmctld.pid")" || true
+    pkill -f "^slurmctld -f $HERE" || true
     [ "$(readlink /etc/slurm/slurm.conf)" = "$SLURM_CONF" ] && rm /etc/slurm/slurm.conf
     [ -n "${OWN_MUNGE:-}" ] && pkill -x munged
     rm -rf "$HERE" results/slurm-killed results/slurm-whole data/slurm

@@ -1,0 +1,21 @@
+"""What the switches of training do to the AUC, at tiny size."""
+
+import pytest
+
+from mammo_utils.ledger import switches
+from mammo_utils.ledger.epochs import SWITCHES
+
+
+def test_each_switch_is_judged_on_the_same_patients_beside_the_first(small_study, in_small_project, monkeypatch):
+    spec = next(run for run in small_study.runs() if run.id == "resnet18-multi-1v5-seed0")
+    asked = []
+    original = switches.answers
+    monkeypatch.setattr(switches, "answers", lambda *a: asked.append(a[2]) or original(*a))
+    found = switches.compare_switches(spec, resamples=50)
+    assert [row["name"] for row in found["rows"]] == [name for name, _ in SWITCHES]
+    assert found["rows"][0]["difference"][0] == 0 and found["exams"] > 0 and found["breasts"] > 0
+    assert all(row["auc"][1] <= row["auc"][0] <= row["auc"][2] for row in found["rows"])
+    first, last = found["rows"][0]["auc"][0], found["rows"][-1]["auc"][0]
+    assert found["rows"][-1]["difference"][0] == pytest.approx(last - first)
+    assert [s.precision for s in asked] == ["float32"] * 3 + ["bfloat16"]
+    assert [s.channels_last for s in asked] == [False, True, True, True]
