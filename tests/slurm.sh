@@ -26,9 +26,10 @@ lost() { # the node dies: its daemon and all that its jobs started
     kill -9 $doomed 2>/dev/null || true
 }
 end() {
+    set +e # whatever is gone already, the rest is still to be ended
     lost
     [ -n "${STUDY:-}" ] && kill -9 "$STUDY" 2>/dev/null
-    pkill -f "^slurmctld -f $HERE" || true
+    pkill -f "^slurmctld -f $HERE"
     [ "$(readlink /etc/slurm/slurm.conf)" = "$SLURM_CONF" ] && rm /etc/slurm/slurm.conf
     [ -n "${OWN_MUNGE:-}" ] && pkill -x munged
     rm -rf "$HERE" results/slurm-killed results/slurm-whole data/slurm
