@@ -105,7 +105,7 @@ class ExamSet:
         return Batch(images, present, labels, exams, labels if whole is exams else self._labels(whole), whole)
 
     def read(self, exams: torch.Tensor) -> torch.Tensor:
-        """The stored views of exams (B,) on the host, (B, 4, S, S) uint8, from where the images lie."""
+        """The stored views of exams (B,), (B, 4, S, S) uint8, where the images lie; an absent one holds anything."""
         rows = self.rows[exams].clamp(min=0)
         grey = self.images[rows.to(self.images.device, non_blocking=True)]
         # only from pinned memory does a copy to a GPU not wait

@@ -9,6 +9,7 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless, RLELossless
 
+from mammo_utils.data.dicom import LARGEST_IMAGE
 from mammo_utils.images import decoder
 from mammo_utils.images.pixels import PixelError, prepare
 from tests.release_builder import write_dicom
@@ -100,6 +101,11 @@ def test_a_damaged_stream_is_set_aside_with_a_reason(syntax, tmp_path):
         assert found.grey.shape == (32, 32), "a decoder may make something of it"
 
 
+def test_a_large_image_may_take_longer():
+    """Seven times what JPEG 2000 takes for the largest film, and no more than a moment for a small damaged one."""
+    assert decoder.allowed(LARGEST_IMAGE) > 7 * 0.08e-6 * LARGEST_IMAGE and decoder.allowed(64 * 48) < 4
+
+
 @pytest.mark.parametrize("how", ["ends", "never ends", "takes all memory"])
 def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
     """The next image is decoded all the same."""
@@ -111,7 +117,11 @@ def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
     child = decoder._Child()
     monkeypatch.setattr(decoder, "_child", lambda _: child)
     monkeypatch.setattr(decoder, "_serve", partial(misbehave, how))
-    reason = {"ends": "ended their decoder", "never ends": "took more than 3 s", "takes all memory": "MemoryError"}[how]
+    reason = {
+        "ends": "ended their decoder",
+        "never ends": "took too long to decode",
+        "takes all memory": "MemoryError",
+    }[how]
     with pytest.raises(PixelError, match=reason):
         prepare(bad, "L", 32)
     assert prepare(good, "L", 32).grey.max() > 100
