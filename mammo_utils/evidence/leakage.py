@@ -58,10 +58,8 @@ def leakage(
             seen = [_components(thumbnails, *half) for half in halves]
             for label, truth in asked.items():
                 scores = [_score(*x, truth[half[0]], truth[half[1]]) for x, half in zip(seen, halves, strict=True)]
-                scores = [score for score in scores if score == score]  # of parts with both classes
-                rows += [{"split": split, "label": label, "repeat": repeat, "auc": float(np.mean(scores))}] * bool(
-                    scores
-                )
+                if scores := [score for score in scores if score == score]:  # of parts with both classes
+                    rows.append({"split": split, "label": label, "repeat": repeat, "auc": float(np.mean(scores))})
     return pd.DataFrame(rows, columns=["split", "label", "repeat", "auc"])
 
 

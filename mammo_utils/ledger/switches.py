@@ -49,13 +49,11 @@ def compare_switches(spec: RunSpec, resamples: int = 1000) -> dict[str, Any]:
         changes = changes | change
         found = answers(spec, data, spec.training.model_copy(update=changes), task)
         first = first or found
-        values = (
-            interval(found, "auc", resamples=resamples),
-            paired_difference(found, first, "auc", resamples=resamples),
-        )
-        (auc, difference) = ([v.value, v.low, v.high] for v in values)
-        rows.append({"name": name, "auc": auc, "difference": difference})
-        print(f"  {name:32}AUC {values[0]}, difference {values[1]}", flush=True)
+        auc = interval(found, "auc", resamples=resamples)
+        difference = paired_difference(found, first, "auc", resamples=resamples)
+        row = {what: [v.value, v.low, v.high] for what, v in (("auc", auc), ("difference", difference))}
+        rows.append({"name": name, **row})
+        print(f"  {name:32}AUC {auc}, difference {difference}", flush=True)
     breasts, exams = len(first.labels), len(data.parts[data.reported])
     return {
         "run": spec.id, "study": spec.study, "synthetic": data.synthetic, "task": task, "part": data.reported,

@@ -51,3 +51,11 @@ def test_unknown_labels_are_left_out():
     labels = np.where(patients % 2, labels, -1)
     mean = means(leakage(images, projections, patients, labels, repeats=10))
     assert mean["label", "by image"] > 0.75 and mean["label", "by patient"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_where_a_part_has_one_class_there_is_no_score():
+    """One patient of 30 is malignant: her images are in one part, the other part then has none."""
+    images, projections, patients, _ = cohort(likeness=0.5, patients=30)
+    rows = leakage(images, projections, patients, (patients == 3).astype(int), repeats=3)
+    assert not len(rows[(rows["label"] == "label") & (rows["split"] == "by patient")])
+    assert len(rows[rows["label"] == "coin"]) == 6
