@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mammo_utils.config import load_study
-from mammo_utils.files import environment, project_root, write_json
+from mammo_utils.files import environment, project_root, read_json, write_json
 from mammo_utils.ledger import records
 from mammo_utils.ledger.epochs import epochs
 from mammo_utils.ledger.images import compare_preprocessing
@@ -56,10 +56,12 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
         sizes = "epochs of {exams} exams at {size} px in batches of {batch}".format(**part["systems"][0])
         yield f"{sizes}, the naive trainer's files of {part['pictures'][0]} x {part['pictures'][1]}"
         for found in part["systems"]:
-            yield f"  {found['system']:32}{'exams/s':>10}{'x naive':>10}{'peak memory':>14}"
-            for r in found["rows"]:
+            yield f"  {found['system']:40}{'exams/s':>10}{'x naive':>10}{'peak memory':>14}"
+            for r in found["rows"] + found["alternatives"]:
                 memory = "" if r["peak_memory_mb"] is None else f"{r['peak_memory_mb']:>11.0f} MB"
-                yield f"    {r['name']:30}{r['exams_per_second']:>10.2f}{r['times_naive']:>10.1f}{memory}"
+                yield f"    {r['name']:38}{r['exams_per_second']:>10.2f}{r['times_naive']:>10.1f}{memory}"
+        exact, fast = part["times_naive"]
+        yield f"  an epoch of each system: {exact:.1f}x the naive rate in float32, {fast:.1f}x with bfloat16"
         if part["paper_hours"] is not None:
             yield f"  54 runs of 100 epochs of 1,088 exams at this size: {part['paper_hours']:.1f} hours"
     for part in record["images"]:
@@ -97,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, help="of the epochs")
     parser.add_argument("--epoch-size", type=int, help="pixels of the epochs' images; the study's own")
     parser.add_argument("--epoch-exams", type=int, default=48, help="in an epoch")
+    parser.add_argument("--compile", action="store_true", help="epochs with compiled encoders too: minutes a system")
     parser.add_argument("--workers", type=int, default=0, help="processes of the naive trainer's DataLoader")
     parser.add_argument("--files", type=int, default=64, help="of preprocessing")
     parser.add_argument("--rounds", type=int, default=5)
@@ -126,12 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
     if "epochs" in a.parts:
         study = load_study(a.study)
         size = a.epoch_size or study.images.size
-        record["epochs"] = [epochs(study, size, a.epoch_exams, a.rounds, device, a.workers, a.systems)]
+        record["epochs"] = [epochs(study, size, a.epoch_exams, a.rounds, device, a.workers, a.systems, a.compile)]
     if "images" in a.parts:
         record["images"] = [compare_preprocessing(a.files, 512, a.threads, a.rounds)]
     print("\n".join(tables(record)))
     if a.json:
-        write_json(a.json, record)
+        # a record is of one run; what another command has added, with its own environment, stays
+        write_json(a.json, (read_json(a.json) if a.json.is_file() else {}) | record)
 
 
 def cpu_name() -> str:

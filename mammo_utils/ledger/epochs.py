@@ -35,6 +35,11 @@ SWITCHES = (  # one more each time
     ("+ fused AdamW", {"fused": True}),
     ("+ bfloat16 but in the scan", {"precision": "bfloat16"}),
 )
+ALTERNATIVES = (  # each by itself on top of all switches: settings of the training, of the model
+    ("all, images read from the store's file", {"store": "mapped"}, {}),
+    ("all, absent views not encoded", {}, {"missing": "masked"}),
+    ("all, encoders compiled", {"compile": True}, {}),
+)
 PAPER_RUNS, PAPER_EPOCHS, PAPER_EXAMS = 9, 100, 1088  # of each system; 80 % of 1,360 exams
 
 
@@ -98,33 +103,48 @@ def write_pictures(cohort: Cohort, folder: Path, target: Path) -> pd.DataFrame:
     return files
 
 
+def alternatives(compiled: bool) -> tuple[tuple[str, dict[str, Any], dict[str, Any]], ...]:
+    """ALTERNATIVES, without the compiled one unless it is asked for: it takes minutes to compile."""
+    return tuple(found for found in ALTERNATIVES if compiled or not found[1].get("compile"))
+
+
 def epochs_of(
-    name: str, study: Study, exams: ExamSet, files: pd.DataFrame, size: int, rounds: int, workers: int
+    name: str,
+    study: Study,
+    exams: dict[str, ExamSet],
+    files: pd.DataFrame,
+    size: int,
+    rounds: int,
+    workers: int,
+    compiled: bool = False,
 ) -> dict[str, Any]:
-    """Exams per second of one system's epochs: the naive trainer's and this one's, switch by switch.
+    """Exams per second of one system's epochs: the naive trainer's and this one's, switch by switch ("rows"), and with
+    :func:`alternatives` ("alternatives"). exams: the same ones by where their images are, "mapped" and "auto".
 
     Where there is no GPU, the naive trainer's scan is the plain loop in torch, all that mamba-ssm has for a CPU;
     a second naive trainer has the scan of this study, so that the rest of the difference is seen by itself. All in
     turn, one round to warm; the median over `rounds`.
     """
-    device, settings = exams.device, study.training
+    device, settings, n_exams = exams["auto"].device, study.training, len(exams["auto"])
     weights = {"diagnosis": torch.ones(2, device=device), "birads": torch.ones(len(CATEGORIES), device=device)}
 
-    def system(backend: str) -> System:
+    def system(backend: str, changes: dict[str, Any] | None = None) -> System:
         torch.manual_seed(0)
-        return system_of(name, study.model, n_birads=len(CATEGORIES), weights=None, backend=backend).to(device)
+        model = study.model.model_copy(update=changes or {})
+        return system_of(name, model, n_birads=len(CATEGORIES), weights=None, backend=backend).to(device)
 
     def naive(backend: str) -> Callable[[], Any]:
         model = system(backend)
-        pictures = Pictures(exams, files, size, settings)
+        pictures = Pictures(exams["auto"], files, size, settings)
         loader = DataLoader(pictures, settings.batch_size, shuffle=True, num_workers=workers)
         return lambda: naive_epoch(model, loader, weights, settings)
 
-    def ours(changes: dict[str, Any]) -> Callable[[], Any]:
+    def ours(changes: dict[str, Any], of_model: dict[str, Any] | None = None) -> Callable[[], Any]:
         asked = settings.model_copy(update=changes)
-        model = arranged(system(study.model.backend), asked)
+        model = arranged(system(study.model.backend, of_model), asked)
         optimizer = optimizer_of(model, asked, 1e-5)
-        return lambda: train_epoch(model, exams, optimizer, weights, asked, 0, 1, asked.batch_size)
+        images = exams["mapped" if asked.store == "mapped" else "auto"]
+        return lambda: train_epoch(model, images, optimizer, weights, asked, 0, 1, asked.batch_size)
 
     trainers = {"naive trainer": naive("reference" if device.type == "cpu" else "auto")}
     if device.type == "cpu" and not name.startswith("resnet"):
@@ -133,6 +153,8 @@ def epochs_of(
     for label, change in SWITCHES:
         changes = changes | change
         trainers[label] = ours(changes)
+    others = alternatives(compiled)
+    trainers |= {label: ours(changes | change, of_model) for label, change, of_model in others}
     taken: dict[str, list[float]] = {label: [] for label in trainers}
     memory = dict.fromkeys(trainers, float("nan"))
     for turn in range(rounds + 1):
@@ -144,7 +166,7 @@ def epochs_of(
                 memory[label] = torch.cuda.max_memory_allocated() / MEGABYTE
             if turn:
                 taken[label].append(seconds)
-    rates = {label: len(exams) / median(times) for label, times in taken.items()}
+    rates = {label: n_exams / median(times) for label, times in taken.items()}
     rows = [
         {
             "name": label,
@@ -154,14 +176,25 @@ def epochs_of(
         }
         for label, rate in rates.items()
     ]
-    return {"system": name, "size": size, "batch": settings.batch_size, "exams": len(exams), "rows": rows}
+    return {
+        "system": name, "size": size, "batch": settings.batch_size, "exams": n_exams,
+        "rows": rows[: len(rows) - len(others)], "alternatives": rows[len(rows) - len(others) :],
+    }  # fmt: skip
 
 
 def epochs(
-    study: Study, size: int, n_exams: int, rounds: int, device: torch.device, workers: int, systems=SYSTEMS
+    study: Study,
+    size: int,
+    n_exams: int,
+    rounds: int,
+    device: torch.device,
+    workers: int,
+    systems=SYSTEMS,
+    compiled: bool = False,
 ) -> dict[str, Any]:
-    """:func:`epochs_of` for the six systems on a synthetic cohort, its images of the study's own synthetic size, and
-    the hours that the paper's 54 runs of 100 epochs would take at the fastest float32 and bfloat16 rate."""
+    """:func:`epochs_of` for the six systems on a synthetic cohort, its images of the study's own synthetic size; what
+    an epoch of all of them takes beside the naive trainer's ("times_naive": once without bfloat16, once with all
+    switches); and the hours that the paper's 54 runs of 100 epochs would take with all switches."""
     folder = Path(tempfile.mkdtemp())
     try:
         synthetic = study.data.synthetic.model_dump() | {"n_exams": n_exams}
@@ -170,13 +203,18 @@ def epochs(
         store = build_store(cohort, folder / "store", size=size, workers=1)
         cohort = apply_store(cohort, store)
         groups = pd.Series(cohort.exams.index, cohort.exams.index)
-        exams = exam_set(cohort.exams, groups, store, CATEGORIES, device, place(store, device, study.training.store))
+        exams = {
+            where: exam_set(cohort.exams, groups, store, CATEGORIES, device, place(store, device, where))
+            for where in ("auto", "mapped")
+        }
         files = write_pictures(cohort, folder / "data", folder / "pictures")
-        found = [epochs_of(name, study, exams, files, size, rounds, workers) for name in systems]
+        found = [epochs_of(name, study, exams, files, size, rounds, workers, compiled) for name in systems]
     finally:
         shutil.rmtree(folder)
+    naive, exact, fast = (sum(1 / f["rows"][i]["exams_per_second"] for f in found) for i in (0, -2, -1))
     seconds = sum(PAPER_RUNS * PAPER_EPOCHS * PAPER_EXAMS / f["rows"][-1]["exams_per_second"] for f in found)
     return {
         "pictures": [synthetic["rows"], synthetic["columns"]], "workers": workers, "systems": found,
+        "times_naive": [naive / exact, naive / fast],
         "paper_hours": seconds / 3600 if len(found) == len(SYSTEMS) else None,
     }  # fmt: skip

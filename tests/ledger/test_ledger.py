@@ -211,19 +211,27 @@ def test_epochs_measure_every_trainer_on_the_same_exams(monkeypatch):
     study = load_study(
         "config/demo.yaml", ("training.batch_size=3", "data.synthetic={n_exams: 4, rows: 64, columns: 48, seed: 0}")
     )
-    seen = []
+    seen, sets = [], []
     naive_epoch, train_epoch = epochs.naive_epoch, epochs.train_epoch
     monkeypatch.setattr(epochs, "naive_epoch", lambda *a: seen.append(("naive", naive_epoch(*a))))
-    monkeypatch.setattr(epochs, "train_epoch", lambda *a: seen.append((a[4], train_epoch(*a)[0])))
+    monkeypatch.setattr(epochs, "train_epoch", lambda *a: sets.append(a[1]) or seen.append((a[4], train_epoch(*a)[0])))
     found = epochs.epochs(study, 32, 6, 1, torch.device("cpu"), 0, ["hybrid_shared"])
     rows = found["systems"][0]["rows"]
     assert [row["name"] for row in rows[:3]] == ["naive trainer", "naive trainer, this scan", "this trainer, float32"]
     assert all(row["exams_per_second"] > 0 for row in rows) and rows[0]["times_naive"] == 1
     assert found["paper_hours"] is None, "of the six systems together"
+    others = found["systems"][0]["alternatives"]
+    assert [row["name"] for row in others] == [name for name, *_ in epochs.ALTERNATIVES[:2]], "compiled if asked for"
+    assert found["times_naive"] == pytest.approx([rows[i]["times_naive"] for i in (-2, -1)])
     losses = [loss for _, loss in seen]
-    assert len(losses) == 2 * len(rows) and all(0.1 < loss < 10 for loss in losses)
-    asked = [(a.precision, a.channels_last, a.fused) for a, _ in seen[2 : len(rows)]]
-    assert asked[0] == ("float32", False, False) and asked[-1] == ("bfloat16", True, True)
+    n = len(rows) + len(others)
+    assert len(losses) == 2 * n and all(0.1 < loss < 10 for loss in losses)
+    asked = [(a.precision, a.channels_last, a.fused, a.store) for a, _ in seen[2:n]]
+    assert asked[0] == ("float32", False, False, "auto") and asked[3] == ("bfloat16", True, True, "auto")
+    assert asked[4] == ("bfloat16", True, True, "mapped") and asked[5] == asked[3]
+    assert sets[4] is not sets[3] and sets[5] is sets[3], "of the six of a round the fifth alone reads the file"
+    assert losses[n - 2] == losses[n - 3], "where the images are changes no number"
+    assert losses[n - 1] != losses[n - 3], "a masked view is another model"
 
 
 def test_naive_pictures_are_those_of_the_store(tmp_path):
