@@ -119,13 +119,13 @@ def epochs_of(
     compiled: bool = False,
 ) -> dict[str, Any]:
     """Exams per second of one system's epochs: the naive trainer's and this one's, switch by switch ("rows"), and with
-    :func:`alternatives` ("alternatives"). exams: the same ones by where their images are, "mapped" and "auto".
+    :func:`alternatives` ("alternatives"). exams: the same ones by where their images are, "device" and "mapped".
 
     Where there is no GPU, the naive trainer's scan is the plain loop in torch, all that mamba-ssm has for a CPU;
     a second naive trainer has the scan of this study, so that the rest of the difference is seen by itself. All in
     turn, one round to warm; the median over `rounds`.
     """
-    device, settings, n_exams = exams["auto"].device, study.training, len(exams["auto"])
+    device, settings, n_exams = exams["device"].device, study.training, len(exams["device"])
     weights = {"diagnosis": torch.ones(2, device=device), "birads": torch.ones(len(CATEGORIES), device=device)}
 
     def system(backend: str, changes: dict[str, Any] | None = None) -> System:
@@ -135,7 +135,7 @@ def epochs_of(
 
     def naive(backend: str) -> Callable[[], Any]:
         model = system(backend)
-        pictures = Pictures(exams["auto"], files, size, settings)
+        pictures = Pictures(exams["device"], files, size, settings)
         loader = DataLoader(pictures, settings.batch_size, shuffle=True, num_workers=workers)
         return lambda: naive_epoch(model, loader, weights, settings)
 
@@ -143,7 +143,7 @@ def epochs_of(
         asked = settings.model_copy(update=changes)
         model = arranged(system(study.model.backend, of_model), asked)
         optimizer = optimizer_of(model, asked, 1e-5)
-        images = exams["mapped" if asked.store == "mapped" else "auto"]
+        images = exams["mapped" if asked.store == "mapped" else "device"]
         return lambda: train_epoch(model, images, optimizer, weights, asked, 0, 1, asked.batch_size)
 
     trainers = {"naive trainer": naive("reference" if device.type == "cpu" else "auto")}
@@ -178,7 +178,7 @@ def epochs_of(
     ]
     return {
         "system": name, "size": size, "batch": settings.batch_size, "exams": n_exams,
-        "rows": rows[: len(rows) - len(others)], "alternatives": rows[len(rows) - len(others) :],
+        "rows": rows[: -len(others)], "alternatives": rows[-len(others) :],
     }  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def epochs(
         groups = pd.Series(cohort.exams.index, cohort.exams.index)
         exams = {
             where: exam_set(cohort.exams, groups, store, CATEGORIES, device, place(store, device, where))
-            for where in ("auto", "mapped")
+            for where in ("device", "mapped")
         }
         files = write_pictures(cohort, folder / "data", folder / "pictures")
         found = [epochs_of(name, study, exams, files, size, rounds, workers, compiled) for name in systems]
