@@ -1,5 +1,6 @@
 """The loop on a model of a few parameters, so that each rule of §4.3 shows."""
 
+import copy
 import math
 import multiprocessing
 import os
@@ -14,9 +15,11 @@ import torch
 from torch import nn
 
 from mammo_utils.batches.exams import ExamSet, exam_set
-from mammo_utils.config import Training
+from mammo_utils.config import Training, load_study
 from mammo_utils.data.exams import VIEWS
+from mammo_utils.models.systems import system_of
 from mammo_utils.training import loop
+from tests.conftest import CHECKOUT
 
 
 class Tiny(nn.Module):
@@ -130,6 +133,27 @@ def test_switches_do_what_they_say():
     for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)):
         with loop.autocast(torch.device("cpu"), Training(precision=precision)):
             assert model.encoders[0](x).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hybrid_view_specific"])
+def test_a_fused_step_is_a_plain_one(name):
+    """torch's fused AdamW on a CPU goes through memory as it lies: a gradient that lay otherwise than its weight would
+    move the wrong weights, and nothing would say so."""
+    torch.manual_seed(0)
+    whole = loop.arranged(
+        system_of(name, load_study(CHECKOUT / "config" / "demo.yaml").model, n_birads=2, weights=None), Training()
+    )
+    logits, _ = whole(torch.rand(2, 4, 3, 32, 32), torch.ones(2, 4, dtype=torch.bool))
+    sum((values * values).sum() for values in logits.values()).backward()
+    stepped = []
+    for fused in (True, False):
+        model = copy.deepcopy(whole)
+        assert any(not p.is_contiguous() for p in model.parameters()), "channels_last does nothing here"
+        for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+            ours.grad = theirs.grad  # as autograd laid it
+        loop.optimizer_of(model, Training(fused=fused), 0.01).step()
+        stepped.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*stepped, rtol=0, atol=1e-5)
 
 
 class Convolving(nn.Module):
