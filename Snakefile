@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mammo_utils.config import ParameterError, load_study
+from mammo_utils.config import load_study
 from mammo_utils.files import code_hash, hash_of
 from mammo_utils.workflow.publish import notebook_hash
 from mammo_utils.workflow.status import report
@@ -24,7 +24,11 @@ try:
     if workflow.remote_exec:  # a job of a cluster: the study is held by the command that sent it, on another machine
         os.environ[STARTER] = str(os.getpid())
     CLAIM = None if DRY or workflow.remote_exec else claim(STUDY)
-except (ParameterError, StudyRunning) as error:
+    if CLAIM and STUDY.data.source != "synthetic" and not (STUDY.folder / "outcomes" / "cohort.json").is_file():
+        from mammo_utils.workflow.cohort import provide  # late: it takes a second to import
+
+        provide(STUDY)  # data that are not there are missed at once, not after what does without them
+except (ValueError, StudyRunning) as error:  # each of ours is one sentence
     sys.exit(str(error))
 
 # what one run takes, and how many run at once: of a cluster as many as it takes jobs, here as many as there is room for

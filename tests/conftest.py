@@ -34,6 +34,11 @@ SMALL = (
 )
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first: of two processes one takes it, and neither is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_study.py")
+
+
 def prepare(study: Study) -> Study:
     """What notebooks 01 and 02 leave of a synthetic study: cohort, exam table, store and split."""
     from mammo_utils.data import read_cohort

@@ -28,6 +28,7 @@ SETTINGS = (
     "training.epochs=3",
     "grid.systems=[resnet18, hybrid_shared]",
     "evidence.resamples=40",
+    "real_exams=false",  # the demo shows them
 )
 RUNS = ("resnet18-multi-1v5-seed0", "hybrid_shared-multi-1v5-seed0")
 
@@ -128,6 +129,9 @@ def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tm
     to all that it has started. None is a failure."""
     reference, _ = undisturbed
     folder = project(tmp_path / "killed")
+    for name in ("outcomes/03_models.json", "notebooks/03_models.ipynb"):  # long, and rests on nothing
+        (folder / "results" / "tiny" / name).parent.mkdir(parents=True)
+        shutil.copy(reference / "results" / "tiny" / name, folder / "results" / "tiny" / name)
     moment = random.Random(7)
     for longest, number, send in (
         (25, signal.SIGKILL, os.kill),
@@ -162,8 +166,12 @@ def test_a_wrong_setting_stops_the_command_with_a_sentence(tmp_path):
 
 def test_a_missing_data_folder_stops_the_command_with_a_sentence(tmp_path):
     folder = project(tmp_path / "missing")
-    assert start(folder, settings=["name=tiny", "data.source=cmmd", "data.folder=data/nowhere"]).wait(timeout=120) != 0
-    assert "The data folder data/nowhere is missing or empty" in (folder / "log.txt").read_text()
+    settings = ["name=tiny", "data.source=cmmd", "data.folder=data/nowhere"]
+    assert start(folder, settings=settings).wait(timeout=120) == 1
+    log = (folder / "log.txt").read_text()
+    assert "The data folder data/nowhere is missing or empty" in log and "Traceback" not in log
+    assert "started" not in log and not list((folder / "results" / "tiny").glob("outcomes/*"))
+    assert start(folder, "-n", settings=settings).wait(timeout=120) == 0, "what would run is told without data too"
 
 
 def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
