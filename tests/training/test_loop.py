@@ -17,7 +17,6 @@ from torch import nn
 from mammo_utils.batches.exams import ExamSet, exam_set
 from mammo_utils.config import Training, load_study
 from mammo_utils.data.exams import VIEWS
-from mammo_utils.models.systems import system_of
 from mammo_utils.training import loop
 from tests.conftest import CHECKOUT
 
@@ -139,6 +138,8 @@ def test_switches_do_what_they_say():
 def test_a_fused_step_is_a_plain_one(name):
     """torch's fused AdamW on a CPU goes through memory as it lies: a gradient that lay otherwise than its weight would
     move the wrong weights, and nothing would say so."""
+    from mammo_utils.models.systems import system_of  # not for the processes that import this module
+
     torch.manual_seed(0)
     whole = loop.arranged(
         system_of(name, load_study(CHECKOUT / "config" / "demo.yaml").model, n_birads=2, weights=None), Training()

@@ -1,4 +1,7 @@
-"""Two processes that share each batch do as one does."""
+"""Two processes that share each batch do as one does.
+
+Each of them imports this module anew, so what a test alone needs is imported in the test.
+"""
 
 import os
 import signal
@@ -13,8 +16,6 @@ import torch
 from mammo_utils.config import Training
 from mammo_utils.training import loop
 from mammo_utils.training.processes import ProcessesError, in_processes, mean_buffers, share
-from mammo_utils.training.run import train_run
-from tests.kill import results
 from tests.training.test_loop import Tiny, parts
 
 
@@ -125,6 +126,9 @@ def test_stopped_and_started_again_two_processes_end_the_same(tmp_path):
 
 
 def test_a_run_in_two_processes_predicts_each_exam_once(small_study, in_small_project):
+    from mammo_utils.training.run import train_run
+    from tests.kill import results
+
     spec = next(run for run in small_study.runs() if run.id == "hybrid_view_specific-multi-1v5-seed0")
     seen, found = [], []
     for n in (1, 2):
