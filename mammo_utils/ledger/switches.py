@@ -1,5 +1,5 @@
 """Whether a switch of training leaves the AUC as it is: ``python -m mammo_utils.ledger.switches`` trains one run of a
-study once with each switch and compares the answers for the same patients.
+study with each switch and compares the answers for the same patients.
 
 The study's notebooks 01 and 02 must have run; its own runs are not touched.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mammo_utils.config import RunSpec, load_study
@@ -55,26 +57,31 @@ def answers(spec: RunSpec, data: RunData, task: str) -> Sample:
     return Sample(labels, probabilities(table, task, classes)[None], table["group"].to_numpy(str))
 
 
-def compare_switches(spec: RunSpec, resamples: int = 1000, compiled: bool = False) -> dict[str, Any]:
-    """The AUC of each of :func:`variants` and its difference to the first, both with the 95 % interval over patients;
-    one seed, so that the spread over trainings is not in it."""
+def compare_switches(
+    spec: RunSpec, seeds: Sequence[int], resamples: int = 1000, compiled: bool = False
+) -> dict[str, Any]:
+    """The AUC of each of :func:`variants`, the mean over seeds, and its difference to the first, both with the 95 %
+    interval over patients; and the AUC of each seed, for two trainings differ by more than a switch may do."""
     task = "birads" if spec.task_mode == "birads" else "diagnosis"
     data, rows, first = {}, [], None
     for name, variant in variants(spec, compiled):
         store = variant.training.store
         data[store] = data.get(store) or load_data(variant, pick_device(spec.training))
-        found = answers(variant, data[store], task)
+        trained = [answers(variant.model_copy(update={"seed": seed}), data[store], task) for seed in seeds]
+        found = replace(trained[0], probabilities=np.concatenate([sample.probabilities for sample in trained]))
         first = first or found
         auc = interval(found, "auc", resamples=resamples)
         difference = paired_difference(found, first, "auc", resamples=resamples)
         row = {what: [v.value, v.low, v.high] for what, v in (("auc", auc), ("difference", difference))}
+        row["auc_of_seeds"] = [interval(sample, "auc", resamples=0).value for sample in trained]
         rows.append({"name": name, **row})
-        print(f"  {name:40}AUC {auc}, difference {difference}", flush=True)
+        by_seed = " ".join(f"{value:.3f}" for value in row["auc_of_seeds"])
+        print(f"  {name:40}AUC {auc}, difference {difference}; by seed {by_seed}", flush=True)
     reported = data["device"].reported
     breasts, exams = len(first.labels), len(data["device"].parts[reported])
     return {
         "run": spec.id, "study": spec.study, "synthetic": data["device"].synthetic, "task": task, "part": reported,
-        "epochs": spec.training.epochs, "exams": exams, "breasts": breasts, "seed": spec.seed, "rows": rows,
+        "epochs": spec.training.epochs, "exams": exams, "breasts": breasts, "seeds": list(seeds), "rows": rows,
     }  # fmt: skip
 
 
@@ -83,13 +90,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--study", default="config/demo.yaml")
     parser.add_argument("--settings", nargs="*", default=[], help="settings in place of the study file's")
     parser.add_argument("--system", default="hybrid_shared")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--compile", action="store_true", help="with compiled encoders too: minutes more")
     parser.add_argument("--json", type=Path, help="a record, to which the figures are added")
     a = parser.parse_args(arguments)
     study = load_study(a.study, a.settings)
     spec = study.run(a.system, study.grid.task_modes[0], study.grid.subsets[0], study.grid.seeds[0])
     torch.set_num_threads(spec.training.threads)
-    found = compare_switches(spec, study.evidence.resamples, a.compile)
+    found = compare_switches(spec, a.seeds, study.evidence.resamples, a.compile)
     if a.json:
         device = pick_device(spec.training)
         found["environment"] = environment(device_name(device), spec.training.threads)
