@@ -2,14 +2,16 @@
 # Give the same command again after an interruption: what is finished is not done again.
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.cli import get_argument_parser
+
 from mammo_utils.config import load_study
 from mammo_utils.files import code_hash, hash_of
+from mammo_utils.workflow.gpus import any_gpu
 from mammo_utils.workflow.publish import notebook_hash
 from mammo_utils.workflow.status import report
 from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, failures, forget, give_up, to_do_again
@@ -17,8 +19,10 @@ from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, fail
 FILE = config.get("study", "config/demo.yaml")
 SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
 SETTINGS = [SETTINGS] if isinstance(SETTINGS, str) else list(SETTINGS)
-# Snakemake itself knows only after it has read this file; a dry run holds nothing and forgets nothing
-DRY = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in sys.argv[1:])
+# Snakemake itself knows only after it has read this file; what only tells holds nothing and forgets nothing
+WORDS = vars(get_argument_parser().parse_known_args(sys.argv[1:])[0])
+TELLING = ("dryrun", "summary", "detailed_summary", "list_rules", "list_target_rules", "dag", "rulegraph", "filegraph")
+DRY = any(WORDS.get(name) for name in TELLING)
 try:
     STUDY = load_study(FILE, SETTINGS)
     if workflow.remote_exec:  # a job of a cluster: the study is held by the command that sent it, on another machine
@@ -33,8 +37,9 @@ except (ValueError, StudyRunning) as error:  # each of ours is one sentence
 
 # what one run takes, and how many run at once: of a cluster as many as it takes jobs, here as many as there is room for
 THREADS = STUDY.training.threads * STUDY.training.processes
-GPUS = 0 if STUDY.training.device == "cpu" else STUDY.training.processes
 ROOM = {name: resource.value for name, resource in workflow.global_resources.items() if resource.value}
+DEVICE, CLUSTER = STUDY.training.device, workflow.remote_exec or "_nodes" in ROOM  # a cluster's GPUs are not here
+GPUS = STUDY.training.processes if DEVICE == "cuda" or (DEVICE == "auto" and (CLUSTER or any_gpu())) else 0
 AT_ONCE = ROOM.get("_nodes") or ROOM.get("_cores", 1) // THREADS
 if GPUS and "gpu" in ROOM:
     AT_ONCE = min(AT_ONCE, ROOM["gpu"] // GPUS)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from mammo_utils.files import hash_of, project_root
+from mammo_utils.files import hash_of, project_root, read_json
 
 System = Literal["resnet18", "resnet50", "vssm_shared", "vssm_view_specific", "hybrid_shared", "hybrid_view_specific"]
 TaskMode = Literal["multi", "diagnosis", "birads"]
@@ -132,6 +132,7 @@ class Training(Frozen):
     augmentation: Augmentation = Augmentation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of all but the scan; auto: bfloat16 on a GPU
+    # (float32 on a GPU leaves torch's default: its convolutions by TF32)
     threads: Count = 1  # of a process on a CPU; results are the same to the last bit for the same number
     processes: Count = 1  # that share each batch, one a GPU
     store: Literal["auto", "device", "mapped"] = "auto"  # images lie on the device, or are read batch by batch
@@ -155,7 +156,7 @@ class Grid(Frozen):
     systems: tuple[System, ...] = tuple(System.__args__)
     task_modes: tuple[TaskMode, ...] = tuple(TaskMode.__args__)
     subsets: tuple[Subset, ...] = tuple(Subset.__args__)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[NonNegativeInt, ...] = (0,)
     blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system, with other numbers of blocks
 
     @model_validator(mode="after")
@@ -227,7 +228,7 @@ class RunSpec(Frozen):
     system: System
     task_mode: TaskMode
     subset: Subset
-    seed: int
+    seed: NonNegativeInt
     blocks: int = 0  # where not the settings' own: part of the run's name, the number itself stands in `model`
     data: Data
     images: Images
@@ -244,6 +245,14 @@ class RunSpec(Frozen):
     @property
     def folder(self) -> Path:
         return project_root() / "results" / self.study / "runs" / self.id
+
+    @property
+    def begun(self) -> bool:
+        """Whether its folder holds a run of these settings, finished or not."""
+        try:
+            return read_json(self.folder / "config.json")["hash"] == self.hash
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
     @property
     def learning_rate(self) -> float:

@@ -123,7 +123,8 @@ def epochs_of(
 
     Where there is no GPU, the naive trainer's scan is the plain loop in torch, all that mamba-ssm has for a CPU;
     a second naive trainer has the scan of this study, so that the rest of the difference is seen by itself. All in
-    turn, one round to warm; the median over `rounds`.
+    turn, one round to warm; the median over `rounds`. The peak of memory is that above an epoch's start, where weights,
+    optimiser state and the images of a store on the device lie already.
     """
     device, settings, n_exams = exams["device"].device, study.training, len(exams["device"])
     weights = {"diagnosis": torch.ones(2, device=device), "birads": torch.ones(len(CATEGORIES), device=device)}
@@ -161,9 +162,10 @@ def epochs_of(
         for label, epoch in trainers.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
             seconds = timed(epoch, device) / 1e3
             if device.type == "cuda":
-                memory[label] = torch.cuda.max_memory_allocated() / MEGABYTE
+                memory[label] = (torch.cuda.max_memory_allocated() - before) / MEGABYTE
             if turn:
                 taken[label].append(seconds)
     rates = {label: n_exams / median(times) for label, times in taken.items()}

@@ -94,10 +94,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="with compiled encoders too: minutes more")
     parser.add_argument("--json", type=Path, help="a record, to which the figures are added")
     a = parser.parse_args(arguments)
-    study = load_study(a.study, a.settings)
-    spec = study.run(a.system, study.grid.task_modes[0], study.grid.subsets[0], study.grid.seeds[0])
-    torch.set_num_threads(spec.training.threads)
-    found = compare_switches(spec, a.seeds, study.evidence.resamples, a.compile)
+    try:
+        study = load_study(a.study, a.settings)
+        spec = study.run(a.system, study.grid.task_modes[0], study.grid.subsets[0], study.grid.seeds[0])
+        torch.set_num_threads(spec.training.threads)
+        found = compare_switches(spec, a.seeds, study.evidence.resamples, a.compile)
+    except (ValueError, FileNotFoundError) as error:  # each of ours is one sentence
+        parser.exit(2, f"{error}\n")
     if a.json:
         device = pick_device(spec.training)
         found["environment"] = environment(device_name(device), spec.training.threads)

@@ -69,6 +69,9 @@ def train(
     rows: list[dict[str, Any]] = []
     best = {"epoch": 0, "score": -math.inf, "model": None}
     state = load_checkpoint(checkpoint, identity, device)
+    begun = len(state["rows"]) if state else 0
+    if sum_over_processes(torch.tensor(float(begun), device=device)) != begun * share()[1]:
+        state = None  # it is not of every process's device: all begin anew
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -90,6 +93,7 @@ def train(
             ) from error
         known = [score for score in scores.values() if not math.isnan(score)]
         score = float(np.mean(known)) if known else math.nan  # §4.3: a combined score of both AUCs
+        used = optimizer.param_groups[0]["lr"]
         schedule.step(score)
         if score > best["score"] or best["model"] is None:
             kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -99,7 +103,7 @@ def train(
             "loss": loss,
             **{f"validation_{task}_auc": value for task, value in scores.items()},
             "validation_auc": score,
-            "learning_rate": optimizer.param_groups[0]["lr"],
+            "learning_rate": used,
             "micro_batch": micro,
             "seconds": time.perf_counter() - start,
         }
@@ -148,10 +152,10 @@ def train_epoch(
         loss, micro = in_memory(attempt, micro, batch)
         sum_gradients(model)
         loss = sum_over_processes(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         total += loss * len(batch.whole_exams)
-        steps.append((loss, batch.whole_exams))
+        steps.append((loss, norm.detach(), batch.whole_exams))
     mean_buffers(model)
     mean = float(total) / len(exams)
     whole = torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all()
@@ -188,8 +192,9 @@ def backward(
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not get memory: on a CPU it raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory was short: a CPU, a GPU's libraries and Triton say so in errors of other kinds."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def in_memory(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[Any, int]:
@@ -216,14 +221,18 @@ def in_memory(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[
 
 
 def not_finite(steps: list, exams: ExamSet, epoch: int, learning_rate: float) -> str:
-    """A sentence on the first step of an epoch whose loss is not finite, or on the last, whose gradient was not.
+    """A sentence on the first step of an epoch whose loss or gradient is not finite; on the last, where neither tells.
 
-    steps: (loss, positions of exams) each.
+    steps: (loss, norm of the gradient, positions of exams) each. What a step leaves shows in the next one's loss.
     """
-    bad = [number for number, (loss, _) in enumerate(steps) if not torch.isfinite(loss)]
-    number, what = (bad[0], "loss") if bad else (len(steps) - 1, "gradient")
-    names = ", ".join(exams.names[i] for i in steps[number][1].tolist())
-    value = f", {float(steps[number][0])}" if bad else ""
+    bad = [
+        (number, "gradient" if loss.isfinite() else "loss")
+        for number, (loss, norm, _) in enumerate(steps)
+        if not (loss + norm).isfinite()
+    ]
+    number, what = bad[0] if bad else (len(steps) - 1, "update")
+    names = ", ".join(exams.names[i] for i in steps[number][2].tolist())
+    value = f", {float(steps[number][0])}" if what == "loss" else ""
     return (
         f"The {what} of epoch {epoch} is not finite{value} at step {number + 1} of {len(steps)}, exams {names}; the "
         f"state after epoch {epoch - 1} is kept. "

@@ -109,6 +109,8 @@ def train_run(
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}
         if finished(spec.folder, record):
             return read_json(spec.folder / "metrics.json")
+        if not spec.begun:
+            (spec.folder / "progress.json").unlink(missing_ok=True)
         for left in (spec.folder / "metrics.json", spec.folder / "failed.json", *spec.folder.glob(".*.part")):
             left.unlink(missing_ok=True)  # parts are what a killed process was writing
         write_json(spec.folder / "config.json", record)
@@ -134,9 +136,9 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
         torch.set_num_threads(spec.training.threads)
     first = share()[0] == 0
     model = arranged(build(spec).to(device), spec.training)
+    facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)
+    facts |= {"scan": model.backend, "precision": precision(device, spec.training)}
     if first:
-        facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)
-        facts |= {"scan": model.backend, "precision": precision(device, spec.training)}
         write_json(spec.folder / "environment.json", facts)
 
     def told(row: dict[str, Any]) -> None:
@@ -145,8 +147,10 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
             write_json(spec.folder / "progress.json", progress)
         on_epoch(row)
 
-    # a state made on another device or by another torch would go on to numbers that no machine gives from the start
+    # a state made on another device or by other kernels would go on to numbers that no machine gives from the start
     made_by = {"code": code_hash(*TRAINING_CODE), "device": device_name(device), "torch": str(torch.__version__)}
+    made_by |= {"scan": model.backend, "numba": facts["versions"].get("numba", "")}
+    made_by |= {"cpu": torch.backends.cpu.get_cpu_capability()} if device.type == "cpu" else {}
     rows, best_epoch = train(
         model,
         data.parts,

@@ -49,6 +49,7 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
                 engine_name="study",
                 kernel_name="python3",
                 progress_bar=False,
+                start_timeout=300,  # seconds; many kernels may start at once
                 stdout_file=voice,
                 cwd=project_root(),
             )
@@ -56,6 +57,8 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
             reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
         except DeadKernelError:
             reason = "its kernel died; most often the memory was not enough"
+        except (RuntimeError, OSError) as error:  # such as a kernel that does not come up
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         voice.close()
         if partial.exists():
             os.replace(partial, target)

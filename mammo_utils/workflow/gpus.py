@@ -18,13 +18,22 @@ def gpu_names() -> list[str]:
     """The name of each NVIDIA GPU of this machine, as its driver's command tells, without starting torch.
 
     None where one is cut into parts (MIG): those have no plain numbers."""
-    try:
-        lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return []
+    lines = _listed()
     if any(line.lstrip().startswith("MIG ") for line in lines):
         return []
     return [line.split(": ", 1)[1].split(" (UUID")[0] for line in lines if line.startswith("GPU ")]
+
+
+def any_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, whole or in parts."""
+    return any(line.startswith("GPU ") for line in _listed())
+
+
+def _listed() -> list[str]:
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
 
 
 @contextmanager

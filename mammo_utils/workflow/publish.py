@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mammo_utils.config import Study, load_study
+from mammo_utils.config import ParameterError, Study, load_study
 from mammo_utils.figures.save import MANIFEST, read_manifest
 from mammo_utils.files import (
     TRAINING_CODE,
@@ -73,5 +73,9 @@ def notebook_hash(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for picture in publish(load_study(sys.argv[1], sys.argv[2:]), sys.argv[1]):
+    try:
+        asked = load_study(sys.argv[1], sys.argv[2:])
+    except ParameterError as error:
+        sys.exit(str(error))
+    for picture in publish(asked, sys.argv[1]):
         print(picture.relative_to(project_root()))

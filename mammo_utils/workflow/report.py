@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
 
-from mammo_utils.config import Study, load_study
+from mammo_utils.config import ParameterError, Study, load_study
 from mammo_utils.data.exams import load_cohort
 from mammo_utils.evidence.runs import read_runs
 from mammo_utils.evidence.tables import results_table, run_list, settings_table
@@ -179,7 +179,10 @@ def main() -> None:
     parser.add_argument("--broken", action="store_true", help="a step failed: report what there is")
     parser.add_argument("--claims", action="store_true", help="write nothing; say which claims of the results hold")
     options = parser.parse_args()
-    study = load_study(options.study, options.settings)
+    try:
+        study = load_study(options.study, options.settings)
+    except ParameterError as error:
+        parser.exit(2, f"{error}\n")
     if options.claims:
         sys.exit(claims(study))
     act = verdict if options.verdict else broken if options.broken else write_report

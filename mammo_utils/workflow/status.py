@@ -34,6 +34,8 @@ def run_states(study: Study) -> pd.DataFrame:
         row: dict[str, Any] = {"run": spec.id, "system": spec.system, "state": "waiting", "epochs": 0}
         row |= {"of": spec.training.epochs, "seconds": float("nan"), "reason": ""}
         done, failed, going = (_values(folder / f"{name}.json") for name in ("metrics", "failed", "progress"))
+        if not spec.begun:  # what is there has other settings and will be replaced
+            done, going = {}, {}
         if done.get("epochs"):
             row |= {"state": "done", "epochs": done["epochs"], "seconds": done["seconds"] / done["epochs"]}
         elif held(folder):

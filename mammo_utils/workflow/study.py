@@ -44,12 +44,13 @@ def claim(study: Study) -> IO[str] | None:
 
 
 def to_do_again(study: Study) -> list[Path]:
-    """The outcomes of what is to be done again: what failed, runs whose files were deleted, and notebooks whose
-    figures rest on code that has changed since. (Runs are kept then: they say that they are stale.)"""
+    """The outcomes of what is to be done again: what failed, runs whose files were deleted, or overwritten by hand with
+    those of other settings, and notebooks whose figures rest on code that has changed since. (Runs are kept then: they
+    say that they are stale.)"""
     outcomes = study.folder / "outcomes"
     found = {file for file in outcomes.glob("*.json") if read_json(file)["outcome"] == "failed"}
     for run in study.runs():
-        if not (run.folder / "metrics.json").is_file():
+        if not ((run.folder / "metrics.json").is_file() and run.begun):
             found.add(outcomes / f"04_train-{run.id}.json")
     manifest = study.folder / "figures" / "manifest.json"
     for entry in read_json(manifest) if manifest.is_file() else []:

@@ -166,7 +166,7 @@ class Convolving(nn.Module):
 def test_the_schedule_goes_on_after_a_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "validation_scores", lambda *_: {"diagnosis": 0.6})
     _, rows, _ = run(tmp_path / "a.pt", epochs=6, patience=2)
-    assert [row["learning_rate"] / 0.03 for row in rows] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [row["learning_rate"] / 0.03 for row in rows] == [1, 1, 1, 0.5, 0.5, 0.25]
     for epochs in (2, 4, 6):  # stopped in the middle of its patience
         _, rows_resumed, _ = run(tmp_path / "b.pt", epochs=epochs, patience=2)
     assert rows_resumed == rows
@@ -197,7 +197,7 @@ def test_learning_rate_halves_after_patience_epochs_without_a_better_auc(tmp_pat
     monkeypatch.setattr(loop, "validation_scores", lambda *_: {"diagnosis": next(scores)})
     _, rows, best = run(tmp_path / "c.pt", epochs=8, patience=3)
     rates = [row["learning_rate"] / 0.03 for row in rows]
-    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5] and best == 6
+    assert rates == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5] and best == 6
 
 
 def test_the_gradient_is_clipped(tmp_path, monkeypatch):
@@ -206,8 +206,9 @@ def test_the_gradient_is_clipped(tmp_path, monkeypatch):
 
     def spy(parameters, bound):
         parameters = list(parameters)
-        original(parameters, bound)
+        norm = original(parameters, bound)
         norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in parameters)))
+        return norm
 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", spy)
     run(tmp_path / "c.pt", epochs=1, clip=1e-3)
@@ -229,19 +230,36 @@ def test_a_loss_that_is_not_finite_names_its_exams_and_keeps_the_last_state(tmp_
     assert len(loop.load_checkpoint(tmp_path / "c.pt", {"config": "a"}, torch.device("cpu"))["rows"]) == 2
 
 
-def test_a_gradient_that_is_not_finite_in_the_last_step_is_told_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(tmp_path, monkeypatch, step):
+    """Not of the next one, whose loss it spoils."""
     original, calls = loop.backward, []
 
-    def backward(model, *rest):
-        loss = original(model, *rest)
-        calls.append(loss)
-        if len(calls) == 6:
-            next(model.parameters()).grad[:] = math.nan
+    def backward(model, batch, *rest):
+        loss = original(model, batch, *rest)
+        calls.append(batch.exams.tolist())
+        if len(calls) == step:
+            next(model.parameters()).grad[:] = math.inf
         return loss
 
     monkeypatch.setattr(loop, "backward", backward)
-    with pytest.raises(loop.TrainingError, match=r"gradient of epoch 1 is not finite at step 6 of 6, exams S1-"):
+    told = rf"gradient of epoch 1 is not finite at step {step} of 6, exams (.*); the state"
+    with pytest.raises(loop.TrainingError, match=told) as error:
         run(tmp_path / "c.pt")
+    assert ", ".join(f"S1-{i:04d}" for i in calls[step - 1]) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_shortage_of_memory_is_known_by_the_words_of_every_library(text, short):
+    assert loop.out_of_memory(RuntimeError(text)) == short
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])

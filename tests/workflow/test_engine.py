@@ -149,13 +149,16 @@ def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_sma
 
 
 def test_what_is_to_be_done_again_is_forgotten_and_nothing_else(small_study, in_small_project):
-    """Failures, runs whose files were deleted, and notebooks whose figures rest on code that has changed."""
-    folder, (kept, deleted, *_) = small_study.folder / "outcomes", small_study.runs()
-    done = ("cohort", "05_results", "06_attention", f"04_train-{kept.id}", f"04_train-{deleted.id}")
+    """Failures, runs whose files were deleted or are of other settings, and notebooks whose figures rest on code that
+    has changed."""
+    folder, (kept, deleted, other, *_) = small_study.folder / "outcomes", small_study.runs()
+    done = ("cohort", "05_results", "06_attention", *(f"04_train-{run.id}" for run in (kept, deleted, other)))
     for name in done:
         write_json(folder / f"{name}.json", {"outcome": "done", "reason": ""})
     write_json(folder / "03_models.json", {"outcome": "failed", "reason": "x"})
-    write_json(kept.folder / "metrics.json", {})
+    for run, settings in ((kept, kept.hash), (other, "of other settings")):
+        write_json(run.folder / "metrics.json", {})
+        write_json(run.folder / "config.json", {"hash": settings})
     entries = [{"notebook": "05_results", "figure": "a.png", "modules": ["files.py"], "code": code_hash("files.py")}]
     entries += [{"notebook": "06_attention", "figure": "b.png", "modules": ["files.py"], "code": "another"}]
     write_json(small_study.folder / "figures" / "manifest.json", entries)
@@ -165,6 +168,7 @@ def test_what_is_to_be_done_again_is_forgotten_and_nothing_else(small_study, in_
     shutil.rmtree(small_study.folder / "figures")
     shutil.rmtree(folder)
     shutil.rmtree(kept.folder)
+    shutil.rmtree(other.folder)
     assert left == {"cohort", "05_results", f"04_train-{kept.id}"}
 
 

@@ -25,6 +25,9 @@ def record_of(study, device, size, rate):
 
 
 def folders(study):
+    """system -> folder of its run, begun with the study's settings."""
+    for run in study.runs():
+        write_json(run.folder / "config.json", {"hash": run.hash})
     return {run.system: run.folder for run in study.runs()}
 
 
@@ -69,9 +72,7 @@ def test_each_state_is_named_with_its_reason(demo):
     write_json(at["resnet50"] / "failed.json", {"reason": "TrainingError: the loss"})
     write_json(at["vssm_shared"] / "progress.json", {"epochs": 4, "of": 10, "seconds": 3.0})
     write_json(at["hybrid_shared"] / "progress.json", {"epochs": 2, "of": 10, "seconds": 5.0})
-    at["hybrid_view_specific"].mkdir(parents=True)
     (at["hybrid_view_specific"] / "progress.json").write_text("{half")
-    (at["vssm_view_specific"]).mkdir(parents=True)
     (at["vssm_view_specific"] / ".lock").touch()  # left by one that was killed
     with folder_lock(at["hybrid_shared"]):
         states = status.run_states(demo)
@@ -87,6 +88,16 @@ def test_each_state_is_named_with_its_reason(demo):
     seconds, _ = status.time_left(demo, states)
     assert seconds == pytest.approx(6 * 3 + 8 * 5 + 2 * 10 * 3)
     assert status.report(demo)[0].startswith("study demo: 6 runs, 1 done, 0 running, 1 failed, 2 stopped")
+
+
+def test_what_has_other_settings_counts_for_nothing(demo):
+    at = folders(demo)
+    write_json(at["resnet18"] / "metrics.json", {"epochs": 10, "seconds": 20.0})
+    write_json(at["vssm_shared"] / "progress.json", {"epochs": 4, "of": 10, "seconds": 3.0})
+    longer = demo.model_copy(update={"training": demo.training.model_copy(update={"epochs": 100})})
+    assert set(status.run_states(demo)["state"]) == {"done", "stopped", "waiting"}
+    states = status.run_states(longer)
+    assert (states["state"] == "waiting").all() and (states["epochs"] == 0).all() and (states["of"] == 100).all()
 
 
 def test_without_a_record_the_time_is_unknown_until_epochs_are_there(demo, monkeypatch, tmp_path):
