@@ -4,6 +4,7 @@ Each of them imports this module anew, so what a test alone needs is imported in
 """
 
 import os
+import shutil
 import signal
 import time
 from multiprocessing import get_context
@@ -26,7 +27,7 @@ class Still(Tiny):
         return super().train(False)
 
 
-def curve(say, kind, checkpoint, epochs, batch_size=7):
+def curve(say, kind, checkpoint, epochs, batch_size=7, unlike=False):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = kind()
@@ -37,7 +38,7 @@ def curve(say, kind, checkpoint, epochs, batch_size=7):
         learning_rate=0.03,
         seed=1,
         checkpoint=checkpoint,
-        identity={"config": "a"},
+        identity={"config": "another" if unlike and share()[0] else "a"},
     )
     say((rows, best, {name: tensor.numpy() for name, tensor in model.state_dict().items()}))
 
@@ -119,9 +120,13 @@ def until(condition, seconds=60):
 def test_stopped_and_started_again_two_processes_end_the_same(tmp_path):
     whole = found_by(2, Tiny, tmp_path / "whole.pt", 4)
     found_by(2, Tiny, tmp_path / "c.pt", 2)
-    again = found_by(2, Tiny, tmp_path / "c.pt", 4)
-    assert [row["loss"] for row in again[0]] == [row["loss"] for row in whole[0]]
-    assert all((again[2][name] == value).all() for name, value in whole[2].items())
+    shutil.copy(tmp_path / "c.pt", tmp_path / "d.pt")
+    for again in (
+        found_by(2, Tiny, tmp_path / "c.pt", 4),
+        found_by(2, Tiny, tmp_path / "d.pt", 4, 7, True),  # the second one finds no state of its own: both begin anew
+    ):
+        assert [row["loss"] for row in again[0]] == [row["loss"] for row in whole[0]]
+        assert all((again[2][name] == value).all() for name, value in whole[2].items())
     assert whole[2]["norm.running_mean"].any()
 
 
