@@ -14,7 +14,7 @@ from mammo_utils.files import code_hash, hash_of
 from mammo_utils.workflow.gpus import any_gpu
 from mammo_utils.workflow.publish import notebook_hash
 from mammo_utils.workflow.status import report
-from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, failures, forget, give_up, to_do_again
+from mammo_utils.workflow.state import STARTER, StudyRunning, alive, claim, failures, forget, give_up, to_do_again
 
 FILE = config.get("study", "config/demo.yaml")
 SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
@@ -71,13 +71,13 @@ def words(*values):
 def notebook(name, *more, before=""):
     """The shell command that runs a notebook of the study and leaves its outcome in the rule's first output."""
     parameters = json.dumps({"study": str(FILE), "settings": SETTINGS})
-    start = f"exec {before} {PYTHON} -m mammo_utils.workflow.execute {name}"
+    start = f"exec {before} {PYTHON} -m mammo_utils.workflow.run_notebook {name}"
     return " ".join([start, words(HERE), "{output[0]:q}", "--parameters", words(parameters), *more])
 
 
 def soft(name, *more, failure=""):
     """The same for a notebook whose failure stops no other, be it killed."""
-    guard = f"{PYTHON} -m mammo_utils.workflow.guard {{output[0]:q}} {failure} --"
+    guard = f"{PYTHON} -m mammo_utils.workflow.run_notebook {{output[0]:q}} {failure} --"
     return notebook(name, "--soft", *more, before=guard)
 
 

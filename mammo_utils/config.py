@@ -8,17 +8,42 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from mammo_utils.files import hash_of, project_root, read_json
+from mammo_utils.data.sources import SOURCES
+from mammo_utils.io import project_root
+from mammo_utils.provenance import hash_of
+from mammo_utils.vocabulary import SUBSETS, SYSTEMS, TASK_MODES
 
-System = Literal["resnet18", "resnet50", "vssm_shared", "vssm_view_specific", "hybrid_shared", "hybrid_view_specific"]
-TaskMode = Literal["multi", "diagnosis", "birads"]
-Subset = Literal["1v5", "1v3v5", "1to5"]
+
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    """Accept the keys of a registry as they are when a value is checked, not as they were on import."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"accepted are {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+System = Annotated[str, _one_of(SYSTEMS)]
+TaskMode = Annotated[str, _one_of(TASK_MODES)]
+Subset = Annotated[str, _one_of(SUBSETS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -29,7 +54,7 @@ class ParameterError(ValueError):
 
 
 FREE = ("study", "images.workers", "data.folder", "training.store")  # settings of a run that do not decide its numbers
-BLOCKS = {"vssm": (2, 10), "hybrid": (1, 5)}  # §4.2: 2-10 searched; the hybrid has half as many
+BLOCKS = {"vssm_blocks": (2, 10), "hybrid_blocks": (1, 5)}  # §4.2: 2-10 searched; the hybrid has half as many
 
 
 class Frozen(BaseModel):
@@ -55,11 +80,11 @@ class Synthetic(Frozen):
 
 
 class Data(Frozen):
-    source: Literal["synthetic", "cmmd", "ddsm", "vindr"] = "synthetic"
+    source: Annotated[str, _one_of(SOURCES)] = "synthetic"
     folder: str = "data/synthetic"  # relative to the project
     cohort: Literal["usable", "annotated", "complete"] = "usable"
     corrections: bool = True  # put the release's known errors right
-    conflicts: Literal["set aside", "keep"] = "set aside"  # of twins whose labels contradict each other
+    conflicts: Literal["exclude", "keep"] = "exclude"  # exams whose duplicates have other labels
     synthetic: Synthetic = Synthetic()
 
 
@@ -87,8 +112,10 @@ class SplitSettings(Frozen):
 class ModelSettings(Frozen):
     weights: str = ""  # "" none, "imagenet" through torchvision, or a local file
     resnet_cut: Literal["layer1", "layer2", "layer3"] = "layer2"
-    vssm_blocks: Annotated[int, Field(ge=BLOCKS["vssm"][0], le=BLOCKS["vssm"][1])] = 4  # §4.2
-    hybrid_blocks: Annotated[int, Field(ge=BLOCKS["hybrid"][0], le=BLOCKS["hybrid"][1])] = 2  # §4.2: half as many
+    vssm_blocks: Annotated[int, Field(ge=BLOCKS["vssm_blocks"][0], le=BLOCKS["vssm_blocks"][1])] = 4  # §4.2
+    hybrid_blocks: Annotated[int, Field(ge=BLOCKS["hybrid_blocks"][0], le=BLOCKS["hybrid_blocks"][1])] = (
+        2  # §4.2: half as many
+    )
     block: Literal["shuffle", "inner"] = "shuffle"
     fusion: Literal["gated", "concat", "mean"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
@@ -116,14 +143,7 @@ class Training(Frozen):
     epochs: Count = 100
     batch_size: Count = 8  # exams
     micro_batch: Annotated[int, Field(ge=0)] = 0  # exams at once, gradients summed over a batch; 0: all that fit
-    learning_rate: dict[System, Positive] = {
-        "resnet18": 1e-4,
-        "resnet50": 1e-4,
-        "vssm_shared": 1e-5,
-        "vssm_view_specific": 1e-5,
-        "hybrid_shared": 1e-4,
-        "hybrid_view_specific": 1e-4,
-    }
+    learning_rate: dict[System, Positive] = Field(default_factory=dict, validate_default=True)  # §4.3; see SYSTEMS
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     patience: Count = 10  # epochs without a better mean AUC
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate after them
@@ -140,29 +160,27 @@ class Training(Frozen):
     fused: bool = True  # AdamW in one kernel
     compile: bool = False  # the encoders by torch.compile, which needs a C++ compiler
 
-    @model_validator(mode="before")
+    @field_validator("learning_rate", mode="before")
     @classmethod
-    def _fill_learning_rates(cls, values: Any) -> Any:
-        """A study file may name some systems alone; the others keep the paper's learning rate."""
-        if isinstance(values, dict) and isinstance(values.get("learning_rate"), dict):
-            default = cls.model_fields["learning_rate"].default
-            values = {**values, "learning_rate": {**default, **values["learning_rate"]}}
-        return values
+    def _fill_learning_rates(cls, given: Any) -> Any:
+        """A study file may name some systems only; the others keep their default."""
+        default = {name: entry.learning_rate for name, entry in SYSTEMS.items()}
+        return {**default, **given} if isinstance(given, dict) else given
 
 
 class Grid(Frozen):
     """The runs of a study: every combination."""
 
-    systems: tuple[System, ...] = tuple(System.__args__)
-    task_modes: tuple[TaskMode, ...] = tuple(TaskMode.__args__)
-    subsets: tuple[Subset, ...] = tuple(Subset.__args__)
+    systems: tuple[System, ...] = Field(default_factory=lambda: tuple(SYSTEMS))
+    task_modes: tuple[TaskMode, ...] = TASK_MODES
+    subsets: tuple[Subset, ...] = tuple(SUBSETS)
     seeds: tuple[NonNegativeInt, ...] = (0,)
     blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system, with other numbers of blocks
 
     @model_validator(mode="after")
     def _blocks_are_accepted(self) -> Grid:
         for system, numbers in self.blocks.items():
-            first, last = BLOCKS.get(system.split("_")[0], (1, 0))
+            first, last = BLOCKS.get(SYSTEMS[system].blocks, (1, 0))
             for number in numbers:
                 if not first <= number <= last:
                     accepted = f"{first} to {last} blocks" if last else "no blocks"
@@ -216,7 +234,7 @@ class Study(Frozen):
         kept = ("data", "images", "split", "subset_rule", "model", "training")
         settings = {k: v for k, v in self.model_dump().items() if k in kept}
         if blocks:
-            settings["model"] |= {f"{system.split('_')[0]}_blocks": blocks}
+            settings["model"] |= {SYSTEMS[system].blocks: blocks}
         named = {"system": system, "task_mode": task_mode, "subset": subset, "seed": seed, "blocks": blocks}
         return RunSpec(study=self.name, **named, **settings)
 
@@ -245,14 +263,6 @@ class RunSpec(Frozen):
     @property
     def folder(self) -> Path:
         return project_root() / "results" / self.study / "runs" / self.id
-
-    @property
-    def begun(self) -> bool:
-        """Whether its folder holds a run of these settings, finished or not."""
-        try:
-            return read_json(self.folder / "config.json")["hash"] == self.hash
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
 
     @property
     def learning_rate(self) -> float:
@@ -331,7 +341,9 @@ class NotebookParameters(Frozen):
     study: str = "config/demo.yaml"  # the study file
     settings: list[str] = []  # settings in place of the file's, such as "training.epochs=3"
 
-    def load(self) -> Study:
+    @cached_property
+    def loaded(self) -> Study:
+        """The study, read once."""
         return load_study(self.study, self.settings)
 
 
@@ -367,7 +379,7 @@ def check_parameters(notebook: str, values: Mapping[str, Any]) -> NotebookParame
         parameters = model(**values)
     except ValidationError as error:
         raise ParameterError(f"{notebook}: {_sentence(error, model)}") from None
-    parameters.load()
+    parameters.loaded  # noqa: B018 (fails here, before a kernel starts)
     return parameters
 
 

@@ -6,10 +6,11 @@ label does not count. A metric that is undefined is NaN, and :func:`undefined` s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from sklearn.metrics import f1_score, roc_auc_score
-
-METRICS = ("auc", "f1_macro")
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -67,3 +68,62 @@ def counted(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, 
         bad = int((~np.isfinite(probabilities).all(1)).sum())
         raise ValueError(f"The probabilities of {bad} of {len(labels)} breasts are not finite; the model diverged.")
     return labels, probabilities
+
+
+# --- metrics of weighted breasts, for all resamples at once ---------------------------------------------
+
+
+def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The AUC of each row of weights, by ranks; NaN where a class has no weight.
+
+    labels (n,), probabilities (n, K), weights (R, n) -> (R,). The AUC is the share of (positive, negative)
+    pairs in which the positive has the higher score, ties counting one half.
+    """
+    curves = [_binary_auc(labels == k, probabilities[:, k], weights) for k in scored_classes(probabilities)]
+    return np.mean(curves, axis=0)
+
+
+def _binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # equal scores are one step
+    weights, positive = weights[:, order], positive[order]
+    up = np.add.reduceat(weights * positive, starts, axis=1)  # (R, U)
+    down = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = down.cumsum(1) - down / 2  # negatives below, and half of those level
+    pairs = up.sum(1) * down.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, (up * below).sum(1) / pairs, np.nan)
+
+
+def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The macro F1 of each row of weights (shapes as :func:`weighted_auc`); NaN where a class has no weight."""
+    classes = np.arange(probabilities.shape[1])
+    true = labels[:, None] == classes  # (n, K)
+    predicted = probabilities.argmax(1)[:, None] == classes
+    hits, there, said = (weights @ matrix.astype(float) for matrix in (true & predicted, true, predicted))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(there > 0, 2 * hits / (there + said), np.nan).mean(1)
+
+
+# --- the registry -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its title, its value for one sample, and its values under many weightings of the same sample.
+
+    Attributes:
+        title: Its name in tables and figures.
+        value: (labels (n,), probabilities (n, K)) -> float.
+        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,); NaN where it is undefined.
+    """
+
+    title: str
+    value: Callable[[np.ndarray, np.ndarray], float]
+    weighted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+METRICS: dict[str, Metric] = {  # §4.4
+    "auc": Metric("AUC", auc, weighted_auc),
+    "f1_macro": Metric("F1-Macro", f1_macro, weighted_f1_macro),
+}

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():  # read when Triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mammo_utils.config import Study, load_study
-from mammo_utils.files import project_root
+from mammo_utils.io import project_root
 
 torch.set_num_threads(1)
 
@@ -41,10 +41,10 @@ def pytest_collection_modifyitems(items):
 
 def prepare(study: Study) -> Study:
     """What notebooks 01 and 02 leave of a synthetic study: cohort, exam table, store and split."""
-    from mammo_utils.data import read_cohort
-    from mammo_utils.data.exams import save_cohort
-    from mammo_utils.data.splits import groups_of, make_split
-    from mammo_utils.images.store import apply_store, build_store
+    from mammo_utils.data.cohort import save_cohort
+    from mammo_utils.data.sources import read_cohort
+    from mammo_utils.data.split import make_split, patient_groups
+    from mammo_utils.images.build_store import apply_store, build_store
     from mammo_utils.synthetic.release import write_release
 
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
@@ -55,7 +55,7 @@ def prepare(study: Study) -> Study:
     )
     cohort = apply_store(cohort, store)
     settings = study.split.model_dump()
-    make_split(cohort.exams, groups_of(cohort, store.hashes), **settings).save(study.folder / "split.json")
+    make_split(cohort.exams, patient_groups(cohort, store.hashes), **settings).save(study.folder / "split.json")
     return study
 
 

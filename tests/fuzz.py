@@ -29,10 +29,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from mammo_utils.data import read_cohort
-from mammo_utils.data.exams import DataError
-from mammo_utils.data.fates import flow
-from mammo_utils.images.pixels import PixelError, prepare
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.exclusions import exclusion_flow
+from mammo_utils.data.sources import read_cohort
+from mammo_utils.images.preprocess import PixelError, prepare_image
 from tests.images.test_syntaxes import jpeg_lossless, picture
 from tests.release_builder import BREASTS, build_release
 
@@ -224,20 +224,20 @@ def read(folder: Path, path: Path, kind: str) -> str:
         cohort = read_cohort("cmmd", folder)
     except DataError as error:
         return "refused" if len(str(error)) < 1000 and str(error).strip() else f"wrong: a poor sentence: {error!r:.200}"
-    rows = flow(cohort)
+    rows = exclusion_flow(cohort)
     if rows.at[0, "images"] != len(list(folder.rglob("*.dcm"))):
         return f"wrong: {rows.at[0, 'images']} images found, {len(list(folder.rglob('*.dcm')))} on disk"
     name = path.relative_to(folder).as_posix()
-    listed = cohort.set_aside["what"].eq(name).any() or cohort.set_aside["what"].eq(path.name).any()
+    listed = cohort.excluded["what"].eq(name).any() or cohort.excluded["what"].eq(path.name).any()
     if kind == "dicom":
         row = cohort.images[cohort.images["path"] == name]
         if not len(row):
             return "listed" if listed else "wrong: an image is neither used nor listed"
         try:
-            prepare(path, "L", 16)
+            prepare_image(path, "L", 16)
         except PixelError as error:
             return "listed" if str(error) else "wrong: no reason"
-        return "read" if (row["fate"] == "used").all() else "listed"
+        return "read" if (row["status"] == "used").all() else "listed"
     if kind == "json" and not listed and not len(cohort.lesions):
         return "wrong: a damaged file took the lesions of others with it"
     return "listed" if listed else "read"

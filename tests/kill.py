@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from mammo_utils.config import RunSpec
-from mammo_utils.files import read_json
+from mammo_utils.io import read_json
 from mammo_utils.training.run import remove_run, train_run
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=["SIGKILL", "SIGTERM"], default="SIGKILL")
     a = parser.parse_args()
     from mammo_utils.config import load_study
-    from mammo_utils.files import project_root
+    from mammo_utils.io import project_root
 
     study_file = project_root() / "config" / "paper.yaml"
     with tempfile.TemporaryDirectory() as folder:

@@ -3,15 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mammo_utils.config import (
-    NOTEBOOKS,
-    ParameterError,
-    RunSpec,
-    check_parameters,
-    freeze_parameters,
-    load_study,
-)
-from mammo_utils.files import project_root
+from mammo_utils.config import NOTEBOOKS, ParameterError, RunSpec, check_parameters, freeze_parameters, load_study
+from mammo_utils.io import project_root
 
 
 def test_the_paper_study_is_the_54_runs_of_tables_2_to_4():

@@ -13,7 +13,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"n": np.int64(1), "x": math.nan, "f": np.float32(0.5), "t": (1, 2)})
     assert json.loads(path.read_text()) == {"n": 1, "x": None, "f": 0.5, "t": [1, 2]}
-    with pytest.raises(RuntimeError), files.write_whole(path) as temporary:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert files.read_json(path)["n"] == 1 and list(tmp_path.iterdir()) == [path]

@@ -10,21 +10,22 @@ import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.batches.exams import DEVIATION, MEAN
 from mammo_utils.config import load_study
-from mammo_utils.data.exams import VIEWS, load_cohort
-from mammo_utils.images.pixels import prepare
+from mammo_utils.data.cohort import load_cohort
+from mammo_utils.images.preprocess import prepare_image
 from mammo_utils.images.store import load_store
 from mammo_utils.training import loop
 from mammo_utils.training import run as runs
+from mammo_utils.training.dataset import DEVIATION, MEAN
 from mammo_utils.training.loss import total_loss
+from mammo_utils.vocabulary import VIEWS
 
 SILENT = "(silent)"
 PAPER = (  # section, what it says, setting, value
     ("§3", "TOMPEI-CMMD fulfilled all these criteria", "data.source", "cmmd"),
     ("§3", "unlike prior studies that discarded incomplete cases, we preserved them", "data.cohort", "usable"),
     ("§3", "TOMPEI-CMMD provided valuable corrections; of twins and wrong sides " + SILENT, "data.corrections", True),
-    ("§3", "labels of one picture under two patients " + SILENT, "data.conflicts", "set aside"),
+    ("§3", "labels of one picture under two patients " + SILENT, "data.conflicts", "exclude"),
     ("§3", "split at the patient level into 80 % training and 20 % validation", "split.kind", "paper"),
     ("§3", "20 % validation (272 patients)", "split.validation", 0.2),
     ("§3", SILENT, "split.seed", 0),
@@ -100,7 +101,7 @@ def trained(small_study, small_project):
     """One run of the paper's study, shrunk, two epochs; and what its training was given on the way."""
     seen = {"clip": [], "loss": [], "optimizer": [], "schedule": []}
     plain = {
-        "optimizer_of": loop.optimizer_of,
+        "optimizer_of": loop.make_optimizer,
         "total_loss": loop.total_loss,
         "clip": torch.nn.utils.clip_grad_norm_,
         "schedule": torch.optim.lr_scheduler.ReduceLROnPlateau,
@@ -119,7 +120,7 @@ def trained(small_study, small_project):
     run = run.model_copy(update={"training": training, "study": small_study.name, "seed": 77})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAMMO_PROJECT", str(small_project))
-        patch.setattr(loop, "optimizer_of", noted("optimizer", plain["optimizer_of"]))
+        patch.setattr(loop, "make_optimizer", noted("optimizer", plain["optimizer_of"]))
         patch.setattr(loop, "total_loss", noted("loss", plain["total_loss"]))
         patch.setattr(torch.nn.utils, "clip_grad_norm_", noted("clip", plain["clip"]))
         patch.setattr(torch.optim.lr_scheduler, "ReduceLROnPlateau", noted("schedule", plain["schedule"]))
@@ -211,7 +212,7 @@ def test_right_breasts_are_flipped_and_left_ones_not(small_study, in_small_proje
     for side in ("L", "R"):
         row = usual[usual["side"] == side].iloc[0]
         path = small_study.data_folder / row["path"]
-        as_stored = prepare(path, "L", small_study.images.size).grey
+        as_stored = prepare_image(path, "L", small_study.images.size).pixels
         expected = as_stored[:, ::-1] if side == "R" else as_stored
         assert np.array_equal(store.images[row.name], expected), side
 

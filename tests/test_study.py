@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from mammo_utils.config import NOTEBOOKS
-from mammo_utils.files import read_json
-from mammo_utils.workflow.study import STARTER
+from mammo_utils.io import read_json
+from mammo_utils.workflow.state import STARTER
 from tests.conftest import CHECKOUT
 
 SETTINGS = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mammo_utils.data.exams import SET_ASIDE, STEPS, USED, Cohort, DataError, check, exam_table, table
-from mammo_utils.data.fates import apply_rule, listed
+from mammo_utils.data.cohort import EXCLUDED, STEPS, USED, Cohort, DataError, check, exam_table, table
+from mammo_utils.data.exclusions import apply_rule, exclusion_rows
 
 SECOND = "a second image of the same view"
 COPY = "the same UID as another file"
@@ -23,11 +23,11 @@ def assemble(
     folder: Path,
     headers: list[dict],
     labels: dict,
-    set_aside: list[dict],
+    excluded: list[dict],
     lesions: list[dict] | tuple = (),
     rule: str = "usable",
 ) -> Cohort:
-    """The cohort of a data set without known errors; set_aside: what its reader could not use, other than images.
+    """The cohort of a data set without known errors; excluded: what its reader could not use, other than images.
 
     Raises DataError for the rule "annotated" where the reader has no outlines.
     """
@@ -36,14 +36,14 @@ def assemble(
     whole = {"damaged": "", "mirrored": False}
     images = table("images", image_rows([whole | header for header in headers], labels))
     breasts = table("breasts", breast_rows(labels, images.to_dict("records"), {}))
-    aside = set_aside + listed(images[images["fate"] == SET_ASIDE], breasts[breasts["fate"] == SET_ASIDE])
+    aside = excluded + exclusion_rows(images[images["status"] == EXCLUDED], breasts[breasts["status"] == EXCLUDED])
     outlined = table("lesions", list(lesions))
     exams = exam_table(breasts, images, outlined, {}, name)
     synthetic = any(header["synthetic"] for header in headers)
-    found = Cohort(name, folder, synthetic, exams, images, breasts, outlined, table("set_aside", aside), rule=rule)
+    found = Cohort(name, folder, synthetic, exams, images, breasts, outlined, table("excluded", aside), rule=rule)
     found = apply_rule(found)
-    rest = found.set_aside.sort_values(["kind", "what", "reason"], ignore_index=True)
-    return check(replace(found, set_aside=rest))
+    rest = found.excluded.sort_values(["kind", "what", "reason"], ignore_index=True)
+    return check(replace(found, excluded=rest))
 
 
 def image_rows(headers: list[dict], labels: dict) -> list[dict]:
@@ -77,7 +77,7 @@ def image_rows(headers: list[dict], labels: dict) -> list[dict]:
                 reason = f"{SECOND}: beside {views[exam, view]}"
             else:
                 step, views[exam, view] = "", header["path"]
-        fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
+        fate = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
         rows.append({**header, "exam": exam, "view": view, **fate})
     return rows
 
@@ -89,7 +89,7 @@ def _order(header: dict) -> tuple:
 
 def breast_rows(labels: dict, images: list[dict], notes: dict) -> list[dict]:
     """Rows of the table breasts: every breast of the labels and of the images."""
-    there = {(row["exam"], row["side"]) for row in images if row["fate"] == USED}
+    there = {(row["exam"], row["side"]) for row in images if row["status"] == USED}
     found: dict[tuple[str, str], list[dict]] = {}
     for row in images:
         if row["side"]:
@@ -106,6 +106,6 @@ def breast_rows(labels: dict, images: list[dict], notes: dict) -> list[dict]:
         elif (exam, side) not in there:
             step = max((row["step"] for row in found[exam, side]), key=STEPS.index)
             reason = "none of its images can be used"
-        fate = {"fate": SET_ASIDE if reason else USED, "step": step, "reason": reason}
+        fate = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
         rows.append({"exam": exam, "side": side, **label, **fate, "note": notes.get((exam, side), "")})
     return rows

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 FACTS = Path(__file__).with_name("corrections.csv")
-KINDS = ("side", "mirrored", "damaged", "label", "twin")
+KINDS = ("side", "mirrored", "damaged", "label", "duplicate")
 
 
 @cache
@@ -51,12 +51,12 @@ def correct(
     rows = []
     for fact in known_errors():
         exam, where, kind, value = (fact[name] for name in ("exam", "where", "kind", "value"))
-        if exam not in here and not (kind == "twin" and value in here):
+        if exam not in here and not (kind == "duplicate" and value in here):
             continue
         images = places.get((exam, where), [])
         if not on:
             why_not = "corrections are switched off"
-        elif kind == "twin":
+        elif kind == "duplicate":
             why_not = "".join(f"{name} is not in this folder" for name in (exam, value) if name not in here)
         elif kind == "label":
             why_not = _move(sheet, moved, exam, where, value)
@@ -68,7 +68,7 @@ def correct(
     return headers, moved, rows
 
 
-def doubted(corrections: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
+def suspect_corrections(corrections: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
     """The images whose chest wall does not lie where their side puts it, with a `note` where a correction did that.
 
     corrections: the cohort's; index: the store's. A side that was changed against what the pixels say was right in

@@ -64,21 +64,21 @@ def read_headers(
 
     Each header: image, patient, side ("L", "R", ""), view ("CC", "MLO", ""), path, size (bytes), rows, columns,
     bits_stored, photometric, transfer_syntax, note, refused (why it is no view of an exam, ""), synthetic (bool).
-    Files, and all that is out of reach, are set aside as rows of the table set_aside.
+    Files, and all that is out of reach, are set aside as rows of the table excluded.
     """
     files, _, lost = walk_below(folder)
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     headers = []
-    set_aside = [{"kind": "file", "what": p.relative_to(folder).as_posix(), "reason": reason} for p, reason in lost]
+    excluded = [{"kind": "file", "what": p.relative_to(folder).as_posix(), "reason": reason} for p, reason in lost]
     for done, path in enumerate(paths, 1):
         name = path.relative_to(folder).as_posix()
         header, reason = read_header(path)
         if reason:
-            set_aside.append({"kind": "file", "what": name, "reason": reason})
+            excluded.append({"kind": "file", "what": name, "reason": reason})
         else:
             headers.append({**header, "path": name, "size": path.stat().st_size})
         progress(done, len(paths))
-    return headers, set_aside
+    return headers, excluded
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], str]:

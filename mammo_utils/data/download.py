@@ -25,12 +25,12 @@ from types import ModuleType
 
 import pydicom
 
+from mammo_utils.data.cohort import DataError
 from mammo_utils.data.dicom import read_headers
-from mammo_utils.data.exams import DataError
 from mammo_utils.data.folders import files_below
+from mammo_utils.data.label_tables import WORKBOOK, find_label_tables, read_workbook
 from mammo_utils.data.outlines import LARGEST, NAME
-from mammo_utils.data.sheets import WORKBOOK, find_tables, read_workbook
-from mammo_utils.files import project_root, shown, write_whole
+from mammo_utils.io import atomic_write, display_path, project_root
 from mammo_utils.progress import Progress
 
 IMAGES, PATIENTS, BREASTS, OUTLINES = 5202, 1775, 2601, 1385  # of CMMD; of TOMPEI-CMMD's workbook and its files
@@ -51,7 +51,7 @@ def by_hand(folder: Path) -> str:
     return (
         "Fetch CMMD's images (https://doi.org/10.7937/tcia.eqde-4b16, with the NBIA Data Retriever) and TOMPEI-CMMD's "
         f"workbook {WORKBOOK} and annotation files (https://doi.org/10.7937/wezw-bh22) by hand, put all of it below "
-        f"{shown(folder)}, in any folders, and try it with --check."
+        f"{display_path(folder)}, in any folders, and try it with --check."
     )
 
 
@@ -68,7 +68,9 @@ def download(folder: Path, workers: int = 4, progress: Callable[[int, int], None
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DataError(f"{shown(folder)} has {free / 1e9:.0f} GB free; {needed / 1e9:.0f} GB are still to come.")
+        raise DataError(
+            f"{display_path(folder)} has {free / 1e9:.0f} GB free; {needed / 1e9:.0f} GB are still to come."
+        )
     _labels(wordpress, folder)  # before the hours of images: what fails here is known at once
     faults = {}
     done = 0
@@ -105,7 +107,7 @@ def check_folder(folder: Path, progress: Callable[[int, int], None] = lambda don
     DataError where there is no folder, or a table cannot be read.
     """
     if not folder.is_dir():
-        raise DataError(f"There is no data folder {shown(folder)}. {by_hand(folder)}")
+        raise DataError(f"There is no data folder {display_path(folder)}. {by_hand(folder)}")
     files, _ = files_below(folder)
     headers, unread = read_headers(folder, progress)
     findings = _short([f"{row['what']}: {row['reason']}" for row in unread], "files cannot be read")
@@ -127,7 +129,7 @@ def check_folder(folder: Path, progress: Callable[[int, int], None] = lambda don
     ]
     findings += _short(broken, "annotation files cannot be read")
     try:
-        workbook, _ = find_tables(folder, files)
+        workbook, _ = find_label_tables(folder, files)
     except DataError as error:
         return [*findings, str(error)]
     if workbook is None:
@@ -239,7 +241,7 @@ def _labels(wordpress: ModuleType, folder: Path) -> None:
 def fetch(address: str, path: Path) -> None:
     """Fetch one file, whole or not at all. Raises DataError where the address does not answer or sends too much."""
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer, write_whole(path) as part, part.open("wb") as file:
+        with urllib.request.urlopen(address, timeout=60) as answer, atomic_write(path) as part, part.open("wb") as file:
             length = int(answer.headers.get("Content-Length") or 0)
             while data := answer.read(2**20):
                 file.write(data)
@@ -258,10 +260,12 @@ def unpack_outlines(archive: Path, folder: Path) -> None:
             for member in opened.infolist():
                 name = member.filename.rpartition("/")[2]
                 if NAME.match(name) and "__MACOSX" not in member.filename and member.file_size <= LARGEST:
-                    with write_whole(folder / name) as part:
+                    with atomic_write(folder / name) as part:
                         part.write_bytes(opened.read(member))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{shown(archive)} cannot be unpacked ({error}); delete it and fetch it again.") from error
+        raise DataError(
+            f"{display_path(archive)} cannot be unpacked ({error}); delete it and fetch it again."
+        ) from error
 
 
 # --- what is said -----------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(findings) or f"{shown(folder)} is complete: {IMAGES:,} images of {PATIENTS:,} patients.")
+    print("\n".join(findings) or f"{display_path(folder)} is complete: {IMAGES:,} images of {PATIENTS:,} patients.")
     return bool(findings)
 
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.data.exams import KINDS
 from mammo_utils.data.folders import MAY_NOT, files_below
+from mammo_utils.vocabulary import LESION_KINDS
 
 NAME = re.compile(r"^(?P<exam>[A-Za-z0-9-]+)_(?P<view>CC|MLO)_(?P<side>[LR])_AnnotationFile\.json$")
 LARGEST = 20 * 2**20  # bytes; the real files have some 4 kB a lesion
@@ -22,10 +22,10 @@ def read_annotations(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """All outlines under `folder` for images of `sizes`, (exam, view) -> (rows, columns).
 
-    Returns rows of the table lesions and, for what cannot be used, rows of set_aside. The junk that macOS
+    Returns rows of the table lesions and, for what cannot be used, rows of excluded. The junk that macOS
     leaves (``__MACOSX``, names that begin ``._``) is no annotation and is passed over.
     """
-    lesions, set_aside = [], []
+    lesions, excluded = [], []
     named: dict[str, list[Path]] = {}
     for path in files_below(folder)[0]:
         if path.name.endswith("_AnnotationFile.json"):
@@ -46,12 +46,12 @@ def read_annotations(
             outlines, reasons = read_outlines(path, *size)
         lesions += [{"exam": exam, "side": side, "view": f"{side}_{view}", **outline} for outline in outlines]
         place = path.relative_to(folder).as_posix()
-        set_aside += [{"kind": "annotation", "what": place, "reason": reason} for reason in reasons]
-        set_aside += [
+        excluded += [{"kind": "annotation", "what": place, "reason": reason} for reason in reasons]
+        excluded += [
             {"kind": "annotation", "what": copy.relative_to(folder).as_posix(), "reason": f"a copy: of {place}"}
             for copy in copies
         ]
-    return lesions, set_aside
+    return lesions, excluded
 
 
 def _same(path: Path, copy: Path) -> bool:
@@ -91,8 +91,8 @@ def read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, s
 
 
 def _wrong(kind: str, points: list[tuple[float, float]], rows: int, columns: int) -> str:
-    if kind not in KINDS:
-        return f"the label {kind[:40]!r} is none of {', '.join(KINDS)}"
+    if kind not in LESION_KINDS:
+        return f"the label {kind[:40]!r} is none of {', '.join(LESION_KINDS)}"
     if len(points) < 3:
         return f"{len(points)} points are no outline"
     if not all(math.isfinite(x) and math.isfinite(y) for x, y in points):

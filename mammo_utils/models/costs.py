@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mammo_utils.models.encoders import Encoder
 from mammo_utils.models.ss2d import PATHS, SS2D
-from mammo_utils.models.systems import System
+from mammo_utils.models.system import System
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torchvision
 from torch import Tensor, nn
 
-from mammo_utils.config import BLOCKS
+from mammo_utils.config import BLOCKS, ModelSettings
 from mammo_utils.models.ss2d import PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.weights import load_resnet_weights
 
@@ -51,7 +51,7 @@ class VSSM(Encoder):
         backend: str = "auto",
     ):
         super().__init__()
-        depths = stage_depths(blocks, "vssm")
+        depths = stage_depths(blocks, "vssm_blocks")
         widths = check_widths(widths, depths, 96)
         self.embedding = PatchEmbedding(widths[0], patch)
         self.stages = stages(depths, widths, variant, backend)
@@ -76,7 +76,7 @@ class Hybrid(Encoder):
         super().__init__()
         if cut not in CUTS:
             raise ValueError(f"ResNet-18 cannot be cut after {cut!r}; accepted are {', '.join(CUTS)}.")
-        depths = stage_depths(blocks, "hybrid")
+        depths = stage_depths(blocks, "hybrid_blocks")
         widths = check_widths(widths, depths, CUTS[cut])
         if widths[0] != CUTS[cut]:
             raise ValueError(f"The first width is {widths[0]}, but ResNet-18 gives {CUTS[cut]} channels after {cut}.")
@@ -92,7 +92,7 @@ def stage_depths(blocks: int, kind: str) -> tuple[int, ...]:
     """How many blocks each stage has: up to four blocks, one a stage; from five on the extra ones join the third."""
     first, last = BLOCKS[kind]
     if not first <= blocks <= last:
-        raise ValueError(f"A {kind} has {first} to {last} blocks, not {blocks}.")
+        raise ValueError(f"{kind} is {blocks}; it must be {first} to {last}.")
     return (1,) * blocks if blocks <= 4 else (1, 1, blocks - 3, 1)
 
 
@@ -115,7 +115,7 @@ def stages(depths: Sequence[int], widths: Sequence[int], variant: str, backend: 
 def resnet_layers(depth: int, last: str, weights: str | Path | None) -> nn.Sequential:
     """The layers of torchvision's ResNet up to `last`, named as there."""
     resnet = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth](weights=None)
-    if weights is not None:
+    if weights:
         load_resnet_weights(resnet, depth, weights)
     layers = nn.Sequential()
     for name, module in resnet.named_children():
@@ -123,3 +123,11 @@ def resnet_layers(depth: int, last: str, weights: str | Path | None) -> nn.Seque
         if name == last:
             break
     return layers
+
+
+ENCODERS: dict[str, Callable[[ModelSettings], Encoder]] = {  # by the `encoder` of an entry of SYSTEMS
+    "resnet18": lambda s: ResNet(18, s.weights),
+    "resnet50": lambda s: ResNet(50, s.weights),
+    "vssm": lambda s: VSSM(s.vssm_blocks, variant=s.block, backend=s.backend),
+    "hybrid": lambda s: Hybrid(s.hybrid_blocks, None, s.resnet_cut, s.weights, s.block, s.backend),
+}

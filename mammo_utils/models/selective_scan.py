@@ -99,11 +99,11 @@ def scan_paths(
     batch, length, channels = u.shape
     K, _, states = A.shape
     backend = pick_backend(backend, u.device, u.dtype)
-    inverse = _inverse(paths)  # on every backend: it says whether the paths are ones
+    inverse = _inverse(paths, paths._version)  # on every backend: this also checks the paths
     if backend == "triton":
-        from mammo_utils.models.scan_triton import Scan2D
+        from mammo_utils.models.kernels.triton_kernel import Scan2D
 
-        if not _reversed_second(paths):
+        if not _reversed_second(paths, paths._version):
             raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
         A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)
         return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
@@ -111,7 +111,7 @@ def scan_paths(
         torch.promote_types(u.dtype, torch.float32), u, delta, A, B, C, D, delta_bias
     )
     if backend == "cpu":
-        from mammo_utils.models.scan_cpu import Scan
+        from mammo_utils.models.kernels.cpu import Scan
 
         y, _ = Scan.apply(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
         return y[:, 0]
@@ -154,13 +154,13 @@ class Reordered(torch.autograd.Function):
         return Reordered.apply(g, inverse, order), None, None
 
 
-# What is asked of a tensor of paths is asked once, for on a GPU the host waits for the answer; and outside inference
-# mode, whose tensors no later training could save.
+# Checks of paths are cached, because each forces a GPU synchronisation; the key holds the tensor's version, so that
+# paths changed in place are checked again. They run outside inference mode, whose tensors autograd cannot save.
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _inverse(paths: Tensor) -> Tensor:
+def _inverse(paths: Tensor, version: int) -> Tensor:
     """The step at which path k visits each pixel, (K, L). Raises ValueError where it is not one step for each:
     compiled kernels index memory by the paths and check nothing."""
     visited, inverse = paths.sort(1)
@@ -171,7 +171,7 @@ def _inverse(paths: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _reversed_second(paths: Tensor) -> bool:
+def _reversed_second(paths: Tensor, version: int) -> bool:
     """Whether the second half of the paths is the first half reversed."""
     half = len(paths) // 2
     return len(paths) % 2 == 0 and torch.equal(paths[half:], paths[:half].flip(1))
@@ -243,7 +243,7 @@ def _cpu_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
 
     A constant B or C becomes 1 in the scan and a factor of state n of channel d in the output.
     """
-    from mammo_utils.models.scan_cpu import Scan
+    from mammo_utils.models.kernels.cpu import Scan
 
     batch, channels, length = u.shape
     states = A.shape[1]

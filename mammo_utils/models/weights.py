@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from mammo_utils.files import project_root
+from mammo_utils.io import project_root
 
 URLS = {18: ResNet18_Weights.IMAGENET1K_V1.url, 50: ResNet50_Weights.IMAGENET1K_V1.url}
 

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from mammo_utils.files import code_hash, folder_lock, read_json, write_json, write_text
+from mammo_utils.io import folder_lock, read_json, write_json, write_text
+from mammo_utils.provenance import code_hash
 from mammo_utils.synthetic import anatomy, cases, headers, tables
 from mammo_utils.synthetic.cases import Exam
 from mammo_utils.synthetic.findings import Outline
@@ -166,7 +167,7 @@ def _check_folder(folder: Path) -> None:
 def _claim(folder: Path, knobs: dict[str, Any]) -> None:
     """Write what is about to be drawn, or hold it against what an earlier command wrote."""
     path = folder / "synthetic.json"
-    wanted = {**knobs, "code": code_hash("synthetic")}
+    wanted = {**knobs, "code": code_hash("mammo_utils.synthetic.release")}
     if not path.is_file():
         write_json(path, {"what": f"{headers.MARK} release, drawn by mammo_utils: no patient", **wanted})
         return

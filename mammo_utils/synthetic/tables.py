@@ -14,7 +14,7 @@ import numpy as np
 from openpyxl import Workbook
 from openpyxl.utils import get_column_letter
 
-from mammo_utils.files import write_whole
+from mammo_utils.io import atomic_write
 from mammo_utils.synthetic.cases import Breast, Exam, each_breast
 from mammo_utils.synthetic.findings import Outline
 from mammo_utils.synthetic.headers import MARK, SOP_CLASS
@@ -104,7 +104,7 @@ def write_workbook(path: Path, exams: list[Exam], settings: dict[str, Any]) -> N
 
 
 def _save(book: Workbook, path: Path) -> None:
-    with write_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         book.save(temporary)
 
 
@@ -197,7 +197,7 @@ def metadata_row(exam: Exam, uids: tuple[str, str], date: str, images: int, size
 
 
 def write_metadata(path: Path, rows: list[list[Any]]) -> None:
-    with write_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(METADATA_COLUMNS)
         writer.writerows(rows)

@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mammo_utils.batches.exams import Batch, ExamSet, stream
 from mammo_utils.config import Training
-from mammo_utils.data.exams import SIDES, VIEWS
-from mammo_utils.files import write_whole
+from mammo_utils.io import atomic_write
 from mammo_utils.metrics import auc
+from mammo_utils.training.dataset import Batch, ExamSet, derive_seed
+from mammo_utils.training.distributed import average_buffers, rank_and_size, sum_gradients, sum_over_ranks
 from mammo_utils.training.loss import class_weights, total_loss
-from mammo_utils.training.processes import mean_buffers, share, sum_gradients, sum_over_processes
+from mammo_utils.vocabulary import SIDES, VIEWS
 
 
 class TrainingError(RuntimeError):
@@ -57,7 +57,7 @@ def train(
     weights = {
         task: class_weights(train_set.labels[task], classes).to(device) for task, classes in model.classes.items()
     }
-    optimizer = optimizer_of(model, settings, learning_rate)
+    optimizer = make_optimizer(model, settings, learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         # torch counts the epochs that it lets pass before it acts, hence the -1; the AUC's least gain counts
         optimizer,
@@ -70,7 +70,7 @@ def train(
     best = {"epoch": 0, "score": -math.inf, "model": None}
     state = load_checkpoint(checkpoint, identity, device)
     begun = len(state["rows"]) if state else 0
-    if sum_over_processes(torch.tensor(float(begun), device=device)) != begun * share()[1]:
+    if sum_over_ranks(torch.tensor(float(begun), device=device)) != begun * rank_and_size()[1]:
         state = None  # it is not of every process's device: all begin anew
     if state:
         model.load_state_dict(state["model"])
@@ -85,7 +85,7 @@ def train(
             loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro)
             scores = validation_scores(model, parts["validation"], settings, micro)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise TrainingError(
                 "Memory ran out beside the exams, for the optimiser's state maybe; take a smaller system, "
@@ -116,7 +116,7 @@ def train(
             "rows": rows,
             "best": best,
         }
-        if share()[0] == 0:
+        if rank_and_size()[0] == 0:
             save_checkpoint(checkpoint, state, epoch)
         on_epoch(row)
     model.load_state_dict(best["model"])
@@ -142,25 +142,25 @@ def train_epoch(
     """
     model.train()
     total, steps = torch.zeros((), device=exams.device), []
-    batches = exams.epoch(seed, epoch, settings.batch_size, settings.augmentation, share())
+    batches = exams.epoch(seed, epoch, settings.batch_size, settings.augmentation, rank_and_size())
     for step, batch in enumerate(batches):
 
         def attempt(micro: int, step: int = step, batch: Batch = batch) -> torch.Tensor:
-            torch.manual_seed(stream("dropout", seed, epoch, step, share()[0]))
+            torch.manual_seed(derive_seed("dropout", seed, epoch, step, rank_and_size()[0]))
             return backward(model, batch, optimizer, weights, settings, micro)
 
-        loss, micro = in_memory(attempt, micro, batch)
+        loss, micro = with_oom_backoff(attempt, micro, batch)
         sum_gradients(model)
-        loss = sum_over_processes(loss)
+        loss = sum_over_ranks(loss)
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         total += loss * len(batch.whole_exams)
         steps.append((loss, norm.detach(), batch.whole_exams))
-    mean_buffers(model)
+    average_buffers(model)
     mean = float(total) / len(exams)
     whole = torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all()
     if not (math.isfinite(mean) and whole):
-        raise TrainingError(not_finite(steps, exams, epoch, optimizer.param_groups[0]["lr"]))
+        raise TrainingError(describe_divergence(steps, exams, epoch, optimizer.param_groups[0]["lr"]))
     return mean, micro
 
 
@@ -191,13 +191,13 @@ def backward(
     return total
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory was short: a CPU, a GPU's libraries and Triton say so in errors of other kinds."""
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def in_memory(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[Any, int]:
+def with_oom_backoff(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[Any, int]:
     """What ``attempt(micro)`` returns, `micro` exams at once halved as long as memory is short, and what fitted.
 
     An attempt begins anew. Raises TrainingError where one exam is too much. Batch norm's running statistics keep what
@@ -207,7 +207,7 @@ def in_memory(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[
         try:
             return attempt(micro), micro
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         micro = min(micro, len(batch.exams))  # here, where the error's traceback holds no activations any more
         if micro == 1:
@@ -220,7 +220,7 @@ def in_memory(attempt: Callable[[int], Any], micro: int, batch: Batch) -> tuple[
         micro = (micro + 1) // 2
 
 
-def not_finite(steps: list, exams: ExamSet, epoch: int, learning_rate: float) -> str:
+def describe_divergence(steps: list, exams: ExamSet, epoch: int, learning_rate: float) -> str:
     """A sentence on the first step of an epoch whose loss or gradient is not finite; on the last, where neither tells.
 
     steps: (loss, norm of the gradient, positions of exams) each. What a step leaves shows in the next one's loss.
@@ -253,7 +253,7 @@ def predict(
         task: torch.zeros(len(exams), 2, classes, device=exams.device) for task, classes in model.classes.items()
     }
     view_weights = torch.zeros(len(exams), len(VIEWS), device=exams.device)
-    for batch in exams.in_order(settings.batch_size, share()):
+    for batch in exams.in_order(settings.batch_size, rank_and_size()):
 
         def attempt(micro: int, batch: Batch = batch) -> None:
             for part in batch.split(micro):
@@ -264,9 +264,9 @@ def predict(
                     probabilities[task][at] = values.float().softmax(-1)
                 view_weights[at] = weights.float()
 
-        _, micro = in_memory(attempt, micro or settings.batch_size, batch)
-    found = {task: sum_over_processes(values).cpu().numpy() for task, values in probabilities.items()}
-    return found, sum_over_processes(view_weights).cpu().numpy()
+        _, micro = with_oom_backoff(attempt, micro or settings.batch_size, batch)
+    found = {task: sum_over_ranks(values).cpu().numpy() for task, values in probabilities.items()}
+    return found, sum_over_ranks(view_weights).cpu().numpy()
 
 
 def validation_scores(model: nn.Module, exams: ExamSet, settings: Training, micro: int = 0) -> dict[str, float]:
@@ -317,11 +317,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def optimizer_of(model: nn.Module, settings: Training, learning_rate: float) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: Training, learning_rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=learning_rate, fused=settings.fused)
 
 
-def arranged(model: nn.Module, settings: Training) -> nn.Module:
+def prepare_model(model: nn.Module, settings: Training) -> nn.Module:
     """The model in the memory format of the settings, its encoders compiled if they ask for it."""
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -344,7 +344,7 @@ def autocast(device: torch.device, settings: Training) -> torch.autocast:
 def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:
     """Write the whole state, or leave the one before it. Raises TrainingError, where the disk is full for one."""
     try:
-        with write_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(state, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a write fails
         raise TrainingError(

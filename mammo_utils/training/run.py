@@ -12,28 +12,19 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from mammo_utils.batches.exams import ExamSet, exam_set, place, stream
 from mammo_utils.config import RunSpec, Training
-from mammo_utils.data.exams import load_cohort
-from mammo_utils.data.splits import check_split, load_split
-from mammo_utils.data.subsets import SUBSETS, exams_of_subset
-from mammo_utils.files import (
-    TRAINING_CODE,
-    code_hash,
-    environment,
-    file_hash,
-    folder_lock,
-    hash_of,
-    read_json,
-    shown,
-    write_json,
-    write_whole,
-)
-from mammo_utils.images.store import apply_store, load_store
+from mammo_utils.data.cohort import load_cohort
+from mammo_utils.data.split import check_split, load_split, select_subset
+from mammo_utils.images.build_store import apply_store
+from mammo_utils.images.store import load_store
+from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
 from mammo_utils.metrics import auc, f1_macro
-from mammo_utils.models.systems import System, system_of
-from mammo_utils.training.loop import TrainingError, arranged, precision, predict, prediction_table, train
-from mammo_utils.training.processes import in_processes, share
+from mammo_utils.models.system import System, build_system
+from mammo_utils.provenance import environment, file_hash, hash_of, training_code
+from mammo_utils.training.dataset import ExamSet, derive_seed, make_exam_set, place_images
+from mammo_utils.training.distributed import rank_and_size, run_distributed
+from mammo_utils.training.loop import TrainingError, precision, predict, prediction_table, prepare_model, train
+from mammo_utils.vocabulary import SUBSETS
 
 FILES = (
     "config.json",
@@ -57,8 +48,8 @@ class RunData:
 
 def build(spec: RunSpec) -> System:
     """The run's system with its first weights: a function of the specification alone."""
-    torch.manual_seed(stream("weights", spec.seed))
-    return system_of(spec.system, spec.model, task_mode=spec.task_mode, n_birads=len(SUBSETS[spec.subset]))
+    torch.manual_seed(derive_seed("weights", spec.seed))
+    return build_system(spec.system, spec.model, task_mode=spec.task_mode, n_birads=len(SUBSETS[spec.subset]))
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
@@ -70,16 +61,18 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     folder = spec.folder.parents[1]
     for name, notebook in (("exams.parquet", "01"), ("split.json", "02")):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{shown(folder / name)} is missing; run notebook {notebook} of the study first.")
+            raise FileNotFoundError(
+                f"{display_path(folder / name)} is missing; run notebook {notebook} of the study first."
+            )
     store, split = load_store(folder / "store"), load_split(folder / "split.json")
     cohort = apply_store(load_cohort(folder), store)
     check_split(split, cohort, store.hashes)
-    exams = exams_of_subset(cohort.exams, spec.subset, spec.subset_rule)
+    exams = select_subset(cohort.exams, spec.subset, spec.subset_rule)
     exams = exams[exams.index.isin(split.part.index)]  # twins in conflict are in no part
     part = split.part.loc[exams.index]
-    images = place(store, device, spec.training.store)
+    images = place_images(store, device, spec.training.store)
     parts = {
-        name: exam_set(exams[part == name], split.groups, store, SUBSETS[spec.subset], device, images)
+        name: make_exam_set(exams[part == name], split.groups, store, SUBSETS[spec.subset], device, images)
         for name in ("train", "validation", "test")
         if (part == name).any()
     }
@@ -115,9 +108,9 @@ def train_run(
             left.unlink(missing_ok=True)  # parts are what a killed process was writing
         write_json(spec.folder / "config.json", record)
         if spec.training.processes == 1:
-            fill_folder(on_epoch, spec, data, device)
+            train_and_save(on_epoch, spec, data, device)
         else:
-            in_processes(work, spec.training.processes, (spec,), on_epoch, (TrainingError,), device.type == "cuda")
+            run_distributed(work, spec.training.processes, (spec,), on_epoch, (TrainingError,), device.type == "cuda")
         for left in ("checkpoint.pt", "progress.json"):
             (spec.folder / left).unlink(missing_ok=True)
     return read_json(spec.folder / "metrics.json")
@@ -127,17 +120,23 @@ def work(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec) -> None:
     """One process of a run's training."""
     device = pick_device(spec.training)
     device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-    fill_folder(on_epoch, spec, load_data(spec, device), device)
+    train_and_save(on_epoch, spec, load_data(spec, device), device)
 
 
-def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data: RunData, device: torch.device) -> None:
+def train_and_save(
+    on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data: RunData, device: torch.device
+) -> None:
     """Train the run's system and write the files of its folder, metrics.json the very last."""
     if device.type == "cpu":
         torch.set_num_threads(spec.training.threads)
-    first = share()[0] == 0
-    model = arranged(build(spec).to(device), spec.training)
+    first = rank_and_size()[0] == 0
+    model = prepare_model(build(spec).to(device), spec.training)
     facts = environment(device_name(device), torch.get_num_threads() if device.type == "cpu" else None)
-    facts |= {"scan": model.backend, "precision": precision(device, spec.training)}
+    facts |= {
+        "code": training_code(model.backend),
+        "scan": model.backend,
+        "precision": precision(device, spec.training),
+    }
     if first:
         write_json(spec.folder / "environment.json", facts)
 
@@ -148,7 +147,7 @@ def fill_folder(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data:
         on_epoch(row)
 
     # a state made on another device or by other kernels would go on to numbers that no machine gives from the start
-    made_by = {"code": code_hash(*TRAINING_CODE), "device": device_name(device), "torch": str(torch.__version__)}
+    made_by = {"code": training_code(model.backend), "device": device_name(device), "torch": str(torch.__version__)}
     made_by |= {"scan": model.backend, "numba": facts["versions"].get("numba", "")}
     made_by |= {"cpu": torch.backends.cpu.get_cpu_capability()} if device.type == "cpu" else {}
     rows, best_epoch = train(
@@ -174,11 +173,11 @@ def write_results(
     spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, table: pd.DataFrame
 ) -> None:
     """The run's last files; table: its predictions."""
-    with write_whole(spec.folder / "epochs.csv") as file:
+    with atomic_write(spec.folder / "epochs.csv") as file:
         pd.DataFrame(rows).to_csv(file, index=False)
-    with write_whole(spec.folder / "predictions.parquet") as file:
+    with atomic_write(spec.folder / "predictions.parquet") as file:
         table.to_parquet(file, index=False)
-    with write_whole(spec.folder / "weights.safetensors") as file:
+    with atomic_write(spec.folder / "weights.safetensors") as file:
         save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, file)
     metrics = {
         "run": spec.id,
@@ -232,7 +231,9 @@ def load_run(folder: Path) -> tuple[RunSpec, System]:
     """
     for name in ("metrics.json", "weights.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{shown(folder)} has no {name}: the run is not finished; run 04_train for it.")
+            raise FileNotFoundError(
+                f"{display_path(folder)} has no {name}: the run is not finished; run 04_train for it."
+            )
     spec = load_spec(folder)
     without_download = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": ""})})
     model = build(without_download)

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from mammo_utils.config import Study, load_study
-from mammo_utils.data.exams import DataError
-from mammo_utils.files import write_json
+from mammo_utils.data.cohort import DataError
+from mammo_utils.io import write_json
 from mammo_utils.progress import Progress
 from mammo_utils.synthetic.release import write_release
 
 
-def provide(study: Study) -> None:
+def ensure_data(study: Study) -> None:
     """Draw the synthetic release where it is not there yet. Raises DataError where real data are missing."""
     if study.data.source == "synthetic":
         settings = study.data.synthetic.model_dump()
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--outcome", type=Path, help="file to leave the outcome in")
     options = parser.parse_args()
     try:
-        provide(load_study(options.study, options.settings))
+        ensure_data(load_study(options.study, options.settings))
     except ValueError as error:  # each of ours is one sentence
         sys.exit(str(error))
     if options.outcome:

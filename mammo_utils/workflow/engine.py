@@ -18,7 +18,7 @@ from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
 from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
-from mammo_utils.workflow.study import STARTER, orphaned
+from mammo_utils.workflow.state import STARTER, orphaned
 
 INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the executed copy, whatever the shell says
 

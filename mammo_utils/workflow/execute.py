@@ -1,4 +1,4 @@
-"""Runs one notebook of a study headless and leaves its outcome: ``python -m mammo_utils.workflow.execute``.
+"""Runs one notebook of a study headless and leaves its outcome: ``python -m mammo_utils.workflow.run_notebook``.
 
 The outcome is a small file, written last and whole. The executed copy is for reading: when a kernel is killed,
 papermill's copy says that every cell completed, so it is never the sign that a notebook is done.
@@ -20,10 +20,10 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mammo_utils.config import ParameterError, check_parameters
-from mammo_utils.files import folder_lock, project_root, write_json
+from mammo_utils.io import folder_lock, project_root, write_json
 from mammo_utils.progress import duration
 from mammo_utils.workflow.gpus import take_gpus
-from mammo_utils.workflow.study import drop_figures
+from mammo_utils.workflow.state import drop_figures
 
 
 def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "") -> dict[str, Any]:
@@ -38,7 +38,7 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
     with folder_lock(folder / "locks" / target.stem):
         target.parent.mkdir(parents=True, exist_ok=True)
         drop_figures(folder / "figures", name)
-        voice = Voice(name[:2])
+        voice = PrefixedStream(name[:2])
         start = time.monotonic()
         reason = ""
         try:
@@ -66,7 +66,7 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
     return outcome
 
 
-class Voice:
+class PrefixedStream:
     """What a notebook prints, line by line behind its number: several notebooks speak at once."""
 
     def __init__(self, number: str) -> None:

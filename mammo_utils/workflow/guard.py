@@ -1,6 +1,6 @@
 """Runs one notebook's command and, where its process is killed, says so in the outcome that it could not leave itself.
 
-python -m mammo_utils.workflow.guard OUTCOME [--failure FILE] -- COMMAND ...
+python -m mammo_utils.workflow.run_notebook OUTCOME [--failure FILE] -- COMMAND ...
 
 Only what ended the command alone is a failure. What ended the whole study (Ctrl-C, a scheduler's SIGTERM, SIGKILL of
 the process that started it) ends this process too, or is seen by it: such a run is stopped and goes on later.
@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-from mammo_utils.workflow.study import give_up, orphaned
+from mammo_utils.workflow.state import mark_failed, orphaned
 
 
-def guard(outcome: Path, command: list[str], failure: Path | None = None, interval: float = 0.5) -> int:
+def run_supervised(outcome: Path, command: list[str], failure: Path | None = None, interval: float = 0.5) -> int:
     """Wait for the command; returns its exit status, 0 where it was killed and its outcome says so."""
     parent = os.getppid()
     child = subprocess.Popen(command)
@@ -40,7 +40,7 @@ def guard(outcome: Path, command: list[str], failure: Path | None = None, interv
         return 1
     why = {-signal.SIGKILL: ", as where the memory is not enough", -signal.SIGTERM: ", as by a time limit"}
     reason = f"its process was ended by signal {-status} ({signal.Signals(-status).name}{why.get(status, '')})"
-    give_up(outcome, reason, failure)
+    mark_failed(outcome, reason, failure)
     print(f"{outcome.stem}: {reason}", flush=True)
     return 0
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--failure", type=Path, help="a further file for the reason of a failure")
     parser.add_argument("command", nargs="+", help="behind --")
     options = parser.parse_args()
-    sys.exit(guard(options.outcome, options.command, options.failure))
+    sys.exit(run_supervised(options.outcome, options.command, options.failure))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,9 @@ import sys
 from pathlib import Path
 
 from mammo_utils.config import ParameterError, Study, load_study
-from mammo_utils.figures.save import MANIFEST, read_manifest
-from mammo_utils.files import (
-    TRAINING_CODE,
-    code_hash,
-    file_hash,
-    hash_of,
-    project_root,
-    read_json,
-    source_hash,
-    write_json,
-    write_whole,
-)
+from mammo_utils.io import atomic_write, project_root, read_json, write_json
+from mammo_utils.plots.save import MANIFEST, read_manifest
+from mammo_utils.provenance import file_hash, hash_of, source_hash
 
 
 def publish(study: Study, study_file: str) -> list[Path]:
@@ -28,7 +19,7 @@ def publish(study: Study, study_file: str) -> list[Path]:
     target = project_root() / "figures"
     entries = read_manifest(study.folder / "figures")
     for entry in entries:
-        with write_whole(target / entry["figure"]) as file:
+        with atomic_write(target / entry["figure"]) as file:
             file.write_bytes((study.folder / "figures" / entry["figure"]).read_bytes())
         entry["notebook_hash"] = notebook_hash(entry["notebook"])
         trained = [read_json(study.folder / "runs" / run / "environment.json")["code"] for run in entry["runs"]]

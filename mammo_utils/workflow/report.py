@@ -16,12 +16,13 @@ import pandas as pd
 from nbconvert import HTMLExporter
 
 from mammo_utils.config import ParameterError, Study, load_study
-from mammo_utils.data.exams import load_cohort
-from mammo_utils.evidence.runs import read_runs
-from mammo_utils.evidence.tables import results_table, run_list, settings_table
-from mammo_utils.figures.save import read_manifest
-from mammo_utils.files import environment, read_json, write_text
-from mammo_utils.workflow.study import failures
+from mammo_utils.data.cohort import load_cohort
+from mammo_utils.evaluation.runs import read_runs
+from mammo_utils.evaluation.tables import results_table, run_list, settings_table
+from mammo_utils.io import read_json, write_text
+from mammo_utils.plots.save import read_manifest
+from mammo_utils.provenance import environment
+from mammo_utils.workflow.state import failures
 
 ORDER = "05 06 01 02 03"  # notebooks whose pictures come first
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -94,7 +95,7 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         parts.append(f"<figure>{image}<figcaption>{text}{source}</figcaption></figure>")
     parts.append("<h2>Runs</h2>" + _html(run_list(runs)))
     parts.append("<h2>Settings beside the paper's</h2>" + _html(settings_table(study)))
-    aside = cohort.set_aside.groupby(["kind", "reason"]).size().rename("number").reset_index()
+    aside = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
     parts.append(f"<h2>Data</h2><p>{len(cohort.exams)} exams, {_used(cohort.images)} images used.</p>")
     if len(aside):
         parts.append("<p>Set aside, with the reason:</p>" + _html(aside.set_index("kind")))
@@ -128,7 +129,7 @@ def _results(study: Study, runs: list) -> str:
 
 
 def _used(images: pd.DataFrame) -> int:
-    return int((images["fate"] == "used").sum())
+    return int((images["status"] == "used").sum())
 
 
 def _html(table: pd.DataFrame) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from mammo_utils.config import ParameterError, Study, load_study
-from mammo_utils.files import PACKAGE, read_json
+from mammo_utils.io import read_json
+from mammo_utils.provenance import PACKAGE
 from mammo_utils.workflow.gpus import gpu_names
 
 COLUMNS = ["run", "system", "state", "epochs", "of", "seconds", "reason"]
@@ -38,7 +39,7 @@ def run_states(study: Study) -> pd.DataFrame:
             done, going = {}, {}
         if done.get("epochs"):
             row |= {"state": "done", "epochs": done["epochs"], "seconds": done["seconds"] / done["epochs"]}
-        elif held(folder):
+        elif is_locked(folder):
             row |= {"state": "running"} | going
         elif failed:
             row |= {"state": "failed", "reason": str(failed.get("reason", ""))}
@@ -94,7 +95,7 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process works in a run's folder: it holds the lock, which the system releases when it dies."""
     if not (folder / ".lock").is_file():
         return False

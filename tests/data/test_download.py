@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from mammo_utils.data import download as module
+from mammo_utils.data.cohort import DataError
 from mammo_utils.data.download import check_folder, download, fetch, main, unpack_outlines
-from mammo_utils.data.exams import DataError
 from tests.release_builder import BREASTS, build_release, write_workbook
 
 HOST = "https://www.cancerimagingarchive.net/wp-content/uploads"

@@ -18,7 +18,7 @@ import json, sys, time
 from pathlib import Path
 from mammo_utils.data import read_cohort
 from mammo_utils.data.download import check_folder
-from mammo_utils.data.fates import flow
+from mammo_utils.data.exclusions import flow
 from tests.fuzz import peak_memory
 start = time.perf_counter()
 cohort = read_cohort("synthetic", sys.argv[1])
@@ -29,7 +29,7 @@ check_folder(Path(sys.argv[1]))
 print(json.dumps({
     "seconds": seconds, "check": time.perf_counter() - start, "megabytes": peak_memory(),
     "found": int(rows.at[0, "images"]), "left": int(rows["images_left"].iloc[-1]),
-    "leaving": int(rows["images"].iloc[1:].sum()), "used": int((cohort.images["fate"] == "used").sum()),
+    "leaving": int(rows["images"].iloc[1:].sum()), "used": int((cohort.images["status"] == "used").sum()),
 }))
 """
 

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from mammo_utils.data import read_cohort
-from mammo_utils.data.exams import DataError
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.sources import read_cohort
 from tests.fuzz import LARGEST, LONGEST, fuzz
 from tests.release_builder import build_release
 
@@ -35,7 +35,7 @@ def test_a_number_too_large_for_a_float_is_listed(tmp_path):
     values = json.loads(path.read_text())
     values[0]["cgPoints"][0]["x"] = 10**400
     path.write_text(json.dumps(values))
-    listed = read_cohort("cmmd", folder).set_aside
+    listed = read_cohort("cmmd", folder).excluded
     assert listed["reason"].eq("lesion 1 has no label or no points {x, y}").sum() == 1
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pydicom
 import pytest
 
-from mammo_utils.data import read_cohort
-from mammo_utils.data.corrections import KINDS, correct, doubted, known_errors
-from mammo_utils.data.exams import DataError
-from mammo_utils.data.fates import apply_twins, contradictions, flow
-from mammo_utils.data.splits import groups_of, make_split
-from mammo_utils.images.store import apply_store, build_store
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.corrections import KINDS, correct, known_errors, suspect_corrections
+from mammo_utils.data.exclusions import contradictions, exclude_conflicting_duplicates, exclusion_flow
+from mammo_utils.data.sources import read_cohort
+from mammo_utils.data.split import make_split, patient_groups
+from mammo_utils.images.build_store import apply_store, build_store
 from tests.cmmd_builder import (
     BOTH_REVERSED,
     DAMAGED,
@@ -83,12 +83,12 @@ def test_every_label_is_on_the_breast_of_its_images(cohort):
     assert not len(contradictions(cohort)), "CMMD's sheet agrees once its labels are moved"
 
 
-def test_the_damaged_image_is_set_aside_and_the_other_view_stays(cohort):
+def test_the_damaged_image_is_excluded_and_the_other_view_stays(cohort):
     exam, side, view = DAMAGED
     row = cohort.images[cohort.images["exam"] == exam].set_index("view")
     damaged, other = row.loc[f"{side}_{view}"], row.loc[f"{side}_CC"]
-    assert (damaged["fate"], damaged["step"]) == ("set aside", "corrections")
-    assert damaged["reason"] == "the image is damaged: its scale is wrong" and other["fate"] == "used"
+    assert (damaged["status"], damaged["step"]) == ("excluded", "corrections")
+    assert damaged["reason"] == "the image is damaged: its scale is wrong" and other["status"] == "used"
     assert cohort.exams.loc[exam, [f"{side}_CC", f"{side}_MLO"]].tolist() == [True, False]
 
 
@@ -96,17 +96,17 @@ def test_the_three_layouts_give_the_same_tables(cohort, first):
     for name in ("exams", "breasts", "lesions", "corrections"):
         pd.testing.assert_frame_equal(getattr(cohort, name), getattr(first, name))
     pd.testing.assert_frame_equal(cohort.images.drop(columns="path"), first.images.drop(columns="path"))
-    pd.testing.assert_frame_equal(flow(cohort), flow(first))
+    pd.testing.assert_frame_equal(exclusion_flow(cohort), exclusion_flow(first))
 
 
 def test_sixteen_bits_and_file_order_and_junk_and_totals(cohort):
     found = cohort.images.set_index(["exam", "view"])
-    assert found.loc["D1-1343", "bits_stored"].tolist() == [16, 16] and (found.loc["D1-1343", "fate"] == "used").all()
+    assert found.loc["D1-1343", "bits_stored"].tolist() == [16, 16] and (found.loc["D1-1343", "status"] == "used").all()
     order = [row["view"] for row in images() if row["exam"] == "D1-1506"]
     assert order == ["MLO", "CC"] and set(found.loc["D1-1506"].index) == {"R_CC", "R_MLO"}
-    (junk,) = cohort.set_aside[cohort.set_aside["kind"] == "junk"].to_dict("records")
+    (junk,) = cohort.excluded[cohort.excluded["kind"] == "junk"].to_dict("records")
     assert junk["what"] == f"{sum(row[3] == 'Malignant' for row in labels())} files"
-    assert flow(cohort).iloc[0][["images", "breasts"]].tolist() == [len(images()), len(labels())]
+    assert exclusion_flow(cohort).iloc[0][["images", "breasts"]].tolist() == [len(images()), len(labels())]
 
 
 def test_every_known_error_is_listed_and_applied(cohort):
@@ -123,7 +123,7 @@ def test_every_known_error_is_listed_and_applied(cohort):
 
 
 def test_every_breast_of_the_store_has_its_chest_wall_at_the_left(first, store):
-    assert store.index["agrees"].all() and len(store.index) == (first.images["fate"] == "used").sum()
+    assert store.index["agrees"].all() and len(store.index) == (first.images["status"] == "used").sum()
     for picture in store.images:
         assert picture[:, :2].mean() > 30 and picture[:, -2:].mean() == 0
     row = store.index.set_index(["exam", "view"]).loc[(MIRRORED[0], "_".join(MIRRORED[1:]))]
@@ -155,32 +155,32 @@ def turn(folder, exam, meaning, side):
 
 def test_a_side_that_a_repaired_copy_has_right_is_told_on(folders, first, store, tmp_path):
     """The MLO of D1-0999 with the right tags already: the correction swaps them, and the pixels say so."""
-    assert not len(doubted(first.corrections, store.index))
+    assert not len(suspect_corrections(first.corrections, store.index))
     folder = shutil.copytree(folders["flat"], tmp_path / "release")
     for side in "LR":
         turn(folder, "D1-0999", "medio-lateral oblique", side)
     turn(folder, "D1-0252", "cranio-caudal", "R")
     cohort = read_cohort("cmmd", folder)
-    found = doubted(cohort.corrections, build_store(cohort, tmp_path / "store", size=16, workers=1).index)
+    found = suspect_corrections(cohort.corrections, build_store(cohort, tmp_path / "store", size=16, workers=1).index)
     notes = {(row["exam"], row["view"]): row["note"] for row in found.to_dict("records")}
     assert set(notes) == {("D1-0999", "L_MLO"), ("D1-0999", "R_MLO"), ("D1-0252", "L_CC")}
     assert (
         notes["D1-0999", "L_MLO"].startswith("corrected from R_MLO") and "data.corrections" in notes["D1-0252", "L_CC"]
     )
     off = read_cohort("cmmd", folder, corrections=False)
-    odd = doubted(off.corrections, build_store(off, tmp_path / "off", size=16, workers=1).index)
+    odd = suspect_corrections(off.corrections, build_store(off, tmp_path / "off", size=16, workers=1).index)
     assert (odd["note"] == "").all() and "D1-0999" not in set(odd["exam"])
 
 
-def test_twins_stay_in_one_part_or_are_set_aside_with_their_reason(first, store):
-    after = apply_twins(apply_store(first, store), store.index)
+def test_twins_stay_in_one_part_or_are_excluded_with_their_reason(first, store):
+    after = exclude_conflicting_duplicates(apply_store(first, store), store.index)
     left = {"D1-0808", "D1-1292"}  # benign and malignant with the same pixels
     assert set(first.exams.index) - set(after.exams.index) == left
-    reasons = after.set_aside[after.set_aside["kind"] == "exam"].set_index("what")["reason"]
+    reasons = after.excluded[after.excluded["kind"] == "exam"].set_index("what")["reason"]
     assert set(reasons.index) == left and reasons["D1-0808"].endswith(": D1-1292")
-    assert (after.images.loc[after.images["exam"].isin(left), "step"] == "twins").all()
-    groups = groups_of(after, store.index)
-    kept = groups_of(first, store.index, conflicts="keep")
+    assert (after.images.loc[after.images["exam"].isin(left), "step"] == "duplicates").all()
+    groups = patient_groups(after, store.index)
+    kept = patient_groups(first, store.index, conflicts="keep")
     for seed in range(20):
         split = make_split(after.exams, groups, seed=seed, validation=0.3, test=0.3)
         assert split.part["D1-0202"] == split.part["D2-0284"]
@@ -190,9 +190,9 @@ def test_twins_stay_in_one_part_or_are_set_aside_with_their_reason(first, store)
 
 def test_twins_in_the_list_stay_together_where_pixels_do_not_tell(first, store):
     index = store.index.assign(sha256=[str(number) for number in range(len(store.index))])
-    groups = groups_of(first, index)
+    groups = patient_groups(first, index)
     assert all(groups[one] == groups[other] for one, other in TWINS.items())
-    off = groups_of(read_cohort("cmmd", first.folder, corrections=False), index)
+    off = patient_groups(read_cohort("cmmd", first.folder, corrections=False), index)
     assert all(off[one] != off[other] for one, other in TWINS.items())
 
 
@@ -234,7 +234,7 @@ def test_the_clinical_sheet_alone_gives_diagnoses(folders, tmp_path, clinical):
         side = LABEL_MOVED.get(row["ID1"], (row["LeftRight"],))[-1]
         assert breasts.loc[(row["ID1"], side), "class"] == row["classification"].lower()
     unlabelled = breasts[breasts["class"] == ""]
-    assert len(breasts) - len(unlabelled) == len(build) and (unlabelled["fate"] == "used").all()
+    assert len(breasts) - len(unlabelled) == len(build) and (unlabelled["status"] == "used").all()
     assert cohort.exams["age"].notna().all()
 
 
@@ -252,7 +252,7 @@ def test_a_partial_download_has_what_concerns_it(folders, tmp_path):
     assert listed.loc[("D1-0999", "L_MLO"), "applied"]
     assert listed.loc[("D1-0999", "R_MLO"), "why_not"] == "no image of it is tagged R_MLO"
     assert (listed.loc["D1-0202", "why_not"] == "D2-0284 is not in this folder").all()
-    rows = flow(cohort).set_index(["step", "reason"])
+    rows = exclusion_flow(cohort).set_index(["step", "reason"])
     assert rows.loc[("reading", "the folder has no image of it"), "breasts"] == len(labels()) - 5
 
 
@@ -282,5 +282,5 @@ def test_names_and_order_of_files_decide_nothing(folders, first, store, tmp_path
     assert (cohort.images["reason"].str.startswith("the same UID as another file")).sum() == 5
     again = build_store(cohort, tmp_path / "store", size=16, workers=1)
     assert again.hash == store.hash and np.array_equal(again.images, store.images)
-    splits = [make_split(c.exams, groups_of(c, s.index), seed=seed) for c, s in ((cohort, again), (first, store))]
+    splits = [make_split(c.exams, patient_groups(c, s.index), seed=seed) for c, s in ((cohort, again), (first, store))]
     assert splits[0].hash == splits[1].hash and splits[0].part.equals(splits[1].part)

@@ -10,11 +10,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from mammo_utils.data import assemble, dicom, read_cohort
-from mammo_utils.data.exams import DataError
-from mammo_utils.data.fates import flow
+from mammo_utils.data import assemble, dicom
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.folders import walk_below
-from mammo_utils.files import read_json
+from mammo_utils.data.sources import read_cohort
+from mammo_utils.io import read_json
 from tests.conftest import CHECKOUT
 from tests.release_builder import BREASTS, CODES, build_release, write_dicom, write_workbook
 
@@ -45,7 +46,7 @@ def of(cohort, path):
 
 
 def test_what_is_out_of_reach_is_listed_and_junk_is_not(release, monkeypatch):
-    before = flow(read_cohort("cmmd", release)).at[0, "images"]
+    before = exclusion_flow(read_cohort("cmmd", release)).at[0, "images"]
     series = sorted((release / "CMMD").iterdir())
     (release / "linked.dcm").symlink_to(release / "nowhere.dcm")
     (release / "folder.dcm").mkdir()
@@ -64,18 +65,18 @@ def test_what_is_out_of_reach_is_listed_and_junk_is_not(release, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", closed)
     cohort = read_cohort("cmmd", release)
-    files = cohort.set_aside[cohort.set_aside["kind"] == "file"].set_index("what")["reason"].to_dict()
+    files = cohort.excluded[cohort.excluded["kind"] == "file"].set_index("what")["reason"].to_dict()
     assert files == {
         "linked.dcm": "the link leads nowhere",
         "pipe.dcm": "it is neither a file nor a folder",
         "CMMD/series-10": "the folder may not be read; change its permissions",
     }
-    assert len(cohort.images) == before - 1 and flow(cohort).at[0, "images"] == before + 2
+    assert len(cohort.images) == before - 1 and exclusion_flow(cohort).at[0, "images"] == before + 2
     assert walk_below(release)[1] == 2
     cells = read_json(CHECKOUT / "notebooks" / "01_data_exploration.ipynb")["cells"]
     (cell,) = ("".join(cell["source"]) for cell in cells if "on_disk = " in "".join(cell["source"]))
     count = cell[: cell.index("for name, frame")]
-    names = {"flow": flow, "walk_below": walk_below, "SUFFIXES": dicom.SUFFIXES}
+    names = {"flow": exclusion_flow, "walk_below": walk_below, "SUFFIXES": dicom.SUFFIXES}
     exec(count, names | {"cohort": cohort, "study": SimpleNamespace(data_folder=release)})
     lost = replace(cohort, images=cohort.images.iloc[1:])
     with pytest.raises(AssertionError):
@@ -92,7 +93,7 @@ def test_a_file_that_may_not_be_read_is_not_to_be_downloaded_again(release, monk
         return opened(file)
 
     monkeypatch.setattr(dicom, "read_file_meta_info", closed)
-    listed = read_cohort("cmmd", release).set_aside.set_index("what")["reason"]
+    listed = read_cohort("cmmd", release).excluded.set_index("what")["reason"]
     assert listed["CMMD/series-0/1-1.dcm"] == "the file may not be read; change its permissions"
 
 
@@ -112,8 +113,8 @@ def test_a_good_image_is_not_lost_beside_a_bad_copy(release, bad):
     else:
         change(copy, PatientID="D1-0000")
     cohort = read_cohort("cmmd", release)
-    assert of(cohort, "CMMD/series-4/1-1.dcm")["fate"] == "used" and cohort.exams.loc["D1-0002", "L_CC"]
-    assert of(cohort, "AAA/copy.dcm")["fate"] == "set aside"
+    assert of(cohort, "CMMD/series-4/1-1.dcm")["status"] == "used" and cohort.exams.loc["D1-0002", "L_CC"]
+    assert of(cohort, "AAA/copy.dcm")["status"] == "excluded"
 
 
 def test_the_same_uid_under_another_patient_is_called_no_more_than_that(release):
@@ -128,7 +129,7 @@ def test_of_copies_the_largest_is_used_whatever_its_name(release):
     short = release / "AAA.dcm"
     short.write_bytes(path.read_bytes()[:-50])
     cohort = read_cohort("cmmd", release)
-    assert of(cohort, "CMMD/series-4/1-1.dcm")["fate"] == "used"
+    assert of(cohort, "CMMD/series-4/1-1.dcm")["status"] == "used"
     assert of(cohort, "AAA.dcm")["reason"] == "the same UID as another file: CMMD/series-4/1-1.dcm"
 
 
@@ -136,7 +137,7 @@ def test_of_two_images_of_a_view_one_is_used(release):
     write_dicom(release / "second.dcm", "D1-0002", "L", "CC", 99)
     cohort = read_cohort("cmmd", release)
     assert of(cohort, "second.dcm")["reason"] == "a second image of the same view: beside CMMD/series-4/1-1.dcm"
-    used = cohort.images[cohort.images["fate"] == "used"]
+    used = cohort.images[cohort.images["status"] == "used"]
     assert not used.duplicated(["exam", "view"]).any()
 
 
@@ -145,7 +146,7 @@ def test_a_breast_whose_images_are_all_lost_leaves(release):
         change(release / "CMMD" / f"series-{number}" / "1-1.dcm", ViewCodeSequence=code("399260004"))
     cohort = read_cohort("cmmd", release)
     breast = cohort.breasts.set_index(["exam", "side"]).loc[("D1-0002", "L")]
-    assert (breast["fate"], breast["step"]) == ("set aside", "reading") and "D1-0002" not in cohort.exams.index
+    assert (breast["status"], breast["step"]) == ("excluded", "reading") and "D1-0002" not in cohort.exams.index
     assert breast["reason"] == "none of its images can be used"
 
 
@@ -228,7 +229,7 @@ def test_a_row_without_an_id_is_listed_unless_it_is_a_total(tmp_path):
     release = build_release(tmp_path / "r", BREASTS[:2], annotate=False)
     write_workbook(next(release.glob("*.xlsx")), [*BREASTS[:2], *more])
     cohort = read_cohort("cmmd", release)
-    (listed,) = cohort.set_aside[cohort.set_aside["kind"] == "annotation"].to_dict("records")
+    (listed,) = cohort.excluded[cohort.excluded["kind"] == "annotation"].to_dict("records")
     assert listed["reason"] == "it has no ID, but a side and a label: L, Malignant"
     assert listed["what"].endswith("xlsx, row 3 below the header")
     assert set(cohort.breasts["exam"]) == {"D1-0001"}, "totals are no breast"

@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from mammo_utils.data import read_cohort
-from mammo_utils.data.exams import DataError
-from mammo_utils.data.fates import flow
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.exclusions import exclusion_flow
+from mammo_utils.data.sources import read_cohort
 from tests.release_builder import write_dicom
 
 VINDR = ("study_id", "series_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density")
@@ -45,13 +45,13 @@ def test_vindr_has_birads_and_density_of_each_breast(vindr):
     assert cohort.exams["L_birads"].tolist() == [1, -1, 3] and cohort.exams["R_birads"].tolist() == [5, 5, -1]
     assert (cohort.exams[["L_diagnosis", "R_diagnosis"]] == -1).all(axis=None)
     assert cohort.exams.loc["study0", "L_density"] == "heterogeneous"
-    aside = cohort.breasts[cohort.breasts["fate"] == "set aside"].set_index(["exam", "side"])["reason"].to_dict()
+    aside = cohort.breasts[cohort.breasts["status"] == "excluded"].set_index(["exam", "side"])["reason"].to_dict()
     assert aside == {
         ("study1", "L"): "its BI-RADS 'BI-RADS 9' is not a known one",
         ("study2", "R"): "the csv has rows for it that disagree",
     }
     assert cohort.exams.loc["study1", ["L_CC", "L_MLO", "R_CC", "R_MLO"]].tolist() == [False, False, True, True]
-    assert flow(cohort).at[0, "images"] == 12
+    assert exclusion_flow(cohort).at[0, "images"] == 12
 
 
 def test_vindr_loses_nothing(vindr):
@@ -61,14 +61,14 @@ def test_vindr_loses_nothing(vindr):
     (vindr / "images" / "study2" / "image20.dicom").write_bytes(b"no image")
     write_dicom(vindr / "images" / "study0" / "image00.dicom", "anonymous", "R", "CC", 91)
     cohort = read_cohort("vindr", vindr)
-    listed = cohort.set_aside.set_index("what")["reason"]
+    listed = cohort.excluded.set_index("what")["reason"]
     assert listed["study0/image03"] == "the folder has no file of this image"
     assert listed["images/study2/image20.dicom"] == "not a DICOM file; download it again"
     assert listed["images/study9/stray.dicom"] == "the labels have no row for its breast"
     assert "study2/image20" not in listed, "its file is there"
     noted = cohort.images.set_index("path").loc["images/study0/image00.dicom"]
     assert noted["view"] == "L_CC" and "the csv says L, the tags R" in noted["note"]
-    found = flow(cohort)
+    found = exclusion_flow(cohort)
     assert found.at[0, "images"] == 12, "11 of the 12 and the stray one"
 
 
@@ -128,7 +128,7 @@ def test_ddsm_takes_the_worst_of_each_breast(ddsm):
     assert reasons["Mass-Training_P_00009_LEFT_CC/1-1.dcm"] == "the labels have no row for its breast"
     breasts = cohort.breasts.set_index(["exam", "side"])
     assert breasts.loc[("P_00004", "L"), "reason"] == "the folder has no image of it"
-    odd = cohort.set_aside[cohort.set_aside["kind"] == "annotation"]["reason"].tolist()
+    odd = cohort.excluded[cohort.excluded["kind"] == "annotation"]["reason"].tolist()
     assert (
         len(odd) == 3
         and "it has no ID, but a side and a label: LEFT, BENIGN" in odd
@@ -153,7 +153,7 @@ def test_vindrs_rows_without_an_image_are_listed_and_its_cohort_is_held(vindr):
     table.write_text(table.read_text() + "study0,s,,L,CC,BI-RADS 2,DENSITY A\n")
     cohort = read_cohort("vindr", vindr, cohort="complete")
     assert list(cohort.exams.index) == ["study0"], "the others lost a breast to their labels"
-    assert "it has no ID, but a side and a label: L, BI-RADS 2" in set(cohort.set_aside["reason"])
+    assert "it has no ID, but a side and a label: L, BI-RADS 2" in set(cohort.excluded["reason"])
     with pytest.raises(DataError, match="VinDr-Mammo has no lesion outlines here"):
         read_cohort("vindr", vindr, cohort="annotated")
     with pytest.raises(ValueError, match="accepted are usable"):

@@ -6,10 +6,11 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from mammo_utils.data import outlines, read_cohort
+from mammo_utils.data import outlines
+from mammo_utils.data.cohort import DataError, load_cohort, save_cohort
 from mammo_utils.data.dicom import read_header
-from mammo_utils.data.exams import DataError, load_cohort, save_cohort
-from mammo_utils.images.store import apply_store, build_store
+from mammo_utils.data.sources import read_cohort
+from mammo_utils.images.build_store import apply_store, build_store
 from tests.release_builder import BREASTS, build_release, write_dicom, write_workbook
 
 
@@ -34,7 +35,7 @@ def test_the_exam_table_of_the_true_layout(release):
     assert exams["L_density"].tolist() == ["heterogeneous", "extreme", ""]
     views = exams[["L_CC", "L_MLO", "R_CC", "R_MLO"]].to_numpy().tolist()
     assert views == [[True] * 4, [True, True, False, False], [False, False, True, True]]
-    assert cohort.images["fate"].value_counts().to_dict() == {"used": 8, "set aside": 4}
+    assert cohort.images["status"].value_counts().to_dict() == {"used": 8, "excluded": 4}
     assert (cohort.images["note"] == "").all(), "the tags of the header pattern agree"
 
 
@@ -46,11 +47,11 @@ def test_outlines_are_cleaned_clipped_or_listed_and_junk_is_none(release):
         ["D2-0001", "L_MLO", "mass"],
     ]
     assert json.loads(cohort.lesions["points"][1])[0] == [0.0, 5.0]
-    (listed,) = cohort.set_aside[cohort.set_aside["kind"] == "annotation"].to_dict("records")
+    (listed,) = cohort.excluded[cohort.excluded["kind"] == "annotation"].to_dict("records")
     assert "D1-0001_MLO_R" in listed["what"] and "outside the image of 20 x 24" in listed["reason"]
 
 
-def test_outlines_on_a_breast_set_aside_count_for_no_exam(release):
+def test_outlines_on_a_breast_excluded_count_for_no_exam(release):
     exams = read_cohort("cmmd", release).exams
     assert exams["L_lesions"].tolist() == [0, 2, 0], "D2-0001 L is excluded"
     assert list(read_cohort("cmmd", release, cohort="annotated").exams.index) == ["D1-0002"]
@@ -72,7 +73,7 @@ def test_cells_that_say_nothing_are_listed(tmp_path):
     release = build_release(tmp_path / "r", [*BREASTS[:2], odd[0]])
     write_workbook(next(release.glob("*.xlsx")), [*BREASTS[:2], *odd])
     cohort = read_cohort("cmmd", release)
-    listed = cohort.set_aside[cohort.set_aside["kind"] == "annotation"].set_index("what")["reason"]
+    listed = cohort.excluded[cohort.excluded["kind"] == "annotation"].set_index("what")["reason"]
     assert "'4A' in the workbook is none of 1 to 5" in listed["D1-0002 L"]
     assert "'LEFT' in the workbook is neither L nor R" in listed["D2-0009"]
     assert cohort.exams.loc["D1-0002", ["L_diagnosis", "L_birads"]].tolist() == [1, -1]
@@ -81,7 +82,7 @@ def test_cells_that_say_nothing_are_listed(tmp_path):
 def test_a_file_too_large_is_one_sentence(release, monkeypatch):
     monkeypatch.setattr(outlines, "LARGEST", 10)
     cohort = read_cohort("cmmd", release)
-    listed = cohort.set_aside[cohort.set_aside["kind"] == "annotation"]
+    listed = cohort.excluded[cohort.excluded["kind"] == "annotation"]
     assert len(listed) == 3 and listed["reason"].str.startswith("the file is larger than").all()
 
 
@@ -113,7 +114,7 @@ def test_images_without_tags_are_listed_each_with_that_reason(tmp_path):
 
 def test_a_repaired_file_of_the_same_size_is_read_again(release, tmp_path):
     cohort = read_cohort("cmmd", release)
-    path = release / cohort.images.loc[cohort.images["fate"] == "used", "path"].iloc[0]
+    path = release / cohort.images.loc[cohort.images["status"] == "used", "path"].iloc[0]
     good = path.read_bytes()
     dataset = pydicom.dcmread(path)
     dataset.PixelData = bytes(len(dataset.PixelData))
@@ -121,18 +122,18 @@ def test_a_repaired_file_of_the_same_size_is_read_again(release, tmp_path):
     bad = path.read_bytes()
     assert len(bad) == len(good)
     store = build_store(cohort, tmp_path / "store", size=8, workers=1)
-    assert store.set_aside["reason"].tolist() == ["every pixel is 0"]
+    assert store.excluded["reason"].tolist() == ["every pixel is 0"]
     assert len(apply_store(cohort, store).exams) == len(cohort.exams)
     path.write_bytes(good)
     seen = []
     store = build_store(cohort, tmp_path / "store", size=8, workers=1, progress=lambda done, total: seen.append(done))
-    assert not len(store.set_aside) and len(store.index) == 8
+    assert not len(store.excluded) and len(store.index) == 8
     seen.clear()
     build_store(cohort, tmp_path / "store", size=8, workers=1, progress=lambda done, total: seen.append(done))
     assert not seen
 
 
-@pytest.mark.parametrize("name", ["cohort.json", "images.parquet", "set_aside.csv"])
+@pytest.mark.parametrize("name", ["cohort.json", "images.parquet", "excluded.csv"])
 def test_saved_tables_that_are_gone_are_named(release, tmp_path, name):
     save_cohort(read_cohort("cmmd", release), tmp_path)
     (tmp_path / name).unlink()

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from mammo_utils.data import read_cohort
-from mammo_utils.data.ddsm import packaged_exams
-from mammo_utils.images import pixels
-from mammo_utils.images.geometry import RESIZES, box_of, cut, to_original, to_store
-from mammo_utils.images.store import build_store
+from mammo_utils.data.cbis_ddsm import packaged_exams
+from mammo_utils.data.sources import read_cohort
+from mammo_utils.images import preprocess as pixels
+from mammo_utils.images.build_store import build_store
+from mammo_utils.images.preprocess import RESIZES, crop, crop_box, to_original, to_store
 
 
 def test_boxes_by_hand():
     image = np.zeros((10, 6))
     image[2:6, 0:3] = 0.5
-    assert box_of(image, "stretch") == (0, 0, 6, 10)
-    assert box_of(image, "pad") == (0, 0, 10, 10), "air is added at the right, where the chest wall is not"
-    assert box_of(image.T, "pad") == (0, -2, 10, 10), "and above and below alike"
-    assert box_of(image, "crop") == (0, 2, 4, 4)
-    assert box_of(np.zeros((10, 6)), "crop") == box_of(image, "pad"), "nothing to cut to"
+    assert crop_box(image, "stretch") == (0, 0, 6, 10)
+    assert crop_box(image, "pad") == (0, 0, 10, 10), "air is added at the right, where the chest wall is not"
+    assert crop_box(image.T, "pad") == (0, -2, 10, 10), "and above and below alike"
+    assert crop_box(image, "crop") == (0, 2, 4, 4)
+    assert crop_box(np.zeros((10, 6)), "crop") == crop_box(image, "pad"), "nothing to cut to"
 
 
 def test_cut_is_the_box_of_an_endless_image():
@@ -26,7 +26,7 @@ def test_cut_is_the_box_of_an_endless_image():
     endless = np.pad(image, 20)
     for left, top, width, height in [(0, 0, 4, 3), (-2, 1, 4, 4), (1, -3, 9, 5), (3, 2, 1, 1), (-5, -5, 15, 15)]:
         expected = endless[20 + top : 20 + top + height, 20 + left : 20 + left + width]
-        np.testing.assert_array_equal(cut(image, (left, top, width, height)), expected)
+        np.testing.assert_array_equal(crop(image, (left, top, width, height)), expected)
 
 
 @pytest.mark.parametrize("mode", RESIZES)
@@ -34,7 +34,7 @@ def test_cut_is_the_box_of_an_endless_image():
 def test_points_go_there_and_back(mode, flipped):
     image = np.zeros((50, 30))
     image[10:40, 0:22] = 1
-    row = dict(zip(("left", "top", "width", "height"), box_of(image, mode), strict=True))
+    row = dict(zip(("left", "top", "width", "height"), crop_box(image, mode), strict=True))
     row |= {"rows": 50, "columns": 30, "flipped": flipped}
     points = np.random.default_rng(0).uniform(-5, 60, (20, 2))
     np.testing.assert_allclose(to_original(to_store(points, row, 16), row, 16), points, atol=1e-10)
@@ -59,11 +59,11 @@ def test_a_bright_spot_is_where_the_map_says(tmp_path, mode, side):
     spot = (30, 64) if side == "L" else (59, 64)  # (x, y)
     values[spot[1] - 2 : spot[1] + 3, spot[0] - 2 : spot[0] + 3] = 250
     write_dicom(tmp_path / "a.dcm", "D1-0001", side, "CC", 1, values=values)
-    picture = pixels.prepare(tmp_path / "a.dcm", side, 60, mode=mode)
+    picture = pixels.prepare_image(tmp_path / "a.dcm", side, 60, mode=mode)
     row = dict(zip(("left", "top", "width", "height"), picture.box, strict=True))
     row |= {"columns": picture.columns, "flipped": picture.flipped}
-    bright = picture.grey > 90
-    found = np.array(scipy.ndimage.center_of_mass(picture.grey * bright))[::-1]
+    bright = picture.pixels > 90
+    found = np.array(scipy.ndimage.center_of_mass(picture.pixels * bright))[::-1]
     np.testing.assert_allclose(found, to_store(np.array([spot]), row, 60)[0], atol=0.3)
 
 
@@ -79,7 +79,7 @@ def test_the_real_exams_mapped_back_match_their_originals(tmp_path, mode):
     store = build_store(cohort, tmp_path / "store", size=size, resize=mode, workers=2)
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     for row, picture in zip(store.index.to_dict("records"), store.images, strict=True):
-        original = pixels.intensities(*pixels.decode(folder / row["path"]))
+        original = pixels.rescale(*pixels.read_pixels(folder / row["path"]))
         footprint = row["height"] / size, row["width"] / size
         smooth = scipy.ndimage.uniform_filter(original, [round(f) for f in footprint], mode="constant")
 

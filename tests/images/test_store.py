@@ -11,15 +11,16 @@ import pandas as pd
 import pydicom
 import pytest
 
-from mammo_utils.data import read_cohort
-from mammo_utils.data.exams import DataError, load_cohort, save_cohort
-from mammo_utils.data.fates import apply_twins, flow
-from mammo_utils.data.splits import check_split, groups_of, make_split, repeats, twins
-from mammo_utils.images import store as stores
-from mammo_utils.images.store import apply_store, build_store, load_store
+from mammo_utils.data.cohort import DataError, load_cohort, save_cohort
+from mammo_utils.data.exclusions import exclude_conflicting_duplicates, exclusion_flow
+from mammo_utils.data.sources import read_cohort
+from mammo_utils.data.split import check_split, duplicate_views, find_duplicates, make_split, patient_groups
+from mammo_utils.images import build_store as stores
+from mammo_utils.images.build_store import apply_store, build_store
+from mammo_utils.images.store import load_store
 from tests.release_builder import BREASTS, build_release, write_dicom
 
-FILES = ("images.npy", "index.parquet", "store.json", "set_aside.csv", "unused.parquet")
+FILES = ("images.npy", "index.parquet", "store.json", "excluded.csv", "unused.parquet")
 
 
 @pytest.fixture
@@ -73,16 +74,16 @@ def test_a_second_image_takes_the_place_of_one_that_cannot_be_used(release, tmp_
         write_dicom(release / second, "D1-0002", "L", "CC", 99)
     blacken(release / first)
     cohort = read_cohort("cmmd", release)
-    assert cohort.images.set_index("path").loc[first, "fate"] == "used"
+    assert cohort.images.set_index("path").loc[first, "status"] == "used"
     store = build(cohort, tmp_path / "store")
     after = apply_store(cohort, store)
     rows = after.images.set_index("path")
-    assert rows.loc[first, ["fate", "step", "reason"]].tolist() == ["set aside", "pixels", "every pixel is 0"]
-    assert rows.loc[second, ["fate", "step", "reason"]].tolist() == ["used", "", ""]
+    assert rows.loc[first, ["status", "step", "reason"]].tolist() == ["excluded", "pixels", "every pixel is 0"]
+    assert rows.loc[second, ["status", "step", "reason"]].tolist() == ["used", "", ""]
     assert second in set(store.index["path"]) and first not in set(store.index["path"])
     assert after.exams.loc["D1-0002", "L_CC"] and len(after.exams) == len(cohort.exams)
-    assert second not in set(after.set_aside["what"]) and first in set(after.set_aside["what"])
-    before, now = flow(cohort), flow(after)
+    assert second not in set(after.excluded["what"]) and first in set(after.excluded["what"])
+    before, now = exclusion_flow(cohort), exclusion_flow(after)
     assert before.at[0, "images"] == now.at[0, "images"] == 13
     assert before["images_left"].iloc[-1] == now["images_left"].iloc[-1] == 8
     pd.testing.assert_frame_equal(apply_store(after, store).images, after.images)
@@ -103,7 +104,7 @@ def test_a_breast_without_a_decodable_image_leaves(release, tmp_path):
     cohort = read_cohort("cmmd", release)
     after = apply_store(cohort, build(cohort, tmp_path / "store"))
     breast = after.breasts.set_index(["exam", "side"]).loc[("D1-0002", "L")]
-    assert breast[["fate", "step"]].tolist() == ["set aside", "pixels"] and "D1-0002" not in after.exams.index
+    assert breast[["status", "step"]].tolist() == ["excluded", "pixels"] and "D1-0002" not in after.exams.index
 
 
 # --- persons ----------------------------------------------------------------------------------------------
@@ -115,17 +116,22 @@ def test_patients_who_share_an_image_that_is_not_used_are_one(release, tmp_path)
     cohort = read_cohort("cmmd", release)
     store = build(cohort, tmp_path / "store")
     assert sorted(store.unused["path"]) == sorted(map(path_of, (6, 7, 10, 11))) and len(store.images) == 8
-    groups = groups_of(cohort, store.hashes)
+    groups = patient_groups(cohort, store.hashes)
     assert groups["D2-0001"] == groups["D1-0002"] == "D1-0002" and groups["D1-0001"] == "D1-0001"
-    assert len(twins(cohort, store.hashes)) == 2 and not twins(cohort, store.hashes)["conflicting"].any()
-    assert len(apply_twins(cohort, store.hashes).exams) == 3, "an excluded breast has no label that contradicts"
+    assert (
+        len(find_duplicates(cohort, store.hashes)) == 2
+        and not find_duplicates(cohort, store.hashes)["conflicting"].any()
+    )
+    assert len(exclude_conflicting_duplicates(cohort, store.hashes).exams) == 3, (
+        "an excluded breast has no label that contradicts"
+    )
 
 
 def test_patients_are_joined_through_one_who_is_not_used(release, tmp_path):
     share(release, 10, 4)
     share(release, 11, 8)
     cohort = read_cohort("cmmd", release)
-    groups = groups_of(cohort, build(cohort, tmp_path / "store").hashes)
+    groups = patient_groups(cohort, build(cohort, tmp_path / "store").hashes)
     assert groups["D2-0001"] == groups["D1-0002"] == "D1-0002" and "D2-0002" not in groups.index
 
 
@@ -135,24 +141,24 @@ def test_black_or_broken_images_make_no_twins(release, tmp_path):
     (release / path_of(7)).write_bytes((release / path_of(7)).read_bytes()[:-100])
     cohort = read_cohort("cmmd", release)
     store = build(cohort, tmp_path / "store")
-    assert store.unused["path"].tolist() == [path_of(11)] and not len(store.set_aside)
-    assert groups_of(cohort, store.hashes).nunique() == 3
+    assert store.unused["path"].tolist() == [path_of(11)] and not len(store.excluded)
+    assert patient_groups(cohort, store.hashes).nunique() == 3
 
 
 def test_the_same_pixels_on_two_views_of_an_exam_are_listed(release, tmp_path):
     share(release, 7, 8)
     cohort = read_cohort("cmmd", release)
     store = build(cohort, tmp_path / "store")
-    found = repeats(store.hashes)
+    found = duplicate_views(store.hashes)
     assert found[["exam", "view"]].to_numpy().tolist() == [["D2-0001", "L_MLO"], ["D2-0001", "R_CC"]]
-    assert len(groups_of(cohort, store.hashes)) == 3, "they are not removed"
+    assert len(patient_groups(cohort, store.hashes)) == 3, "they are not removed"
 
 
 def test_a_split_is_held_against_the_data_not_against_itself(release, tmp_path):
     share(release, 6, 4)
     cohort = read_cohort("cmmd", release)
     hashes = build(cohort, tmp_path / "store").hashes
-    groups = groups_of(cohort, hashes)
+    groups = patient_groups(cohort, hashes)
     split = make_split(cohort.exams, groups, kind="paper", validation=0.5)
     check_split(split, cohort, hashes)
     alone = pd.Series(groups.index, groups.index)
@@ -170,10 +176,10 @@ def test_a_split_may_lack_twins_in_conflict(release, tmp_path):
     cohort = read_cohort("cmmd", release)
     store = build(cohort, tmp_path / "store")
     hashes, cohort = store.hashes, apply_store(cohort, store)
-    left = apply_twins(cohort, hashes)
+    left = exclude_conflicting_duplicates(cohort, hashes)
     assert list(left.exams.index) == ["D2-0001"]
     assert list(apply_store(left, store).exams.index) == ["D2-0001"], "the store brings none of them back"
-    check_split(make_split(left.exams, groups_of(left, hashes), kind="paper"), cohort, hashes)
+    check_split(make_split(left.exams, patient_groups(left, hashes), kind="paper"), cohort, hashes)
 
 
 # --- staleness and kills ----------------------------------------------------------------------------------
@@ -236,5 +242,5 @@ def test_saved_fates_come_back(release, tmp_path):
     cohort = read_cohort("cmmd", release)
     after = apply_store(cohort, build(cohort, tmp_path / "store"))
     save_cohort(after, tmp_path / "fates")
-    pd.testing.assert_frame_equal(flow(load_cohort(tmp_path / "fates")), flow(after))
+    pd.testing.assert_frame_equal(exclusion_flow(load_cohort(tmp_path / "fates")), exclusion_flow(after))
     assert BREASTS[0][0] == "D1-0001" and not after.exams.loc["D1-0001", "R_CC"]

@@ -11,7 +11,7 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossl
 
 from mammo_utils.data.dicom import LARGEST_IMAGE
 from mammo_utils.images import decoder
-from mammo_utils.images.pixels import PixelError, prepare
+from mammo_utils.images.preprocess import PixelError, prepare_image
 from tests.release_builder import write_dicom
 
 
@@ -69,9 +69,9 @@ def test_a_lossless_file_is_prepared_like_the_plain_one(syntax, dtype, tmp_path)
     dataset.save_as(tmp_path / "packed.dcm")
     packed = pydicom.dcmread(tmp_path / "packed.dcm")
     assert packed.file_meta.TransferSyntaxUID.is_compressed
-    expected, found = (prepare(tmp_path / f"{name}.dcm", "L", 32) for name in ("plain", "packed"))
-    np.testing.assert_array_equal(found.grey, expected.grey)
-    assert found.grey.max() > 100
+    expected, found = (prepare_image(tmp_path / f"{name}.dcm", "L", 32) for name in ("plain", "packed"))
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert found.pixels.max() > 100
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,14 @@ def test_a_lossy_file_is_near(syntax, options, tmp_path):
     dataset = write(tmp_path / "plain.dcm", np.uint8)
     dataset.compress(syntax, **options)
     dataset.save_as(tmp_path / "packed.dcm")
-    expected, found = (prepare(tmp_path / f"{name}.dcm", "L", 32).grey.astype(int) for name in ("plain", "packed"))
+    expected, found = (
+        prepare_image(tmp_path / f"{name}.dcm", "L", 32).pixels.astype(int) for name in ("plain", "packed")
+    )
     assert 0 < np.abs(found - expected).max() <= 4
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
-def test_a_damaged_stream_is_set_aside_with_a_reason(syntax, tmp_path):
+def test_a_damaged_stream_is_excluded_with_a_reason(syntax, tmp_path):
     dataset = write(tmp_path / "plain.dcm", np.uint8)
     dataset.compress(syntax)
     data = bytearray(dataset.PixelData)
@@ -94,11 +96,11 @@ def test_a_damaged_stream_is_set_aside_with_a_reason(syntax, tmp_path):
     dataset.PixelData = bytes(data)
     dataset.save_as(tmp_path / "damaged.dcm")
     try:
-        found = prepare(tmp_path / "damaged.dcm", "L", 32)
+        found = prepare_image(tmp_path / "damaged.dcm", "L", 32)
     except PixelError as error:
         assert str(error)
     else:
-        assert found.grey.shape == (32, 32), "a decoder may make something of it"
+        assert found.pixels.shape == (32, 32), "a decoder may make something of it"
 
 
 def test_a_large_image_may_take_longer():
@@ -123,8 +125,8 @@ def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
         "takes all memory": "MemoryError",
     }[how]
     with pytest.raises(PixelError, match=reason):
-        prepare(bad, "L", 32)
-    assert prepare(good, "L", 32).grey.max() > 100
+        prepare_image(bad, "L", 32)
+    assert prepare_image(good, "L", 32).pixels.max() > 100
     child.process.kill()
 
 

@@ -5,7 +5,7 @@ import torch
 
 from mammo_utils.models.costs import count_operations, outline, receptive_field, time_exam
 from mammo_utils.models.encoders import VSSM, Hybrid, ResNet
-from mammo_utils.models.systems import build_system
+from mammo_utils.models.system import build_system
 
 
 def test_operations_of_resnet18_are_the_published_ones():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mammo_utils.models import scan_cpu, selective_scan
+from mammo_utils.models import selective_scan
+from mammo_utils.models.kernels import cpu as scan_cpu
 from mammo_utils.models.selective_scan import pick_backend, scan_paths
 from mammo_utils.models.selective_scan import selective_scan as scan
 from tests.operations import COPIES, Operations

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from mammo_utils.batches.exams import ExamSet, exam_set
 from mammo_utils.config import Training, load_study
-from mammo_utils.data.exams import VIEWS
 from mammo_utils.training import loop
+from mammo_utils.training.dataset import ExamSet, make_exam_set
+from mammo_utils.vocabulary import VIEWS
 from tests.conftest import CHECKOUT
 
 
@@ -49,8 +49,8 @@ def parts():
     )
     groups = pd.Series(names, names)
     return {
-        "train": exam_set(table[:28], groups, store, (1, 5), "cpu"),
-        "validation": exam_set(table[28:], groups, store, (1, 5), "cpu"),
+        "train": make_exam_set(table[:28], groups, store, (1, 5), "cpu"),
+        "validation": make_exam_set(table[28:], groups, store, (1, 5), "cpu"),
     }
 
 
@@ -117,15 +117,15 @@ def test_the_recipe_reaches_the_training(tmp_path, monkeypatch):
     torch.testing.assert_close(seen["weights"][0]["diagnosis"].float(), expected / expected.mean())
     assert seen["augmentation"] == [Training().augmentation] * 2
     assert len(set(seen["seeds"][-12:])) == 12, "6 steps of 2 epochs"
-    optimizer = loop.optimizer_of(Tiny(), Training(), 0.1)
+    optimizer = loop.make_optimizer(Tiny(), Training(), 0.1)
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["lr"] == 0.1
 
 
 def test_switches_do_what_they_say():
-    model = loop.arranged(Convolving(), Training())
+    model = loop.prepare_model(Convolving(), Training())
     weight = model.encoders[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    plain = loop.arranged(Convolving(), Training(channels_last=False, compile=True))
+    plain = loop.prepare_model(Convolving(), Training(channels_last=False, compile=True))
     assert plain.encoders[0].weight.is_contiguous() and plain.encoders[0]._compiled_call_impl is not None
     assert model.encoders[0]._compiled_call_impl is None
     x = torch.ones(1, 3, 4, 4)
@@ -138,11 +138,11 @@ def test_switches_do_what_they_say():
 def test_a_fused_step_is_a_plain_one(name):
     """torch's fused AdamW on a CPU goes through memory as it lies: a gradient that lay otherwise than its weight would
     move the wrong weights, and nothing would say so."""
-    from mammo_utils.models.systems import system_of  # not for the processes that import this module
+    from mammo_utils.models.system import build_system
 
     torch.manual_seed(0)
-    whole = loop.arranged(
-        system_of(name, load_study(CHECKOUT / "config" / "demo.yaml").model, n_birads=2, weights=None), Training()
+    whole = loop.prepare_model(
+        build_system(name, load_study(CHECKOUT / "config" / "demo.yaml").model, n_birads=2, weights=None), Training()
     )
     logits, _ = whole(torch.rand(2, 4, 3, 32, 32), torch.ones(2, 4, dtype=torch.bool))
     sum((values * values).sum() for values in logits.values()).backward()
@@ -152,7 +152,7 @@ def test_a_fused_step_is_a_plain_one(name):
         assert any(not p.is_contiguous() for p in model.parameters()), "channels_last does nothing here"
         for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
             ours.grad = theirs.grad  # as autograd laid it
-        loop.optimizer_of(model, Training(fused=fused), 0.01).step()
+        loop.make_optimizer(model, Training(fused=fused), 0.01).step()
         stepped.append([p.detach() for p in model.parameters()])
     torch.testing.assert_close(*stepped, rtol=0, atol=1e-5)
 
@@ -259,7 +259,7 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(tmp_path, monkeyp
     ],
 )
 def test_shortage_of_memory_is_known_by_the_words_of_every_library(text, short):
-    assert loop.out_of_memory(RuntimeError(text)) == short
+    assert loop.is_out_of_memory(RuntimeError(text)) == short
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])
@@ -305,7 +305,7 @@ def test_what_a_batch_left_in_memory_is_gone_before_the_next_attempt():
             raise torch.OutOfMemoryError("out of memory")
         return [one() is None for one in kept[:-1]]
 
-    assert loop.in_memory(attempt, 8, parts()["train"].batch(torch.arange(8))) == ([True, True], 2)
+    assert loop.with_oom_backoff(attempt, 8, parts()["train"].batch(torch.arange(8))) == ([True, True], 2)
 
 
 def test_how_many_fitted_is_known_after_a_stop(tmp_path):

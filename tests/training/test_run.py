@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from mammo_utils.config import load_study
-from mammo_utils.data.exams import DataError
-from mammo_utils.data.splits import Split, load_split
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.split import Split, load_split
 from mammo_utils.images.store import load_store
 from mammo_utils.training import run as runs
 from mammo_utils.training.loop import predict, prediction_table

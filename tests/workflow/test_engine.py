@@ -13,9 +13,19 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mammo_utils.config import ParameterError
-from mammo_utils.files import code_hash, read_json, write_json
-from mammo_utils.workflow.execute import Voice, execute
-from mammo_utils.workflow.study import STARTER, StudyRunning, alive, claim, drop_figures, failures, forget, to_do_again
+from mammo_utils.io import read_json, write_json
+from mammo_utils.provenance import code_hash
+from mammo_utils.workflow.run_notebook import PrefixedStream, execute
+from mammo_utils.workflow.state import (
+    STARTER,
+    StudyRunning,
+    drop_figures,
+    failures,
+    invalidate,
+    is_alive,
+    lock_study,
+    outcomes_to_redo,
+)
 
 
 def papermill_command(*words):
@@ -104,7 +114,7 @@ def test_a_kernel_ends_when_nobody_waits_for_the_killed_starter(sleeper):
     try:
         kernel = kernel_of(sleeper)
         starter.send_signal(signal.SIGKILL)
-        assert gone(kernel) and alive(starter.pid), "the number is still taken"
+        assert gone(kernel) and is_alive(starter.pid), "the number is still taken"
     finally:
         starter.kill()
         starter.wait()
@@ -120,8 +130,8 @@ def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMMO_PROJECT", str(root))
     monkeypatch.setitem(config.NOTEBOOKS, "broken", config.Frozen)
     monkeypatch.setattr(config, "check_parameters", lambda *_: None)
-    monkeypatch.setattr("mammo_utils.workflow.execute.check_parameters", lambda *_: None)
-    monkeypatch.setattr("mammo_utils.workflow.engine.NOTEBOOKS", {})
+    monkeypatch.setattr("mammo_utils.workflow.run_notebook.check_parameters", lambda *_: None)
+    monkeypatch.setattr("mammo_utils.workflow.run_notebook.NOTEBOOKS", {})
     outcome = execute("broken", tmp_path / "results", {})
     assert outcome["outcome"] == "failed" and outcome["reason"] == "ValueError: the reason"
     assert (tmp_path / "results" / "notebooks" / "broken.ipynb").is_file()
@@ -130,16 +140,16 @@ def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
 
 def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_small_project, monkeypatch):
     monkeypatch.delenv(STARTER, raising=False)
-    code = "import sys, time; from mammo_utils.config import *; from mammo_utils.workflow.study import claim; "
+    code = "import sys, time; from mammo_utils.config import *; from mammo_utils.workflow.state import claim; "
     code += f"c = claim(Study(name={small_study.name!r})); print('held', flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(StudyRunning, match=f"running already .process {holder.pid}"):
-            claim(small_study)
+            lock_study(small_study)
         holder.kill()
         holder.wait()
-        claimed = claim(small_study)
+        claimed = lock_study(small_study)
         assert claimed and int(os.environ[STARTER]) == os.getpid()
         claimed.close()
     finally:
@@ -163,7 +173,7 @@ def test_what_is_to_be_done_again_is_forgotten_and_nothing_else(small_study, in_
     entries += [{"notebook": "06_attention", "figure": "b.png", "modules": ["files.py"], "code": "another"}]
     write_json(small_study.folder / "figures" / "manifest.json", entries)
     assert failures(small_study) == {"03_models": "x"}
-    forget(to_do_again(small_study))
+    invalidate(outcomes_to_redo(small_study))
     left = {file.stem for file in folder.iterdir()}
     shutil.rmtree(small_study.folder / "figures")
     shutil.rmtree(folder)
@@ -183,7 +193,7 @@ def test_a_notebook_starts_without_its_old_figures(tmp_path):
 
 
 def test_a_notebook_speaks_in_whole_lines_behind_its_number(capsys):
-    voice = Voice("05")
+    voice = PrefixedStream("05")
     for text in ("one ", "line\n\nan", "other"):
         voice.write(text)
     assert capsys.readouterr().out == "05  one line\n"
@@ -194,7 +204,7 @@ def test_a_notebook_speaks_in_whole_lines_behind_its_number(capsys):
 def test_alive():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert alive(os.getpid()) and not alive(process.pid)
+    assert is_alive(os.getpid()) and not is_alive(process.pid)
 
 
 def test_plain_papermill_finds_an_unknown_parameter_in_the_second_cell(tmp_path):

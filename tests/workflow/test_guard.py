@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from mammo_utils.files import read_json
-from mammo_utils.workflow.study import STARTER
+from mammo_utils.io import read_json
+from mammo_utils.workflow.state import STARTER
 from tests.workflow.test_engine import gone
 
-GUARD = [sys.executable, "-m", "mammo_utils.workflow.guard"]
+GUARD = [sys.executable, "-m", "mammo_utils.workflow.run_notebook"]
 CHILD = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
 
 

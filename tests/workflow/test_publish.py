@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import pytest
 
 from mammo_utils.config import load_study
-from mammo_utils.figures.save import save_figure
-from mammo_utils.files import TRAINING_CODE, code_hash, write_json
+from mammo_utils.io import write_json
+from mammo_utils.plots.save import save_figure
+from mammo_utils.provenance import TRAINING_CODE, code_hash
 from mammo_utils.workflow.publish import publish, stale
 from tests.conftest import CHECKOUT
 

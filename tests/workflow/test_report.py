@@ -2,18 +2,18 @@
 
 import shutil
 
-from mammo_utils.data.exams import load_cohort, save_cohort
-from mammo_utils.data.fates import without_images
+from mammo_utils.data.cohort import load_cohort, save_cohort
+from mammo_utils.data.exclusions import exclude_images
 from mammo_utils.workflow.report import index_page
 
 
 def test_the_page_shows_the_fates_after_notebook_02(small_study, in_small_project):
     cohort = load_cohort(small_study.folder)
-    path = cohort.images.loc[cohort.images["fate"] == "used", "path"].iloc[0]
-    used = (cohort.images["fate"] == "used").sum()
+    path = cohort.images.loc[cohort.images["status"] == "used", "path"].iloc[0]
+    used = (cohort.images["status"] == "used").sum()
     assert f"{used} images used" in index_page(small_study, [])
     try:
-        save_cohort(without_images(cohort, {path: "every pixel is 0"}), small_study.folder / "fates")
+        save_cohort(exclude_images(cohort, {path: "every pixel is 0"}), small_study.folder / "fates")
         page = index_page(small_study, [])
     finally:
         shutil.rmtree(small_study.folder / "fates")

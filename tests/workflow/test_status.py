@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mammo_utils.config import load_study
-from mammo_utils.files import folder_lock, write_json
+from mammo_utils.io import folder_lock, write_json
 from mammo_utils.workflow import status
 
 

@@ -1,0 +1,71 @@
+"""The data sets that a study can read.
+
+To add one, write a module beside ``vindr_mammo.py`` with a function that returns a Cohort, and add an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mammo_utils.data.cohort import Cohort
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    Attributes:
+        title: Its name in figures and tables.
+        reader: ``module:function`` that reads its folder into a Cohort.
+        corrects: Whether the reader takes ``corrections``: known errors of the release can be corrected.
+    """
+
+    title: str
+    reader: str
+    corrects: bool = False
+
+
+SOURCES: dict[str, Source] = {
+    "synthetic": Source("synthetic cohort", "mammo_utils.data.cmmd:read_cmmd", corrects=True),  # the release's format
+    "cmmd": Source("TOMPEI-CMMD", "mammo_utils.data.cmmd:read_cmmd", corrects=True),
+    "ddsm": Source("CBIS-DDSM", "mammo_utils.data.cbis_ddsm:read_cbis_ddsm"),
+    "vindr": Source("VinDr-Mammo", "mammo_utils.data.vindr_mammo:read_vindr_mammo"),
+}
+
+
+def read_cohort(
+    source: str,
+    folder: Path,
+    *,
+    cohort: str = "usable",
+    corrections: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Cohort:
+    """Read a data folder.
+
+    Args:
+        source: A key of SOURCES.
+        folder: Where the data set lies.
+        cohort: "usable" (breasts excluded by the readers or invisible to them are left out), "annotated" (of these,
+            patients with an outlined lesion) or "complete" (all four views).
+        corrections: Whether to correct known errors of the release (``corrections.csv``); each is listed in the
+            cohort's table ``corrections``.
+        progress: Called with (files read, files in all).
+
+    Returns:
+        The cohort, before its pixels have been read.
+
+    Raises:
+        DataError: Something is missing or wrong; the message names it.
+        ValueError: There is no such source.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"There is no data source {source!r}; accepted are {', '.join(SOURCES)}.")
+    module, function = SOURCES[source].reader.split(":")
+    options = {"corrections": corrections} if SOURCES[source].corrects else {}
+    return getattr(import_module(module), function)(Path(folder), cohort=cohort, progress=progress, **options)

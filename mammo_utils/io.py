@@ -1,0 +1,145 @@
+"""Paths, files that are written whole or not at all, and locks."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+STARTER = "MAMMO_STUDY_PID"  # environment variable: the process that started the study
+
+
+def project_root() -> Path:
+    """The folder against which a study's paths are resolved.
+
+    This is the environment variable ``MAMMO_PROJECT`` if set, else the checkout from which the package is
+    installed, else the current folder.
+    """
+    if os.environ.get("MAMMO_PROJECT"):
+        return Path(os.environ["MAMMO_PROJECT"]).resolve()
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def display_path(path: Path) -> str:
+    """A path for messages: relative to the project if it lies inside."""
+    path = Path(path)
+    return path.relative_to(project_root()).as_posix() if path.is_relative_to(project_root()) else str(path)
+
+
+# --- atomic files ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and move it into place when the block ends.
+
+    Readers see the old file or the new one, never a part. If the block raises, the old file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` as JSON, atomically. NaN, which JSON lacks, becomes null."""
+    write_text(path, json.dumps(plain_values(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises ValueError naming the file if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{display_path(path)} is not valid JSON ({error}); delete it and run again.") from error
+
+
+def plain_values(values: Any) -> Any:
+    """Nested values as JSON has them: string keys, lists, Python scalars, None for NaN."""
+    if isinstance(values, dict):
+        return {str(key): plain_values(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain_values(value) for value in values]
+    if hasattr(values, "item") and not isinstance(values, str | bytes):
+        values = values.item()  # a numpy scalar
+    if isinstance(values, float) and values != values:
+        return None
+    return values.as_posix() if isinstance(values, Path) else values
+
+
+# --- locks and processes --------------------------------------------------------------------------------
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Lock `folder` for this process; a second process waits. The system frees the lock when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that works in {folder.name}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a live process holds :func:`folder_lock` of `folder`."""
+    if not (folder / ".lock").is_file():
+        return False
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process with this number exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def exit_with_parent(interval: float = 0.5) -> None:
+    """End this process soon after its parent, or the process named in ``MAMMO_STUDY_PID``, has gone.
+
+    Called by every process that a study starts, so that a killed command leaves none behind. The parent's number
+    is compared as well, because a killed process whose own parent does not reap it keeps its number.
+
+    Args:
+        interval: Seconds between two looks.
+    """
+    parent, starter = os.getppid(), int(os.environ.get(STARTER, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent and not (starter and not is_alive(starter)):
+            sleep(interval)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()

@@ -1,0 +1,43 @@
+"""The paper's values as data: unchanged, and empty where our copy is unreadable."""
+
+import pandas as pd
+import pytest
+
+from mammo_utils.evaluation.paper import FILE, KEY, SYSTEM_NAMES, paper_layout, paper_values
+from mammo_utils.evaluation.tables import RESULT_COLUMNS
+from tests.conftest import SHARED
+
+
+def test_the_copy_equals_its_source():
+    source = SHARED / "paper" / "tables_2_3_4.csv"
+    if not source.is_file():
+        pytest.skip("the paper's tables do not lie beside this checkout")
+    assert FILE.read_bytes() == source.read_bytes()
+
+
+def test_all_cells_of_three_tables_are_there_once():
+    table = paper_values()
+    assert len(table) == 3 * 6 * 8 and not table.duplicated(KEY).any()
+    assert table["value"].between(0, 1).sum() + table["value"].isna().sum() == 144
+    missing = table[table["value"].isna()]
+    assert len(missing) == 8 and (missing["note"] == "unreadable in our copy").all()
+
+
+def test_numbers_that_the_paper_states_in_its_text():
+    """Abstract: 0.9967 and 0.9830 (1 vs. 5), 0.7790 (ternary), 0.4904 (five classes)."""
+    value = paper_values().set_index(KEY)["value"]
+    assert value["1v5", "hybrid_shared", "multi", "birads", "auc"] == 0.9967
+    assert value["1v5", "hybrid_shared", "multi", "birads", "f1_macro"] == 0.9830
+    assert value["1v3v5", "hybrid_shared", "multi", "birads", "f1_macro"] == 0.7790
+    birads = value[:, :, :, "birads", "f1_macro"].loc["1to5"]
+    assert birads.max() == 0.4904
+
+
+@pytest.mark.parametrize("subset", ["1v5", "1v3v5", "1to5"])
+def test_the_shape_is_the_papers_and_an_empty_cell_stays_empty(subset):
+    table = paper_layout(subset, pd.DataFrame(columns=RESULT_COLUMNS))
+    assert list(table.index) == list(SYSTEM_NAMES.values()) and table.shape == (6, 16)
+    ours = table.xs("ours", axis=1, level="from")
+    printed = table.xs("paper", axis=1, level="from")
+    assert (ours == "").all().all()
+    assert (printed == "").sum().sum() == (8 if subset == "1v5" else 0)

@@ -1,0 +1,97 @@
+"""The shortcuts find what is theirs to find, and nothing where there is nothing."""
+
+import numpy as np
+import pytest
+
+from mammo_utils.config import load_study
+from mammo_utils.evaluation.shortcut_baselines import (
+    baseline_table,
+    breast_features,
+    load_subsets,
+    shortcut_baselines,
+    thumbnails,
+)
+from tests.evaluation.exams import exam_set_of
+
+
+def parts(signal, n=80):
+    return {
+        part: exam_set_of(n, seed, signal=signal) for seed, part in enumerate(("train", "validation", "test"), start=1)
+    }
+
+
+def aucs(signal):
+    return {b.name: b.auc for b in shortcut_baselines(parts(signal), "test", "diagnosis")}
+
+
+def test_each_shortcut_finds_its_own_signal():
+    assert aucs("mean")["mean intensity"] > 0.95
+    corner = aucs("corner")
+    assert corner["8x8 thumbnails"] > 0.9 and corner["mean intensity"] < 0.65
+    available = aucs("availability")
+    assert available["view availability"] > 0.75  # it tells of the left breast, not of the right
+
+
+def test_without_signal_they_find_none_and_the_majority_is_one_half():
+    found = aucs("none")
+    assert found["majority class"] == 0.5
+    assert all(0.38 < value < 0.62 for value in found.values()), found
+
+
+def test_the_table_has_intervals_and_counts():
+    exams = parts("mean")
+    found = shortcut_baselines(exams, "test", "diagnosis")
+    table = baseline_table({("1v5", "diagnosis"): found}, resamples=100)
+    row = table.query("baseline == 'mean intensity' and metric == 'auc'").iloc[0]
+    assert row["low"] <= row["value"] <= row["high"]
+    assert row["n_exams"] == 80 and row["n_breasts"] == int((exams["test"].labels["diagnosis"] >= 0).sum())
+    majority = table.query("baseline == 'majority class' and metric == 'auc'").iloc[0]
+    assert majority["reason"] == "no width: every resample gives the same value"
+
+
+def test_one_class_to_learn_from_gives_no_baseline():
+    exams = parts("none")
+    exams["train"].labels["diagnosis"].fill_(0)
+    assert shortcut_baselines(exams, "test", "diagnosis") == []
+    assert baseline_table({("1v5", "diagnosis"): []}, resamples=10).empty
+
+
+def test_thumbnails_are_means_of_tiles_and_an_absent_view_is_zero():
+    exams = exam_set_of(6, size=16)
+    small = thumbnails(exams)
+    exam, view = np.argwhere(exams.present.numpy())[3]
+    image = exams.images[exams.rows[exam, view]].numpy()
+    assert small[exam, view, 9] == pytest.approx(image[2:4, 2:4].mean() / 255)
+    assert (small[~exams.present.numpy()] == 0).all() and (small[exams.present.numpy()] > 0).all()
+    with pytest.raises(ValueError, match="4 pixels a side are too small for thumbnails of 8"):
+        thumbnails(exam_set_of(2, size=4))
+
+
+def test_a_breasts_own_views_come_first():
+    features = breast_features(np.arange(4).reshape(1, 4, 1))
+    assert features.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1]]
+
+
+def test_a_task_without_labels_has_no_baseline_and_does_not_stop_the_other():
+    exams = parts("mean")
+    for part in exams.values():
+        part.labels["diagnosis"].fill_(-1)
+    assert shortcut_baselines(exams, "test", "diagnosis") == []
+    assert shortcut_baselines(exams, "test", "birads")
+    exams["test"].labels["birads"].fill_(-1)
+    assert shortcut_baselines(exams, "test", "birads") == []
+
+
+def test_data_without_diagnoses_are_read_by_a_task_mode_of_the_study(monkeypatch):
+    """As VinDr-Mammo: a study of BI-RADS alone has its shortcut rows."""
+
+    def load_data(spec):
+        if spec.task_mode != "birads":
+            raise ValueError("there is no diagnosis label")
+        return spec.subset
+
+    monkeypatch.setattr("mammo_utils.evaluation.shortcut_baselines.load_data", load_data)
+    for modes, found in (("[birads]", {"1v5": "1v5"}), ("[diagnosis, birads]", {"1v5": "1v5"}), ("[multi]", {})):
+        study = load_study("config/demo.yaml", [f"grid.task_modes={modes}"])
+        data, why_not = load_subsets(study, ["1v5"])
+        assert data == found and ("no diagnosis label" in why_not) == (not found)

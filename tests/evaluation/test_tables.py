@@ -1,0 +1,167 @@
+"""Runs in, tables out: numbers that the answers hold, comparisons on the same patients, statements computed."""
+
+import numpy as np
+import pytest
+
+from mammo_utils.config import NotebookParameters
+from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.paper import paper_layout
+from mammo_utils.evaluation.runs import group_by_seed, read_runs, sample
+from mammo_utils.evaluation.shortcut_baselines import Baseline, baseline_table
+from mammo_utils.evaluation.tables import (
+    BLOCK_COLUMNS,
+    blocks_table,
+    check_claims,
+    compare_systems,
+    results_table,
+    run_list,
+    settings_table,
+    statements,
+)
+from mammo_utils.metrics import auc
+from tests.evaluation.fakes import write_run
+
+
+@pytest.fixture
+def demo(fake_study):
+    for spec in fake_study.runs():
+        write_run(spec)
+    return fake_study
+
+
+def test_results_hold_the_number_its_interval_and_what_it_rests_on(demo):
+    runs = read_runs(demo)
+    table = results_table(runs, demo, NotebookParameters(settings=["training.epochs=3"]))
+    assert len(table) == 6 * 2 * 2 * 3 and set(table["side"]) == {"both", "L", "R"}
+    row = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side == 'both'").iloc[0]
+    answers = sample([next(r for r in runs if r.spec.system == "vssm_shared")], "diagnosis")
+    assert row["value"] == auc(answers.labels, answers.probabilities[0])
+    assert row["low"] < row["value"] < row["high"] and row["paper"] == 0.9319
+    assert (row["n_breasts"], row["n_exams"], row["n_patients"], row["n_seeds"]) == (91, 60, 60, 1)
+    assert row["resamples"] == 100 and row["part"] == "test" and row["synthetic"] and not row["stale"]
+    assert row["command"] == (
+        "papermill notebooks/04_train.ipynb out.ipynb -p study config/demo.yaml -p system vssm_shared "
+        """-p task_mode multi -p subset 1v5 -p seed 0 -y '{"settings": ["training.epochs=3"]}'"""
+    )
+    sides = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side != 'both'")
+    assert sides["n_breasts"].sum() == 91 and sides["paper"].isna().all()
+
+
+def test_our_values_stand_beside_the_papers(demo):
+    table = paper_layout("1v5", results_table(read_runs(demo), demo))
+    row = table.loc["VSSM (View-specific)"]
+    assert row["Multi-task", "diagnosis", "AUC", "paper"] == "", "unreadable stays empty"
+    assert row["Multi-task", "diagnosis", "AUC", "ours"].startswith("0.")
+    assert (table.loc[:, "Single-task"].xs("ours", axis=1, level="from") == "").all().all(), "not run"
+
+
+def test_comparisons_are_paired_with_the_reference_and_ask_a_question(demo):
+    write_run(demo.run("resnet18", "diagnosis", "1v5", 0), strength=2.5)
+    table = compare_systems(read_runs(demo), demo)
+    against = table[table["reference"] == "hybrid_shared multi"]
+    assert set(against["system"]) == set(demo.grid.systems) - {"hybrid_shared"}
+    assert (table["question"].str.endswith("?")).all() and set(table["metric"]) == {"auc", "f1_macro"}
+    weak = table.query("system == 'vssm_view_specific' and metric == 'auc'")
+    assert (weak["answer"] == "worse").all() and (weak["high"] < 0).all()
+    single = table.query("reference == 'resnet18 multi'")
+    assert set(single["task"]) == {"diagnosis"} and set(single["task_mode"]) == {"diagnosis"}
+
+
+def test_seeds_are_one_row_with_their_spread(demo):
+    for seed in (1, 2):
+        write_run(demo.run("resnet50", "multi", "1v5", seed))
+    row = (
+        results_table(read_runs(demo), demo)
+        .query("system == 'resnet50' and metric == 'auc' and side == 'both'")
+        .iloc[0]
+    )
+    seeds = group_by_seed(read_runs(demo))["1v5", "multi", "resnet50"]
+    values = [auc(s.labels, s.probabilities[0]) for s in (sample([run], row["task"]) for run in seeds)]
+    assert row["n_seeds"] == 3
+    assert row["value"] == pytest.approx(np.mean(values)) and row["sd_seeds"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_statements_are_computed(demo):
+    write_run(demo.run("resnet18", "diagnosis", "1v5", 0), strength=0.0)
+    runs = read_runs(demo)
+    answers = sample([next(r for r in runs if r.spec.system == "resnet18")], "diagnosis")
+    noise = np.random.default_rng(0).random(len(answers.labels))
+    layer = np.stack([1 - noise, noise], axis=-1)
+    weak = Baseline(
+        "thumbnails", True, Sample(answers.labels, layer[None], answers.groups), auc(answers.labels, layer), 60
+    )
+    table = statements(runs, {("1v5", "diagnosis"): [weak]}, demo).set_index(["system", "task_mode", "task"])
+    strong = table.loc["hybrid_shared", "multi", "diagnosis"]
+    assert strong["beats_chance"] and strong["beats_shortcuts"] and strong["surely_ahead"]
+    assert "beats chance; beats every shortcut (also by the paired interval)" in strong["statement"]
+    blind = table.loc["resnet18", "diagnosis", "diagnosis"]
+    assert not blind["beats_chance"] and "not told apart from chance" in blind["statement"]
+    assert not blind["surely_ahead"]
+    assert table.loc["hybrid_shared", "multi", "birads"]["beats_shortcuts"] is None
+    assert "no shortcut to hold it against" in table.loc["hybrid_shared", "multi", "birads"]["statement"]
+
+
+def test_nothing_in_empty_tables_out(fake_study):
+    runs = read_runs(fake_study)
+    assert results_table(runs, fake_study).empty and compare_systems(runs, fake_study).empty
+    assert statements(runs, {}, fake_study).empty
+    assert paper_layout("1to5", results_table(runs, fake_study)).shape == (6, 16)
+
+
+def test_checks_hold_only_where_the_numbers_say_so(demo):
+    runs = read_runs(demo)
+    answers = sample([next(r for r in runs if r.spec.system == "resnet18")], "diagnosis")
+    noise = np.random.default_rng(0).random(len(answers.labels))
+    layer = np.stack([1 - noise, noise], axis=-1)
+    weak = Baseline(
+        "thumbnails", True, Sample(answers.labels, layer[None], answers.groups), auc(answers.labels, layer), 60
+    )
+    baselines = {("1v5", "diagnosis"): [weak]}
+    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    assert list(table["holds"]) == [True] * 5, table
+    good = Sample(answers.labels, np.eye(2)[answers.labels][None], answers.groups)
+    baselines = {("1v5", "diagnosis"): [Baseline("thumbnails", True, good, 1.0, 60)]}
+    (demo.runs()[0].folder / "metrics.json").unlink()
+    runs = read_runs(demo)
+    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    assert list(table["holds"]) == [False, True, True, False, False]
+    assert table["not so"].iloc[0] == "resnet18-multi-1v5-seed0" and table["count"].iloc[0] == "5 of 6"
+    assert table["not so"].iloc[4] == "thumbnails 1v5"
+
+
+def test_without_runs_nothing_is_claimed(fake_study):
+    runs = read_runs(fake_study)
+    table = check_claims(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20))
+    assert list(table["holds"]) == [False, None, None, None, None]
+    assert (run_list(runs)["state"] == "not run").all()
+
+
+def test_the_setting_is_shown_beside_the_papers(fake_study):
+    table = settings_table(fake_study)
+    assert table.loc["image size, pixels a side"].tolist() == [512, fake_study.images.size, "yes"]
+    assert table.loc["dropout", "differs"] == ""
+    assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
+
+
+def test_the_search_for_the_number_of_blocks(fake_study):
+    """Runs with another number stand in a table of their own, and nowhere else."""
+    for seed in (0, 1):
+        write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed))
+        for blocks in (1, 3):
+            write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed, blocks), strength=blocks)
+    write_run(fake_study.run("resnet18", "multi", "1v5", 0))
+    write_run(fake_study.run("vssm_shared", "multi", "1v5", 0))
+    runs = read_runs(fake_study)
+    assert {run.spec.blocks for run in runs if run.finished} == {0, 1, 3}, "found in the folder too"
+    found = blocks_table(runs, fake_study)
+    assert list(found.columns) == BLOCK_COLUMNS and set(found["system"]) == {"hybrid_shared"}
+    rows = found[found["task"] == "diagnosis"].set_index("blocks")
+    assert rows.index.tolist() == [2, 1, 3] and rows["searched"].tolist() == [False, True, True]
+    assert (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()
+    assert rows.at[3, "value"] > rows.at[1, "value"] and (rows["n_seeds"] == 2).all() and (rows["sd_seeds"] > 0).all()
+    plain = results_table(runs, fake_study).query(
+        "system == 'hybrid_shared' and side == 'both' and task == 'diagnosis'"
+    )
+    assert plain.query("metric == 'auc'")["value"].item() == rows.at[2, "value"] and (plain["n_seeds"] == 2).all()
+    assert blocks_table([run for run in runs if not run.spec.blocks], fake_study).empty
+    assert blocks_table([], fake_study).empty

@@ -1,5 +1,0 @@
-"""The fixture of made-up runs."""
-
-from tests.evidence.fakes import fake_study
-
-__all__ = ["fake_study"]

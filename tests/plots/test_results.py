@@ -1,0 +1,79 @@
+"""Curves, confusions and comparisons: drawn from predictions, right where the answer is known."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.runs import read_runs
+from mammo_utils.evaluation.tables import blocks_table, compare_systems, results_table
+from mammo_utils.metrics import auc
+from mammo_utils.plots import results as draw
+from tests.evaluation.fakes import write_run
+from tests.test_metrics import answers
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_area_under_the_drawn_curve_is_the_auc(k):
+    labels, p = answers(300, k)
+    (curve,) = draw.roc_curve(Sample(labels, p[None], np.arange(300)), np.ones((1, 300)))
+    assert curve[0] == 0 and curve[-1] == 1 and (np.diff(curve) >= 0).all()
+    assert np.trapezoid(curve, draw.GRID) == pytest.approx(auc(labels, p), abs=0.01)
+
+
+def test_a_resample_without_a_class_has_no_curve():
+    labels, p = np.array([0, 1]), np.eye(2)
+    curves = draw.roc_curve(Sample(labels, p[None], np.arange(2)), np.array([[1.0, 1], [2, 0]]))
+    assert np.isfinite(curves[0]).all() and np.isnan(curves[1]).all()
+
+
+def test_confusion_counts_breasts_by_label_and_answer():
+    labels = np.array([0, 0, 0, 1])
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.2, 0.8]])
+    answers = Sample(labels, np.stack([p, 1 - p]), np.arange(4))
+    assert draw.confusion(Sample(labels, p[None], np.arange(4))).tolist() == [[2, 1], [0, 1]]
+    assert draw.confusion(answers).tolist() == [[1.5, 1.5], [0.5, 0.5]]
+
+
+def test_every_picture_is_drawn_from_any_subset_of_runs(fake_study):
+    write_run(fake_study.run("hybrid_shared", "multi", "1v3v5", 0))
+    write_run(fake_study.run("resnet18", "birads", "1v3v5", 0))
+    runs = [run for run in read_runs(fake_study) if run.finished]
+    table = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'")
+    samples = {"resnet18": Sample(*_three_classes())}
+    roc = draw.draw_roc(samples, {"resnet18": "0.7"}, "one", resamples=20)
+    assert len(roc.axes) == 1
+    assert len(draw.draw_confusions(samples, ["1", "3", "5"], "one").axes) == 1
+    assert len(draw.draw_training(runs, "two").axes) == 3
+    assert len(draw.draw_against_paper(table, pd.DataFrame(), "made up").axes) == 3
+    paired = compare_systems(runs, fake_study)
+    assert paired.empty, "the reference of the single-task run was not run"
+
+
+def test_seeds_and_numbers_of_blocks_are_drawn_with_their_spread(fake_study):
+    for seed in (0, 1):
+        for blocks in (0, 1, 4):
+            write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed, blocks))
+    runs = read_runs(fake_study)
+    table = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'")
+    figure = draw.draw_against_paper(table, pd.DataFrame(), "made up")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "± 1 standard deviation over 2 seeds" in texts
+    row = table[table["task"] == "diagnosis"].iloc[0]
+    band = next(line for line in figure.axes[0].lines if line.get_linewidth() == 6)
+    np.testing.assert_allclose(band.get_xdata(), row["value"] + row["sd_seeds"] * np.array([-1, 1]))
+    blocks = draw.draw_blocks(blocks_table(runs, fake_study), "made up")
+    assert len(blocks.axes) == 2 and blocks.axes[0].get_xlabel() == "blocks"
+    assert blocks.axes[0].lines[0].get_xdata().tolist() == [1, 2, 4]
+
+
+def _three_classes():
+    labels, p = answers(40, 3)
+    return labels, p[None], np.arange(40)
