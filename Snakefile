@@ -1,104 +1,19 @@
 # The whole study: `snakemake` runs config/demo.yaml, `snakemake --config study=config/paper.yaml` another one.
-# Give the same command again after an interruption: what is finished is not done again.
-import json
-import os
-import shlex
-import subprocess
-import sys
-from pathlib import Path
+# After an interruption run the same command again: finished steps are not repeated.
+from mammo_utils.workflow.plan import Plan
 
-from snakemake.cli import get_argument_parser
-
-from mammo_utils.config import load_study
-from mammo_utils.files import code_hash, hash_of
-from mammo_utils.workflow.gpus import any_gpu
-from mammo_utils.workflow.publish import notebook_hash
-from mammo_utils.workflow.status import report
-from mammo_utils.workflow.state import STARTER, StudyRunning, alive, claim, failures, forget, give_up, to_do_again
-
-FILE = config.get("study", "config/demo.yaml")
-SETTINGS = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
-SETTINGS = [SETTINGS] if isinstance(SETTINGS, str) else list(SETTINGS)
-# Snakemake itself knows only after it has read this file; what only tells holds nothing and forgets nothing
-WORDS = vars(get_argument_parser().parse_known_args(sys.argv[1:])[0])
-TELLING = ("dryrun", "summary", "detailed_summary", "list_rules", "list_target_rules", "dag", "rulegraph", "filegraph")
-DRY = any(WORDS.get(name) for name in TELLING)
-try:
-    STUDY = load_study(FILE, SETTINGS)
-    if workflow.remote_exec:  # a job of a cluster: the study is held by the command that sent it, on another machine
-        os.environ[STARTER] = str(os.getpid())
-    CLAIM = None if DRY or workflow.remote_exec else claim(STUDY)
-    if CLAIM and STUDY.data.source != "synthetic" and not (STUDY.folder / "outcomes" / "cohort.json").is_file():
-        from mammo_utils.workflow.cohort import provide  # late: it takes a second to import
-
-        provide(STUDY)  # data that are not there are missed at once, not after what does without them
-except (ValueError, StudyRunning) as error:  # each of ours is one sentence
-    sys.exit(str(error))
-
-# what one run takes, and how many run at once: of a cluster as many as it takes jobs, here as many as there is room for
-THREADS = STUDY.training.threads * STUDY.training.processes
-ROOM = {name: resource.value for name, resource in workflow.global_resources.items() if resource.value}
-DEVICE, CLUSTER = STUDY.training.device, workflow.remote_exec or "_nodes" in ROOM  # a cluster's GPUs are not here
-GPUS = STUDY.training.processes if DEVICE == "cuda" or (DEVICE == "auto" and (CLUSTER or any_gpu())) else 0
-AT_ONCE = ROOM.get("_nodes") or ROOM.get("_cores", 1) // THREADS
-if GPUS and "gpu" in ROOM:
-    AT_ONCE = min(AT_ONCE, ROOM["gpu"] // GPUS)
-
-AGAIN = to_do_again(STUDY)
-if CLAIM:  # not where onerror below goes on with the study
-    forget(AGAIN)
-if DRY and AGAIN:
-    print("to be done again besides: " + ", ".join(file.stem for file in AGAIN), file=sys.stderr)
-if CLAIM or DRY:
-    print("\n".join(report(STUDY, max(AT_ONCE, 1))), file=sys.stderr)
-
-HERE = STUDY.folder
-SETTINGS_OF = STUDY.model_dump(mode="json")  # by section
-RUNS = {run.id: run for run in STUDY.runs()}
-RUN_NAMES = ("system", "task_mode", "subset", "seed", "blocks")
-PYTHON = shlex.quote(sys.executable)
+PLAN = Plan(config, workflow)
+NOTEBOOKS = ["01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention"]
+OUTCOMES = [PLAN.outcome(name) for name in NOTEBOOKS]
+TRAINED = [PLAN.outcome(f"04_train-{run}") for run in PLAN.runs]
+INDEX = PLAN.folder / "html" / "index.html"
+# every step by name: Snakemake does not remake a missing file in between if the last one exists
+EVERYTHING = [INDEX, PLAN.outcome("cohort"), *OUTCOMES, *TRAINED]
 
 
-def outcome(name):
-    return HERE / "outcomes" / f"{name}.json"
-
-
-def words(*values):
-    """Words for the shell as they are, whatever is in them."""
-    return shlex.join(map(str, values)).replace("{", "{{").replace("}", "}}")
-
-
-def notebook(name, *more, before=""):
-    """The shell command that runs a notebook of the study and leaves its outcome in the rule's first output."""
-    parameters = json.dumps({"study": str(FILE), "settings": SETTINGS})
-    start = f"exec {before} {PYTHON} -m mammo_utils.workflow.run_notebook {name}"
-    return " ".join([start, words(HERE), "{output[0]:q}", "--parameters", words(parameters), *more])
-
-
-def soft(name, *more, failure=""):
-    """The same for a notebook whose failure stops no other, be it killed."""
-    guard = f"{PYTHON} -m mammo_utils.workflow.run_notebook {{output[0]:q}} {failure} --"
-    return notebook(name, "--soft", *more, before=guard)
-
-
-def step(name, *more):
-    """The shell command that runs a step of the workflow on this study."""
-    return f"exec {PYTHON} -m mammo_utils.workflow.{name} " + " ".join([words(FILE, *SETTINGS), *more])
-
-
-# A step is done again when the settings that it names in `params` change, or its notebook. Its command stands
-# in `shell` alone, so that a setting that does not concern a step leaves it alone.
-def made_with(name, settings):
-    return hash_of([settings, notebook_hash(name)])
-
-
-NOTEBOOKS = [outcome(n) for n in ("01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention")]
-TRAINED = [outcome(f"04_train-{run}") for run in RUNS]
-INDEX = HERE / "html" / "index.html"
-# all by name: of what lies between, Snakemake does not make a missing file where the last one is there
-EVERYTHING = [INDEX, outcome("cohort"), *NOTEBOOKS, *TRAINED]
-
-localrules: all, figures
+localrules:
+    all,
+    figures,
 
 
 wildcard_constraints:
@@ -106,100 +21,83 @@ wildcard_constraints:
 
 
 onsuccess:
-    if failures(STUDY):  # each was named with its reason, and the page stands
-        sys.exit(1)
-
-
-def lost():
-    """Outcome -> file for the reason, of the soft notebooks whose whole job was ended, as by a scheduler's time limit;
-    none where the command itself was stopped."""
-    jobs = workflow.scheduler
-    if jobs._user_kill or jobs.running or not alive(int(os.environ[STARTER])):
-        return {}
-    found = [job for job in jobs.failed if job.rule.name in ("models", "train", "results", "attention")]
-    return {job.output[0]: getattr(job.params, "failure", None) for job in found}
+    PLAN.on_success()
 
 
 onerror:
-    ended = lost()
-    for file, failure in ended.items():
-        give_up(Path(file), "its job was ended from outside, most often by a time limit or for want of memory", failure)
-    if ended:  # what rests on them is still to be made: once more, forgetting nothing
-        subprocess.run([sys.executable, "-m", "snakemake", *sys.argv[1:]])
-    else:
-        shell(step("report", "--broken"))
+    PLAN.on_error()
 
 
+# A step runs again when a value in its `params` changes. Its command stands in `shell` only, so that settings which do
+# not concern a step do not repeat it.
 rule all:
     input:
         EVERYTHING,
     shell:
-        step("report", "--verdict")
+        PLAN.step("report", "--verdict")
 
 
 rule cohort:
     output:
-        outcome("cohort"),
+        PLAN.outcome("cohort"),
     params:
-        data=STUDY.data.model_dump(mode="json"),
+        data=PLAN.study.data.model_dump(mode="json"),
     threads: workflow.cores
     shell:
-        step("cohort", "--outcome {output[0]:q}")
+        PLAN.step("cohort", "--outcome {output[0]:q}")
 
 
 rule exploration:
     input:
-        outcome("cohort"),
+        PLAN.outcome("cohort"),
     output:
-        outcome("01_data_exploration"),
-        HERE / "exams.parquet",
+        PLAN.outcome("01_data_exploration"),
+        PLAN.folder / "found" / "cohort.json",
     params:
-        made_with("01_data_exploration", SETTINGS_OF["data"]),
+        PLAN.depends("01_data_exploration", "data"),
     shell:
-        notebook("01_data_exploration")
+        PLAN.notebook("01_data_exploration")
 
 
 rule preprocessing:
     input:
-        HERE / "exams.parquet",
+        PLAN.folder / "found" / "cohort.json",
     output:
-        outcome("02_preprocessing"),
-        HERE / "split.json",
-        HERE / "fates" / "cohort.json",
+        PLAN.outcome("02_preprocessing"),
+        PLAN.folder / "cohort" / "cohort.json",
+        PLAN.folder / "split.json",
     params:
-        made_with("02_preprocessing", [SETTINGS_OF[name] for name in ("data", "images", "split", "real_exams")]),
+        PLAN.depends("02_preprocessing", "data", "images", "split", "real_exams"),
     threads: workflow.cores
     shell:
-        notebook("02_preprocessing")
+        PLAN.notebook("02_preprocessing")
 
 
 rule models:
     output:
-        outcome("03_models"),
+        PLAN.outcome("03_models"),
     params:
-        made_with("03_models", [SETTINGS_OF[name] for name in ("images", "model")]),
+        PLAN.depends("03_models", "images", "model"),
     shell:
-        soft("03_models")
+        PLAN.supervised("03_models")
 
 
 rule train:
     input:
-        HERE / "split.json",
+        PLAN.folder / "split.json",
     output:
-        outcome("04_train-{run}"),
+        PLAN.outcome("04_train-{run}"),
     params:
-        made_with=lambda wildcards: made_with("04_train", RUNS[wildcards.run].hash),
-        names=lambda wildcards: json.dumps({name: getattr(RUNS[wildcards.run], name) for name in RUN_NAMES}),
-        failure=lambda wildcards: RUNS[wildcards.run].folder / "failed.json",
+        depends=lambda wildcards: PLAN.run_depends(wildcards.run),
+        parameters=lambda wildcards: PLAN.run_parameters(wildcards.run),
     priority: 1
-    threads: THREADS
+    threads: PLAN.threads
     resources:
-        gpu=GPUS,
+        gpu=PLAN.gpus,
     shell:
-        soft(
+        PLAN.supervised(
             "04_train",
-            "--gpus {resources.gpu} --more {params.names:q} --copy 04_train-{wildcards.run} --failure {params.failure:q}",
-            failure="--failure {params.failure:q}",
+            "--gpus {resources.gpu} --more {params.parameters:q} --copy 04_train-{wildcards.run}",
         )
 
 
@@ -207,38 +105,38 @@ rule results:
     input:
         TRAINED,
     output:
-        outcome("05_results"),
+        PLAN.outcome("05_results"),
     params:
-        made_with("05_results", SETTINGS_OF),
+        PLAN.depends("05_results"),
     shell:
-        soft("05_results")
+        PLAN.supervised("05_results")
 
 
 rule attention:
     input:
         TRAINED,
     output:
-        outcome("06_attention"),
+        PLAN.outcome("06_attention"),
     params:
-        made_with("06_attention", SETTINGS_OF),
+        PLAN.depends("06_attention"),
     shell:
-        soft("06_attention")
+        PLAN.supervised("06_attention")
 
 
 rule report:
     input:
-        NOTEBOOKS,
+        OUTCOMES,
     output:
         INDEX,
     params:
-        made_with=hash_of([SETTINGS_OF, code_hash("workflow", "evidence")]),
+        PLAN.report_depends(),
     shell:
-        step("report")
+        PLAN.step("report")
 
 
-# Copies the study's pictures into figures/, with what each was made from.
+# Copies the study's figures into figures/, with what each was made from; refuses figures that are stale.
 rule figures:
     input:
         EVERYTHING,
     shell:
-        step("publish")
+        PLAN.step("publish")

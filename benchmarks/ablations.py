@@ -22,7 +22,8 @@ from mammo_utils.evaluation.bootstrap import Sample, interval, paired_difference
 from mammo_utils.evaluation.runs import probabilities
 from mammo_utils.io import read_json, write_json
 from mammo_utils.provenance import environment
-from mammo_utils.training.loop import predict, prediction_table, prepare_model, train
+from mammo_utils.training.loop import prepare_model, train
+from mammo_utils.training.predict import predict, prediction_table
 from mammo_utils.training.run import RunData, build, device_name, load_data, pick_device
 from mammo_utils.vocabulary import SUBSETS
 

@@ -19,10 +19,11 @@ from mammo_utils.models import ss2d
 from mammo_utils.models.encoders import Hybrid, ResNet
 from mammo_utils.models.ss2d import SS2D, PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.system import System, build_system
-from mammo_utils.training.augment import affine_parameters
+from mammo_utils.training.augment import draw_affine_maps
 from mammo_utils.training.dataset import ExamSet
-from mammo_utils.training.loop import autocast, make_optimizer, prepare_model
+from mammo_utils.training.loop import make_optimizer, prepare_model
 from mammo_utils.training.loss import total_loss
+from mammo_utils.training.memory import autocast
 from mammo_utils.vocabulary import SYSTEMS
 
 BATCH, OPTIMISER, REST = "batch and augmentation", "clipping and optimiser", "gate, heads, loss, sums"
@@ -150,7 +151,7 @@ def training_step(
     settings = study.training
     prepare_model(system, settings)
     optimizer = make_optimizer(system, settings, 1e-5)
-    maps = affine_parameters(batch, settings.augmentation, generator)
+    maps = draw_affine_maps(batch, settings.augmentation, generator)
     system.train()
 
     def step(clock: Clock | None = None) -> None:

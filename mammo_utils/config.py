@@ -265,6 +265,11 @@ class RunSpec(Frozen):
         return project_root() / "results" / self.study / "runs" / self.id
 
     @property
+    def outcome(self) -> Path:
+        """The file in which the study's command records whether the last attempt succeeded."""
+        return self.folder.parents[1] / "outcomes" / f"04_train-{self.id}.json"
+
+    @property
     def learning_rate(self) -> float:
         return self.training.learning_rate[self.system]
 

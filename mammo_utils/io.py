@@ -126,16 +126,17 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def exit_with_parent(interval: float = 0.5) -> None:
+def exit_with_parent(parent: int | None = None, interval: float = 0.5) -> None:
     """End this process soon after its parent, or the process named in ``MAMMO_STUDY_PID``, has gone.
 
     Called by every process that a study starts, so that a killed command leaves none behind. The parent's number
     is compared as well, because a killed process whose own parent does not reap it keeps its number.
 
     Args:
-        interval: Seconds between two looks.
+        parent: Number of the parent; None takes the present one, which is wrong if it has died already.
+        interval: Seconds between two checks.
     """
-    parent, starter = os.getppid(), int(os.environ.get(STARTER, 0))
+    parent, starter = parent or os.getppid(), int(os.environ.get(STARTER, 0))
 
     def watch() -> None:
         while os.getppid() == parent and not (starter and not is_alive(starter)):

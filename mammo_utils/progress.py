@@ -1,4 +1,4 @@
-"""Progress of long work that reads well in JupyterLab, in a terminal and in a headless log."""
+"""Progress lines of long work, readable in JupyterLab, in a terminal and in a headless log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 class Progress:
-    """Call it with (done, total): a flushed line at the start, at every tenth of the way and at the end.
+    """Prints a line at the start, after every tenth and at the end of some work; call it with (done, total).
 
-    Lines, and few of them, because a bar redrawn in place turns into thousands of lines in a log and into a
-    dead widget in a saved notebook.
+    It is no progress bar, because a bar redrawn in place becomes thousands of lines in a log and a dead widget in a
+    saved notebook.
     """
 
     def __init__(self, title: str, unit: str = "") -> None:
@@ -33,7 +33,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 2:05 min, 1:02 h."""
+    """Seconds in words: 8 s, 2:05 min, 1:02 h."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

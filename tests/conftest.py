@@ -40,8 +40,9 @@ def pytest_collection_modifyitems(items):
 
 
 def prepare(study: Study) -> Study:
-    """What notebooks 01 and 02 leave of a synthetic study: cohort, exam table, store and split."""
+    """Write what notebooks 01 and 02 write for a synthetic study: cohort, store and split."""
     from mammo_utils.data.cohort import save_cohort
+    from mammo_utils.data.exclusions import exclude_conflicting_duplicates
     from mammo_utils.data.sources import read_cohort
     from mammo_utils.data.split import make_split, patient_groups
     from mammo_utils.images.build_store import apply_store, build_store
@@ -49,11 +50,12 @@ def prepare(study: Study) -> Study:
 
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
     cohort = read_cohort("cmmd", study.data_folder, cohort=study.data.cohort)
-    save_cohort(cohort, study.folder)
+    save_cohort(cohort, study.folder / "found")
     store = build_store(
         cohort, study.folder / "store", size=study.images.size, resize=study.images.resize, workers=study.images.workers
     )
-    cohort = apply_store(cohort, store)
+    cohort = exclude_conflicting_duplicates(apply_store(cohort, store), store.hashes, study.data.conflicts)
+    save_cohort(cohort, study.folder / "cohort")
     settings = study.split.model_dump()
     make_split(cohort.exams, patient_groups(cohort, store.hashes), **settings).save(study.folder / "split.json")
     return study

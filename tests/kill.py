@@ -9,6 +9,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from mammo_utils.config import RunSpec
 from mammo_utils.io import read_json
-from mammo_utils.training.run import remove_run, train_run
+from mammo_utils.training.run import train_run
 
 
 def start(spec: RunSpec, began) -> None:
@@ -33,7 +34,9 @@ def start(spec: RunSpec, began) -> None:
 def results(folder: Path) -> dict:
     """All that a run leaves in its folder but the seconds that it took and the study's name."""
     kept = {
-        name: value for name, value in read_json(folder / "metrics.json").items() if name not in ("seconds", "study")
+        name: value
+        for name, value in read_json(folder / "metrics.json").items()
+        if name not in ("seconds", "study", "files")
     }
     return {
         "metrics": kept,
@@ -55,12 +58,12 @@ def assert_equal(found: dict, expected: dict) -> None:
 def kill(spec: RunSpec, times: int, seed: int, number: signal.Signals = signal.SIGKILL) -> list[str]:
     """End the run's training `times` times by a signal; one line each, and one where it ended by itself."""
     context, draw, lines = multiprocessing.get_context("spawn"), random.Random(seed), []
-    remove_run(spec.folder)
+    shutil.rmtree(spec.folder, ignore_errors=True)
     begin = time.perf_counter()
     train_run(spec)
     whole = time.perf_counter() - begin
     expected = results(spec.folder)
-    remove_run(spec.folder)
+    shutil.rmtree(spec.folder, ignore_errors=True)
     kills = 0
     while True:
         began = context.Event()
@@ -82,7 +85,7 @@ def kill(spec: RunSpec, times: int, seed: int, number: signal.Signals = signal.S
         lines.append("ended by itself: equal to the last bit")
         if kills == times:
             return lines
-        remove_run(spec.folder)
+        shutil.rmtree(spec.folder, ignore_errors=True)
 
 
 def main() -> None:

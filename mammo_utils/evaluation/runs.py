@@ -1,22 +1,21 @@
-"""What the runs of a study have left, and whether it still is what the study asks for."""
+"""The runs of a study as tables, each with its state."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mammo_utils.config import FREE, RunSpec, Study
+from mammo_utils.config import RunSpec, Study
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.io import read_json
-from mammo_utils.provenance import training_code
+from mammo_utils.training.run_state import METRICS, RunState, run_state
+from mammo_utils.vocabulary import TASKS
 
-TASKS = ("diagnosis", "birads")
 RUN_ID = re.compile(
     r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)(-blocks(?P<blocks>\d+))?"
 )
@@ -24,17 +23,18 @@ RUN_ID = re.compile(
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run as its folder has it.
+    """One run as its folder holds it.
 
-    state: "finished", "failed", "not finished" (no metrics yet), "not run" (no folder) or "unreadable"; reason:
-    one sentence unless finished. stale: sentences, one for each way in which a finished run no longer matches
-    the study's configuration, data or code. predictions: one row a breast (see training.loop.prediction_table).
+    Attributes:
+        spec: The run that the study asks for.
+        status: Its state, see `training.run_state`.
+        in_grid: Whether the study's grid has it.
+        metrics, environment, epochs: Its files; empty unless it is finished.
+        predictions: One row per breast (see `training.predict.prediction_table`); empty unless it is finished.
     """
 
     spec: RunSpec
-    state: str
-    reason: str = ""
-    stale: tuple[str, ...] = ()
+    status: RunState
     in_grid: bool = True
     metrics: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -46,12 +46,28 @@ class RunResult:
         return self.spec.id
 
     @property
+    def state(self) -> str:
+        """The kind of its state, such as "done"."""
+        return self.status.kind
+
+    @property
+    def reason(self) -> str:
+        """Why it is stale, failed, damaged or stopped, "" otherwise."""
+        return self.status.reason
+
+    @property
     def finished(self) -> bool:
-        return self.state == "finished"
+        """Whether its results can be read."""
+        return self.status.finished
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is finished, but settings, data or code have changed since."""
+        return self.status.kind == "stale"
 
     @property
     def reported(self) -> str:
-        """The part of the split whose numbers are reported: "test" (nested) or "validation" (paper)."""
+        """The part of the split whose metrics are reported: "test", or "validation" with the paper's split."""
         return self.metrics["reported"]
 
     @property
@@ -60,143 +76,98 @@ class RunResult:
 
 
 def read_runs(study: Study, data_hashes: Mapping[str, str] | None = None) -> list[RunResult]:
-    """Every run of the study's grid, and after them those in its folder that the grid does not name.
+    """Read every run of the study's grid, and after them the other runs in its folder.
 
-    data_hashes: subset -> hash of the data as they are now (RunData.hash), to find runs made from others;
-    without it the data are not compared.
+    Args:
+        study: The study.
+        data_hashes: Subset -> hash of the data as they are now (`RunData.hash`). Runs trained on other data are stale;
+            without it the data are not compared.
     """
     grid = study.runs()
     known = {spec.id for spec in grid}
-    folders = sorted((study.folder / "runs").glob("*/")) if (study.folder / "runs").is_dir() else []
-    found = {f.name: RUN_ID.fullmatch(f.name) for f in folders if f.name not in known}
     others = []
-    for match in filter(None, found.values()):
+    for folder in sorted((study.folder / "runs").glob("*/")):
+        match = RUN_ID.fullmatch(folder.name) if folder.name not in known else None
         try:
-            numbers = int(match["seed"]), int(match["blocks"] or 0)
-            others.append(study.run(match["system"], match["task_mode"], match["subset"], *numbers))
-        except ValueError:
-            continue  # a folder that only looks like a run's
+            if match:
+                numbers = int(match["seed"]), int(match["blocks"] or 0)
+                others.append(study.run(match["system"], match["task_mode"], match["subset"], *numbers))
+        except (ValueError, LookupError):
+            continue  # its name only resembles a run's
     hashes = data_hashes or {}
-    return [
-        *(_read_run(spec, True, hashes.get(spec.subset, "")) for spec in grid),
-        *(_read_run(spec, False, hashes.get(spec.subset, "")) for spec in others),
-    ]
+    return [_read_run(spec, spec.id in known, hashes.get(spec.subset, "")) for spec in (*grid, *others)]
 
 
 def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:
     folder = spec.folder
-    if not folder.is_dir():
-        return RunResult(spec, "not run", "It has not been started.", in_grid=in_grid)
-    if not (folder / "metrics.json").is_file():
-        if (folder / "failed.json").is_file():
-            return RunResult(spec, "failed", _failure(folder / "failed.json"), in_grid=in_grid)
-        return RunResult(spec, "not finished", "It has left no metrics yet; the same command goes on.", in_grid=in_grid)
-    try:
-        record = read_json(folder / "config.json")
-        result = RunResult(
-            spec,
-            "finished",
-            in_grid=in_grid,
-            metrics=read_json(folder / "metrics.json"),
-            environment=read_json(folder / "environment.json"),
-            predictions=pd.read_parquet(folder / "predictions.parquet"),
-            epochs=pd.read_csv(folder / "epochs.csv"),
-            stale=tuple(_stale(spec, record, read_json(folder / "environment.json"), data_hash)),
-        )
-        _check(result)
-    except (OSError, ValueError, KeyError) as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return RunResult(spec, "unreadable", f"Its files do not fit together ({what}); train it anew.", in_grid=in_grid)
-    return result
-
-
-def _failure(path: Path) -> str:
-    """The reason that failed.json gives, as one line."""
-    values = read_json(path)
-    text = next(
-        (values[key] for key in ("reason", "message", "error") if isinstance(values, dict) and values.get(key)), values
+    state = run_state(folder, spec, data_hash)
+    if not state.finished:
+        return RunResult(spec, state, in_grid)
+    return RunResult(
+        spec,
+        state,
+        in_grid,
+        metrics=read_json(folder / METRICS),
+        environment=read_json(folder / "environment.json"),
+        predictions=pd.read_parquet(folder / "predictions.parquet"),
+        epochs=pd.read_csv(folder / "epochs.csv"),
     )
-    return " ".join(str(text).split())
-
-
-def _stale(spec: RunSpec, record: dict[str, Any], environment: dict[str, Any], data_hash: str) -> list[str]:
-    """One sentence for each way in which a run is not what the study asks for now."""
-    sentences = []
-    now, then = _flat(spec.model_dump(mode="json")), _flat(record)
-    for name in sorted(set(now) - set(FREE)):
-        if name.startswith("training.learning_rate.") and not name.endswith(f".{spec.system}"):
-            continue  # another system's
-        if then.get(name) != now[name]:
-            sentences.append(f"{name} was {then.get(name)!r}, the study now says {now[name]!r}.")
-    if not sentences and record.get("hash") != spec.hash:
-        sentences.append("Its configuration has another hash than the study's.")
-    if data_hash and record.get("data_hash") != data_hash:
-        sentences.append("Its data are not those of the study's folder now.")
-    if environment.get("code") != training_code(environment.get("scan", "")):
-        sentences.append("The code that can change its numbers has changed since.")
-    return sentences
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _check(run: RunResult) -> None:
-    """Raise ValueError or KeyError where the files of one run contradict each other."""
-    table = run.predictions
-    if run.metrics.get("run") != run.id:
-        raise ValueError(f"metrics.json is of the run {run.metrics.get('run')!r}")
-    if not run.tasks:
-        raise ValueError("predictions.parquet has neither diagnosis nor birads")
-    if table.duplicated(["exam", "side"]).any():
-        raise ValueError("predictions.parquet has a breast twice")
-    shares = table[["exam", "group", "part"]].drop_duplicates()
-    if shares.groupby("group")["part"].nunique().max() > 1:
-        raise ValueError("a patient of predictions.parquet is in two parts of the split")
-    for task in run.tasks:
-        stated = run.metrics["parts"][run.reported][task]["n_breasts"]
-        found = len(labelled_breasts(run, task))
-        if stated != found:
-            raise ValueError(f"metrics.json counts {stated} breasts for {task}, predictions.parquet {found}")
 
 
 # --- from predictions to samples ------------------------------------------------------------------------
 
 
 def categories(run: RunResult, task: str) -> tuple[int, ...]:
-    """The task's classes in the order of its probabilities: (0, 1), or the BI-RADS categories of the subset."""
+    """The task's classes in the order of its probabilities: (0, 1), or the subset's BI-RADS categories."""
     if task == "diagnosis":
         return (0, 1)
     return tuple(sorted(int(c.removeprefix("birads_p")) for c in run.predictions if c.startswith("birads_p")))
 
 
 def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "both") -> pd.DataFrame:
-    """The rows of a part (the reported one if not named) whose breasts have a label of the task."""
+    """Predictions of the breasts that have a label of the task.
+
+    Args:
+        run: A finished run.
+        task: "diagnosis" or "birads".
+        part: Part of the split; the reported one if "".
+        side: "L", "R" or "both".
+    """
     table = run.predictions
     kept = (table["part"] == (part or run.reported)) & (table[task] >= 0)
     return table[kept if side == "both" else kept & (table["side"] == side)]
 
 
 def probabilities(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.ndarray:
-    """(n, K), one column a class in the order of `classes`."""
+    """Probabilities (n, K) from rows of a prediction table, one column per class.
+
+    Args:
+        table: Predictions of n breasts.
+        task: "diagnosis" or "birads".
+        classes: The classes, see `categories`.
+    """
     if task == "diagnosis":
         return np.stack([1 - table["diagnosis_p"], table["diagnosis_p"]], axis=1)
     return table[[f"birads_p{c}" for c in classes]].to_numpy()
 
 
 def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "both") -> Sample:
-    """The answers of the same system trained with one or more seeds.
+    """Labels and probabilities of one system trained with one or more seeds.
 
-    Raises ValueError where the seeds were not judged on the same breasts.
+    Args:
+        runs: Runs that differ in their seed only.
+        task: "diagnosis" or "birads".
+        part: Part of the split; the reported one if "".
+        side: "L", "R" or "both".
+
+    Raises:
+        ValueError: The seeds were not evaluated on the same breasts.
     """
     tables = [labelled_breasts(run, task, part, side).sort_values(["exam", "side"]) for run in runs]
     key = ["exam", "side", "group", task]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if not np.array_equal(tables[0][key].to_numpy(str), table[key].to_numpy(str)):
-            raise ValueError(f"The runs {runs[0].id} and {run.id} were judged on different breasts; train them anew.")
+            raise ValueError(f"The runs {runs[0].id} and {run.id} differ in their breasts; train them again.")
     classes = categories(runs[0], task)
     labels = tables[0][task].map({category: index for index, category in enumerate(classes)})
     return Sample(
@@ -207,11 +178,14 @@ def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "bo
 
 
 def group_by_seed(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str, str, str], list[RunResult]]:
-    """(subset, task mode, system) -> its finished runs, one a seed, in the order in which they come; those with the
-    number of blocks of the study's settings, or with another one.
+    """(subset, task mode, system) -> its finished runs, one per seed.
 
-    Seeds that do not go together are not averaged: a stale one stays out beside one that is not, and one judged
-    on other breasts than the first stays out. The list of runs says of each whether it is stale.
+    Seeds that do not belong together are not averaged: a stale run is left out if another seed is not stale, and so
+    is a run that was evaluated on other breasts than the first.
+
+    Args:
+        runs: What `read_runs` returns.
+        blocks: Number of blocks of the runs to take; 0 for those with the number of the study's settings.
     """
     together: dict[tuple[str, str, str], list[RunResult]] = {}
     for run in runs:

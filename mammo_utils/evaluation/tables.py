@@ -224,7 +224,7 @@ def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
     rows = []
     for run in runs:
         row = {"run": run.id, "state": run.state + ("" if run.in_grid else ", not in the grid")}
-        row |= {"stale or why not": " ".join((run.reason, *run.stale)).strip()}
+        row |= {"stale or why not": run.reason}
         if run.finished:
             row |= {"best epoch": f"{run.metrics['best_epoch']} of {run.metrics['epochs']}"}
             row |= {"parameters": f"{run.metrics['parameters']:,}", "minutes": round(run.metrics["seconds"] / 60, 1)}

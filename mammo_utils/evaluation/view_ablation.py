@@ -18,7 +18,7 @@ from mammo_utils.config import Training
 from mammo_utils.evaluation.bootstrap import Interval, Sample, interval, mean_interval, paired_difference
 from mammo_utils.evaluation.runs import RunResult
 from mammo_utils.training.dataset import ExamSet
-from mammo_utils.training.loop import predict
+from mammo_utils.training.predict import predict
 from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
 
 # --- weights of the gate --------------------------------------------------------------------------------

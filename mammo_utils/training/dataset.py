@@ -1,8 +1,8 @@
 """Exams as tensors on the training device, and the batches drawn from them.
 
-The images stay the store's uint8 (one byte a pixel) and become floats batch by batch. All randomness is a
-function of (seed, epoch): the order of the exams and, for each exam, how its views are augmented, so that an
-epoch is the same whatever came before it, and whatever the batch size.
+Images stay the store's uint8, one byte a pixel, and become floats batch by batch. All randomness is a function of
+(seed, epoch): the order of the exams and the augmentation of each exam's views. An epoch is therefore the same
+whatever came before it and whatever the batch size.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ import torch
 
 from mammo_utils.config import Augmentation
 from mammo_utils.images.store import Store
-from mammo_utils.training.augment import affine_parameters, sample_affine
+from mammo_utils.training.augment import draw_affine_maps, sample_affine
 from mammo_utils.vocabulary import SIDES, VIEWS
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, per channel, for intensities in [0, 1]
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, per channel, for intensities in [0, 1]
 DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B exams; the views and the sides in the order of VIEWS and SIDES.
+    """B exams, with views in the order of VIEWS and sides in the order of SIDES.
 
-    images: (B, 4, 3, S, S) float32, normalised; an absent view is exactly 0
-    present: (B, 4) bool, on the host, so that nobody waits for the device to know which views there are
-    labels: task -> (B, 2) int64 class index, -1 absent; "birads" counts within the subset's categories
-    exams: (B,) int64, positions in the ExamSet, on the host
-    whole, whole_exams: labels and exams of the batch that this one is a part of, or its own
+    Attributes:
+        images: (B, 4, 3, S, S) float32, normalised; an absent view is exactly 0.
+        present: (B, 4) bool, on the CPU to avoid a GPU synchronisation.
+        labels: Task -> (B, 2) int64 class index, -1 absent; "birads" is an index into the subset's categories.
+        exams: (B,) int64 positions in the ExamSet, on the CPU.
+        full_labels: Labels of the full batch if this is a micro-batch, else its own.
+        full_exams: Positions of the full batch likewise.
     """
 
     images: torch.Tensor
     present: torch.Tensor
     labels: dict[str, torch.Tensor]
     exams: torch.Tensor
-    whole: dict[str, torch.Tensor]
-    whole_exams: torch.Tensor
+    full_labels: dict[str, torch.Tensor]
+    full_exams: torch.Tensor
 
     def split(self, size: int) -> Iterator[Batch]:
-        """The batch in parts of at most `size` exams."""
+        """The batch as micro-batches of at most `size` exams."""
         for start in range(0, len(self.exams), size):
             part = slice(start, start + size)
             labels = {task: values[part] for task, values in self.labels.items()}
@@ -56,11 +58,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class ExamSet:
-    """E exams of one part of the split, ready to be drawn from.
+    """E exams of one part of the split.
 
-    images: (n, S, S) uint8, every image of the store, on the device or mapped from its file; on the host: rows
-    (E, 4) int64 into it, -1 absent; labels: task -> (E, 2) int64; groups: one an exam (patients joined by twin
-    images share one).
+    Attributes:
+        names: Research IDs.
+        groups: The patient of each exam; patients joined by duplicate images share one.
+        images: (n, S, S) uint8, every image of the store, on the device or mapped from its file.
+        rows: (E, 4) int64 rows of `images`, -1 for an absent view; on the CPU.
+        labels: Task -> (E, 2) int64; on the CPU.
+        categories: BI-RADS categories of the subset.
+        device: Where batches are made.
     """
 
     names: tuple[str, ...]
@@ -76,45 +83,81 @@ class ExamSet:
 
     @property
     def present(self) -> torch.Tensor:
+        """(E, 4) bool."""
         return self.rows >= 0
 
     def batch(
         self,
         exams: torch.Tensor,
         augmentation: torch.Tensor | None = None,
-        whole: torch.Tensor | None = None,
-        grey: torch.Tensor | None = None,
+        full_exams: torch.Tensor | None = None,
+        pixels: torch.Tensor | None = None,
     ) -> Batch:
-        """Gather exams (B,), augmented by the affine maps of all exams, (E, 4, 2, 3), if given.
+        """Make one batch on the device, without waiting for it.
 
-        whole: the exams of the batch that these are a part of. grey: what :meth:`read` returned for `exams`, if that
-        was done before. Nothing here waits for the device.
+        Args:
+            exams: (B,) positions.
+            augmentation: Affine maps of all exams, (E, 4, 2, 3); none if None.
+            full_exams: Positions of the full batch if `exams` are a share of it.
+            pixels: What `read` returned for `exams`, if it has been called already.
         """
         exams = exams.cpu()
         present = self.present[exams]
-        grey = (self.read(exams) if grey is None else grey).to(self.device, non_blocking=True)
-        grey = grey.float() / 255
+        pixels = (self.read(exams) if pixels is None else pixels).to(self.device, non_blocking=True)
+        grey = pixels.float() / 255  # (B, 4, S, S)
         if augmentation is not None and len(exams):
             maps = augmentation[exams].to(self.device, non_blocking=True)
             grey = sample_affine(grey.flatten(0, 1), maps.flatten(0, 1)).unflatten(0, present.shape)
-        mean, deviation = _imagenet(self.device)
+        mean, deviation = _imagenet_statistics(self.device)
         images = (grey.unsqueeze(2) - mean) / deviation  # (B, 4, 3, S, S): grey in each channel, §4.2
         images = images * present.to(self.device, non_blocking=True)[..., None, None, None]
-        whole = exams if whole is None else whole
+        full_exams = exams if full_exams is None else full_exams
         labels = self._labels(exams)
-        return Batch(images, present, labels, exams, labels if whole is exams else self._labels(whole), whole)
+        full_labels = labels if full_exams is exams else self._labels(full_exams)
+        return Batch(images, present, labels, exams, full_labels, full_exams)
 
     def read(self, exams: torch.Tensor) -> torch.Tensor:
-        """The stored views of exams (B,), (B, 4, S, S) uint8, where the images lie; an absent one holds anything."""
+        """Stored views of exams (B,): (B, 4, S, S) uint8, where the images lie; an absent view has any content."""
         rows = self.rows[exams].clamp(min=0)
-        grey = self.images[rows.to(self.images.device, non_blocking=True)]
-        # only from pinned memory does a copy to a GPU not wait
-        return grey.pin_memory() if self.device.type == "cuda" and grey.device.type == "cpu" else grey
+        pixels = self.images[rows.to(self.images.device, non_blocking=True)]
+        # only a copy from pinned memory to a GPU is asynchronous
+        return pixels.pin_memory() if self.device.type == "cuda" and pixels.device.type == "cpu" else pixels
 
-    def _ahead(self, parts: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Each part's exams and their stored views, read by a thread while the part before is worked on.
+    def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Every exam once, in order, without augmentation.
 
-        Where the images lie on the device, or that is the processor itself, nothing is gained.
+        Args:
+            batch_size: Exams per batch.
+            share: (rank, world size): of n processes, process i gets every n-th batch from the i-th on.
+        """
+        for exams, pixels in self._read_ahead(torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]):
+            yield self.batch(exams, pixels=pixels)
+
+    def epoch(
+        self, seed: int, epoch: int, batch_size: int, augmentation: Augmentation, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Every exam once, shuffled and augmented: a function of (seed, epoch) alone.
+
+        Args:
+            seed: The run's seed.
+            epoch: From 1.
+            batch_size: Exams per full batch.
+            augmentation: Ranges of the augmentation.
+            share: (rank, world size): of n processes, process i gets every n-th exam of each batch from the i-th on,
+                which may be none.
+        """
+        generator = torch.Generator().manual_seed(derive_seed("batches", seed, epoch))
+        order = torch.randperm(len(self), generator=generator)
+        maps = draw_affine_maps(len(self), augmentation, generator)
+        batches = order.split(batch_size)
+        own = self._read_ahead(exams[share[0] :: share[1]] for exams in batches)
+        for full_exams, (exams, pixels) in zip(batches, own, strict=True):
+            yield self.batch(exams, maps, full_exams, pixels)
+
+    def _read_ahead(self, parts: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Each part's exams and their stored views, which a thread reads while the part before is worked on.
+
+        Reading ahead gains nothing if the images lie on the training device already.
         """
         if self.images.device.type == self.device.type:
             yield from ((exams, None) for exams in parts)
@@ -124,47 +167,33 @@ class ExamSet:
             for exams in parts:
                 waiting.append((exams, reader.submit(self.read, exams)))
                 if len(waiting) > 1:
-                    exams, grey = waiting.popleft()
-                    yield exams, grey.result()
-            yield from ((exams, grey.result()) for exams, grey in waiting)
+                    exams, pixels = waiting.popleft()
+                    yield exams, pixels.result()
+            yield from ((exams, pixels.result()) for exams, pixels in waiting)
 
     def _labels(self, exams: torch.Tensor) -> dict[str, torch.Tensor]:
         return {task: labels[exams].to(self.device, non_blocking=True) for task, labels in self.labels.items()}
 
-    def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Every exam once, as it is; of a share (i, n) every n-th batch from the i-th on."""
-        for exams, grey in self._ahead(torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]):
-            yield self.batch(exams, grey=grey)
-
-    def epoch(
-        self, seed: int, epoch: int, batch_size: int, augmentation: Augmentation, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[Batch]:
-        """Every exam once, shuffled and augmented: a function of (seed, epoch) alone; of a share (i, n) every n-th
-        exam of each batch from the i-th on, maybe none."""
-        generator = torch.Generator().manual_seed(derive_seed("batches", seed, epoch))
-        order = torch.randperm(len(self), generator=generator)
-        maps = affine_parameters(len(self), augmentation, generator)
-        batches = order.split(batch_size)
-        mine = self._ahead(exams[share[0] :: share[1]] for exams in batches)
-        for whole, (exams, grey) in zip(batches, mine, strict=True):
-            yield self.batch(exams, maps, whole, grey)
-
 
 @lru_cache
-def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION))
 
 
 def derive_seed(purpose: str, *numbers: int) -> int:
-    """A seed that differs by purpose and by every number: independent streams for order, dropout, weights."""
+    """A seed for one purpose: independent random streams for the order of exams, dropout and weights."""
     words = [int.from_bytes(purpose.encode(), "little"), *numbers]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def place_images(store: Store, device: torch.device | str, where: str = "auto") -> torch.Tensor:
-    """The store's images, (n, S, S) uint8: on the ``device``, or a ``mapped`` file from which each batch is read.
+    """The store's images, (n, S, S) uint8, on the device or mapped from their file.
 
-    By ``auto`` they lie on a GPU where they take less than half of its free memory, else in the file.
+    Args:
+        store: The image store.
+        device: The training device.
+        where: "device", "mapped" (each batch is read from the file), or "auto": on a GPU if they fill less than half
+            of its free memory, else mapped.
     """
     device, images = torch.device(device), torch.from_numpy(store.images)
     if where == "auto" and device.type == "cuda":
@@ -182,9 +211,15 @@ def make_exam_set(
     device: torch.device | str,
     images: torch.Tensor | None = None,
 ) -> ExamSet:
-    """Exams (rows of the exam table) with their images and labels, for batches on a device.
+    """Exams with their images and labels, ready for batches on a device.
 
-    images: the store's, where :func:`place` has put them, so that several sets share them; else they stay mapped.
+    Args:
+        exams: Rows of the exam table.
+        groups: Exam -> patient group.
+        store: The image store.
+        categories: BI-RADS categories of the subset.
+        device: The training device.
+        images: What `place_images` returned, so that several sets share it; mapped from the file if None.
     """
     device = torch.device(device)
     images = place_images(store, device, "mapped") if images is None else images
@@ -193,17 +228,14 @@ def make_exam_set(
     birads = exams[[f"{side}_birads" for side in SIDES]].to_numpy(np.int64)
     index = {category: position for position, category in enumerate(categories)}
     birads = np.vectorize(lambda category: index.get(category, -1), otypes=[np.int64])(birads)
-    rows = store.rows_of(names)
-    rows = np.where(exams[list(VIEWS)].to_numpy(bool), rows, -1)
+    rows = np.where(exams[list(VIEWS)].to_numpy(bool), store.rows_of(names), -1)
+    labels = {"diagnosis": diagnosis, "birads": birads.reshape(diagnosis.shape)}
     return ExamSet(
         names=tuple(names),
         groups=tuple(groups.loc[names]),
         images=images,
         rows=torch.from_numpy(rows),
-        labels={
-            "diagnosis": torch.from_numpy(diagnosis),
-            "birads": torch.from_numpy(birads.reshape(diagnosis.shape)),
-        },
+        labels={task: torch.from_numpy(values) for task, values in labels.items()},
         categories=tuple(categories),
         device=device,
     )

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Inverse class frequency over labels of any shape (-1 absent), with mean 1 over the classes that occur.
+    """Inverse class frequencies (§4.1), (classes,) float32, with mean 1 over the classes that occur.
 
-    §4.1. Returns (classes,) float32; a class that does not occur weighs 0.
+    A class that does not occur has weight 0. `labels` may have any shape; -1 means absent.
     """
     counts = torch.bincount(labels[labels >= 0], minlength=classes).float()
     inverse = torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0)
@@ -17,20 +17,25 @@ def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def task_loss(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, whole: torch.Tensor | None = None
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, full_labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Eq. 12 and 13: the weighted cross-entropy of the left and of the right head, averaged.
+    """Weighted cross-entropy of the left and the right head, averaged (Eq. 12 and 13).
 
-    logits (B, 2, K), labels (B, 2) with -1 for a breast to be left out, weights (K,). Each side's mean runs
-    over its labelled breasts; a side without any adds 0. Of one part of a batch, `whole` are the labels of all
-    of it, over which the mean runs: the losses of the parts then add up to the loss of the batch.
+    Each side's mean runs over its labelled breasts; a side without any adds 0.
+
+    Args:
+        logits: (B, 2, K), sides L and R.
+        labels: (B, 2) class indices, -1 for a breast without a label.
+        weights: (K,) class weights.
+        full_labels: Labels of the full batch if `labels` are those of a micro-batch. The means then run over the full
+            batch, so that the losses of its micro-batches add up to its loss.
     """
     present = labels >= 0
-    loss = F.cross_entropy(logits.float().transpose(1, 2), labels, weights, ignore_index=-1, reduction="none")
-    if whole is not None:
-        labels, present = whole, whole >= 0
+    loss = F.cross_entropy(logits.float().transpose(1, 2), labels, weights, ignore_index=-1, reduction="none")  # (B, 2)
+    if full_labels is not None:
+        labels, present = full_labels, full_labels >= 0
     weight = weights[labels.clamp(min=0)] * present  # (B, 2)
-    total = weight.sum(0)  # a side each
+    total = weight.sum(0)  # (2,), one denominator per side
     return (loss.sum(0) / torch.where(total > 0, total, 1)).mean()
 
 
@@ -39,10 +44,19 @@ def total_loss(
     labels: dict[str, torch.Tensor],
     weights: dict[str, torch.Tensor],
     task_weights: dict[str, float],
-    whole: dict[str, torch.Tensor] | None = None,
+    full_labels: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Eq. 11; with one active task that task's loss alone, its weight 1. whole: see :func:`task_loss`."""
-    losses = {task: task_loss(logits[task], labels[task], weights[task], (whole or labels)[task]) for task in logits}
+    """The weighted sum of the task losses (Eq. 11); with one active task, that task's loss with weight 1.
+
+    Args:
+        logits: Active task -> (B, 2, K).
+        labels: Task -> (B, 2).
+        weights: Task -> (K,) class weights.
+        task_weights: Task -> its weight in the sum.
+        full_labels: Task -> labels of the full batch, see `task_loss`.
+    """
+    full = full_labels or labels
+    losses = {task: task_loss(logits[task], labels[task], weights[task], full[task]) for task in logits}
     if len(losses) == 1:
         return next(iter(losses.values()))
     return sum(task_weights[task] * loss for task, loss in losses.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +14,30 @@ from safetensors.torch import load_file, save_file
 from mammo_utils.config import RunSpec, Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, select_subset
-from mammo_utils.images.build_store import apply_store
 from mammo_utils.images.store import load_store
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
-from mammo_utils.metrics import auc, f1_macro
+from mammo_utils.metrics import METRICS
 from mammo_utils.models.system import System, build_system
 from mammo_utils.provenance import environment, file_hash, hash_of, training_code
+from mammo_utils.training import run_state
 from mammo_utils.training.dataset import ExamSet, derive_seed, make_exam_set, place_images
 from mammo_utils.training.distributed import rank_and_size, run_distributed
-from mammo_utils.training.loop import TrainingError, precision, predict, prediction_table, prepare_model, train
-from mammo_utils.vocabulary import SUBSETS
-
-FILES = (
-    "config.json",
-    "environment.json",
-    "epochs.csv",
-    "predictions.parquet",
-    "weights.safetensors",
-    "metrics.json",
-)
+from mammo_utils.training.loop import prepare_model, train
+from mammo_utils.training.memory import TrainingError, precision
+from mammo_utils.training.predict import predict, prediction_table
+from mammo_utils.vocabulary import SUBSETS, TASKS
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What one run trains on: part -> exams, the part that is reported, and a hash of all of it."""
+    """What one run trains on.
+
+    Attributes:
+        parts: Part of the split -> its exams.
+        reported: The part whose metrics are reported.
+        hash: Of the images, the split and the labels.
+        synthetic: Whether the exams are synthetic.
+    """
 
     parts: dict[str, ExamSet]
     reported: str
@@ -47,28 +46,30 @@ class RunData:
 
 
 def build(spec: RunSpec) -> System:
-    """The run's system with its first weights: a function of the specification alone."""
+    """The run's system with its initial weights, a function of the specification alone."""
     torch.manual_seed(derive_seed("weights", spec.seed))
     return build_system(spec.system, spec.model, task_mode=spec.task_mode, n_birads=len(SUBSETS[spec.subset]))
 
 
 def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
-    """Read the study's exam table, store and split, and put the run's exams on a device.
+    """Load the run's exams: the study's final cohort, image store and split, which notebook 02 has written.
 
-    Raises FileNotFoundError with one sentence where notebooks 01 and 02 have not left them, DataError where the split
-    is not of these data or leaks.
+    Raises:
+        FileNotFoundError: Notebook 02 has not run.
+        DataError: The split belongs to other data, or has a patient in two parts.
+        ValueError: A part of the split has no exam of the subset, or the training part no label of a task.
     """
     folder = spec.folder.parents[1]
-    for name, notebook in (("exams.parquet", "01"), ("split.json", "02")):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{display_path(folder / name)} is missing; run notebook {notebook} of the study first."
-            )
-    store, split = load_store(folder / "store"), load_split(folder / "split.json")
-    cohort = apply_store(load_cohort(folder), store)
+    for name in ("cohort", "split.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{display_path(folder / name)} is missing; run notebook 02_preprocessing first.")
+    cohort, store, split = (
+        load_cohort(folder / "cohort"),
+        load_store(folder / "store"),
+        load_split(folder / "split.json"),
+    )
     check_split(split, cohort, store.hashes)
     exams = select_subset(cohort.exams, spec.subset, spec.subset_rule)
-    exams = exams[exams.index.isin(split.part.index)]  # twins in conflict are in no part
     part = split.part.loc[exams.index]
     images = place_images(store, device, spec.training.store)
     parts = {
@@ -79,45 +80,53 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     for name in ("train", "validation"):
         if name not in parts:
             raise ValueError(f"The {name} part of the split has no exam of the subset {spec.subset}; add exams.")
-    tasks = ("diagnosis", "birads") if spec.task_mode == "multi" else (spec.task_mode,)
-    for task in tasks:
+    for task in TASKS if spec.task_mode == "multi" else (spec.task_mode,):
         if not (parts["train"].labels[task] >= 0).any():
             raise ValueError(f"{cohort.name} has no {task} label in the training part; choose another task_mode.")
-    identity = hash_of([store.hash, split.hash, pd.util.hash_pandas_object(exams).tolist()])
-    return RunData(parts, split.reported, identity, cohort.synthetic)
+    content = hash_of([store.hash, split.hash, pd.util.hash_pandas_object(exams).tolist()])
+    return RunData(parts, split.reported, content, cohort.synthetic)
 
 
 def train_run(
     spec: RunSpec, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None, data: RunData | None = None
 ) -> dict[str, Any]:
-    """Train one run and leave its files in ``spec.folder``; returns its metrics.
+    """Train one run, write its files into ``spec.folder`` and return its metrics.
 
-    data: what :func:`load_data` gave for this run and its device, if it is there already.
-    metrics.json is written last: where it stands and its configuration and data are those asked for, the run
-    is finished and nothing is done again. A half-done run goes on from its last epoch.
+    A finished run is not trained again unless its settings or data have changed, or a file is damaged. A half-done run
+    continues after its last epoch.
+
+    Args:
+        spec: The run.
+        on_epoch: Called with each epoch's row (see `loop.train`).
+        data: What `load_data` returned for this run and its device; loaded here if None.
     """
     device = pick_device(spec.training)
     with folder_lock(spec.folder):
         data = data or load_data(spec, device if spec.training.processes == 1 else "cpu")
+        state = run_state.saved_results(spec.folder, spec, data.hash)
+        if state and not state.to_train:
+            return read_json(spec.folder / run_state.METRICS)
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}
-        if finished(spec.folder, record):
-            return read_json(spec.folder / "metrics.json")
-        if not spec.begun:
-            (spec.folder / "progress.json").unlink(missing_ok=True)
-        for left in (spec.folder / "metrics.json", spec.folder / "failed.json", *spec.folder.glob(".*.part")):
-            left.unlink(missing_ok=True)  # parts are what a killed process was writing
+        # a file named .*.part is what a killed process was writing
+        for outdated in (spec.folder / run_state.METRICS, *spec.folder.glob(".*.part")):
+            outdated.unlink(missing_ok=True)
+        if run_state.failure(spec):
+            spec.outcome.unlink()
+        if run_state.config_hash(spec.folder) != spec.hash:
+            (spec.folder / run_state.PROGRESS).unlink(missing_ok=True)
         write_json(spec.folder / "config.json", record)
         if spec.training.processes == 1:
             train_and_save(on_epoch, spec, data, device)
         else:
-            run_distributed(work, spec.training.processes, (spec,), on_epoch, (TrainingError,), device.type == "cuda")
-        for left in ("checkpoint.pt", "progress.json"):
-            (spec.folder / left).unlink(missing_ok=True)
-    return read_json(spec.folder / "metrics.json")
+            cuda = device.type == "cuda"
+            run_distributed(_train_rank, spec.training.processes, (spec,), on_epoch, (TrainingError,), cuda)
+        for temporary in (run_state.CHECKPOINT, run_state.PROGRESS):
+            (spec.folder / temporary).unlink(missing_ok=True)
+    return read_json(spec.folder / run_state.METRICS)
 
 
-def work(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec) -> None:
-    """One process of a run's training."""
+def _train_rank(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec) -> None:
+    """One of several processes of a run's training."""
     device = pick_device(spec.training)
     device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
     train_and_save(on_epoch, spec, load_data(spec, device), device)
@@ -126,7 +135,14 @@ def work(on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec) -> None:
 def train_and_save(
     on_epoch: Callable[[dict[str, Any]], None], spec: RunSpec, data: RunData, device: torch.device
 ) -> None:
-    """Train the run's system and write the files of its folder, metrics.json the very last."""
+    """Train the run's system and write the files of its folder, `metrics.json` last.
+
+    Args:
+        on_epoch: Called with each epoch's row.
+        spec: The run.
+        data: Its exams, on `device`.
+        device: Where to train.
+    """
     if device.type == "cpu":
         torch.set_num_threads(spec.training.threads)
     first = rank_and_size()[0] == 0
@@ -140,14 +156,14 @@ def train_and_save(
     if first:
         write_json(spec.folder / "environment.json", facts)
 
-    def told(row: dict[str, Any]) -> None:
+    def report_epoch(row: dict[str, Any]) -> None:
         if first:
             progress = {"epochs": row["epoch"], "of": spec.training.epochs, "seconds": row["seconds"]}
-            write_json(spec.folder / "progress.json", progress)
+            write_json(spec.folder / run_state.PROGRESS, progress)
         on_epoch(row)
 
-    # a state made on another device or by other kernels would go on to numbers that no machine gives from the start
-    made_by = {"code": training_code(model.backend), "device": device_name(device), "torch": str(torch.__version__)}
+    # a state made by another device, library or kernel would give results that no uninterrupted run can reproduce
+    made_by = {"code": facts["code"], "device": facts["device"], "torch": str(torch.__version__)}
     made_by |= {"scan": model.backend, "numba": facts["versions"].get("numba", "")}
     made_by |= {"cpu": torch.backends.cpu.get_cpu_capability()} if device.type == "cpu" else {}
     rows, best_epoch = train(
@@ -156,9 +172,9 @@ def train_and_save(
         spec.training,
         learning_rate=spec.learning_rate,
         seed=spec.seed,
-        checkpoint=spec.folder / "checkpoint.pt",
+        checkpoint=spec.folder / run_state.CHECKPOINT,
         identity={"config": spec.hash, "data": data.hash, **made_by},
-        on_epoch=told,
+        on_epoch=report_epoch,
     )
     tables = [
         prediction_table(exams, part, *predict(model, exams, spec.training, rows[-1]["micro_batch"]))
@@ -170,13 +186,22 @@ def train_and_save(
 
 
 def write_results(
-    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, table: pd.DataFrame
+    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, predictions: pd.DataFrame
 ) -> None:
-    """The run's last files; table: its predictions."""
+    """Write the results of a trained run.
+
+    Args:
+        spec: The run.
+        model: The system with the weights of its best epoch.
+        data: Its exams.
+        rows: One row per epoch.
+        best_epoch: From 1.
+        predictions: Rows of `predict.prediction_table` for the parts other than "train".
+    """
     with atomic_write(spec.folder / "epochs.csv") as file:
         pd.DataFrame(rows).to_csv(file, index=False)
     with atomic_write(spec.folder / "predictions.parquet") as file:
-        table.to_parquet(file, index=False)
+        predictions.to_parquet(file, index=False)
     with atomic_write(spec.folder / "weights.safetensors") as file:
         save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, file)
     metrics = {
@@ -193,79 +218,56 @@ def write_results(
         "seconds": sum(row["seconds"] for row in rows),
         "parameters": sum(p.numel() for p in model.parameters()),
         "exams": {part: len(exams) for part, exams in data.parts.items()},
-        "parts": {part: scores(rows_of, data.parts[part]) for part, rows_of in table.groupby("part")},
-        "weights": file_hash(spec.folder / "weights.safetensors"),
+        "parts": {part: score_part(table, data.parts[part]) for part, table in predictions.groupby("part")},
+        "files": {name: file_hash(spec.folder / name) for name in run_state.FILES},
     }
-    write_json(spec.folder / "metrics.json", metrics)
+    write_json(spec.folder / run_state.METRICS, metrics)
 
 
-def scores(table: pd.DataFrame, exams: ExamSet) -> dict[str, dict[str, float]]:
-    """AUC and macro F1 of each active task over a part's breasts, with the numbers they rest on."""
-    result = {}
-    for task in ("diagnosis", "birads"):
-        if task not in table:
-            continue
-        known = table[table[task] >= 0]
+def score_part(predictions: pd.DataFrame, exams: ExamSet) -> dict[str, dict[str, float]]:
+    """Task -> each metric over a part's labelled breasts, with the numbers of breasts and exams."""
+    scores = {}
+    for task in (task for task in TASKS if task in predictions):
+        known = predictions[predictions[task] >= 0]
         if task == "diagnosis":
             p = known["diagnosis_p"].to_numpy()
             labels, probabilities = known[task].to_numpy(), pd.DataFrame({0: 1 - p, 1: p}).to_numpy()
         else:
             labels = known[task].map({c: i for i, c in enumerate(exams.categories)}).to_numpy()
             probabilities = known[[f"birads_p{c}" for c in exams.categories]].to_numpy()
-        result[task] = {
-            "auc": auc(labels, probabilities),
-            "f1_macro": f1_macro(labels, probabilities),
-            "n_breasts": len(known),
-            "n_exams": known["exam"].nunique(),
-        }
-    return result
+        scores[task] = {name: metric.value(labels, probabilities) for name, metric in METRICS.items()}
+        scores[task] |= {"n_breasts": len(known), "n_exams": known["exam"].nunique()}
+    return scores
 
 
-# --- reading a run back ---------------------------------------------------------------------------------
+# --- reading a run ----------------------------------------------------------------------------------------
 
 
 def load_run(folder: Path) -> tuple[RunSpec, System]:
-    """A finished run's specification and its system with the trained weights, in eval mode, on the CPU.
+    """A finished run's specification, and its system with the trained weights, in eval mode, on the CPU.
 
-    Raises FileNotFoundError naming the file that a finished run would have.
+    Raises:
+        FileNotFoundError: The run is not finished or a file of it is damaged; the message names it.
     """
-    for name in ("metrics.json", "weights.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{display_path(folder)} has no {name}: the run is not finished; run 04_train for it."
-            )
-    spec = load_spec(folder)
+    if not (folder / run_state.METRICS).is_file():
+        raise FileNotFoundError(f"{display_path(folder)} holds no finished run; run notebook 04_train for it.")
+    if reason := run_state.damage(folder):
+        raise FileNotFoundError(reason)
+    record = read_json(folder / "config.json")
+    spec = RunSpec(**{name: record[name] for name in RunSpec.model_fields})
     without_download = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": ""})})
     model = build(without_download)
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     return spec, model.eval()
 
 
-def load_spec(folder: Path) -> RunSpec:
-    """The specification that a run's config.json holds."""
-    record = read_json(folder / "config.json")
-    return RunSpec(**{name: record[name] for name in RunSpec.model_fields})
-
-
-def finished(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether all files of a run are there and its configuration and data are those of `record`."""
-    if not all((folder / name).is_file() for name in FILES):
-        return False
-    old = read_json(folder / "config.json")
-    return all(old.get(name) == record[name] for name in ("hash", "data_hash"))
-
-
-def remove_run(folder: Path) -> None:
-    """Delete a run's folder, to train it anew."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def pick_device(settings: Training) -> torch.device:
-    """`auto` takes the GPU where there is one. Raises ValueError where "cuda" is asked for and is not there."""
+    """The device of the settings; "auto" is the GPU if there is one. Raises ValueError for "cuda" without a GPU."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("training.device is cuda, but torch sees no GPU here; set it to auto or cpu.")
     return torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:
+    """The GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,7 +1,6 @@
 """A papermill engine for the study's notebooks: ``papermill --engine study notebooks/04_train.ipynb out.ipynb``.
 
-Before a kernel starts it checks the parameters, for papermill itself only warns of an unknown one. While the
-notebook runs it watches the process that started the study: when that is gone, so is the kernel.
+It is a module of its own because papermill imports it as a plugin while it is itself being imported.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,20 @@ from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
 from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
-from mammo_utils.workflow.state import STARTER, orphaned
+from mammo_utils.io import exit_with_parent
 
-INLINE = "module://matplotlib_inline.backend_inline"  # pictures go into the executed copy, whatever the shell says
+INLINE = "module://matplotlib_inline.backend_inline"  # figures go into the executed copy, whatever the shell has set
 
 
 class StudyEngine(NBClientEngine):
+    """A papermill engine that checks parameters before a kernel starts and leaves no kernel behind."""
+
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
-        """Check, watch, and run the notebook as papermill does. Ends the command with a sentence where a
-        parameter is unknown or ill-typed."""
+        """Execute as papermill does, but end with one sentence if a parameter is unknown or ill-typed.
+
+        papermill itself only warns of an unknown parameter.
+        """
         facts = nb_man.nb.metadata.papermill
         name = Path(facts.get("input_path") or "").stem
         if name in NOTEBOOKS:
@@ -35,26 +36,11 @@ class StudyEngine(NBClientEngine):
                 check_parameters(name, dict(facts.get("parameters") or {}))
             except ParameterError as error:
                 sys.exit(str(error))
-        watch()
+        exit_with_parent()  # the kernel does the same when this process ends
         os.environ["MPLBACKEND"] = INLINE
-        # sockets in a folder of this kernel's own: no other user can read what the kernel says
+        # the kernel's sockets lie in a private folder, where no other user can read its messages
         with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/socket"}})
-            # a kernel is interrupted before it is shut down and would print that as an error
+            # a kernel is interrupted before it is shut down and would log that as an error
             kwargs |= {"coalesce_streams": True, "config": config, "extra_arguments": ["--log-level=CRITICAL"]}
             return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-
-def watch(interval: float = 0.5) -> None:
-    """End this process when the one named in STARTER or our parent is gone; the kernel ends itself when its parent
-    does."""
-    parent = os.getppid()
-    if not os.environ.get(STARTER):
-        return
-
-    def look() -> None:
-        while not orphaned(parent):
-            time.sleep(interval)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Which GPUs a run takes on a machine with several, where no scheduler has said so."""
+"""Choose GPUs for a run on a machine with several, unless a scheduler has chosen already."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"  # read by CUDA when torch first asks for a GPU
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # read by CUDA when torch first uses a GPU
 
 
-def gpu_names() -> list[str]:
-    """The name of each NVIDIA GPU of this machine, as its driver's command tells, without starting torch.
+def count_gpus() -> int:
+    """How many NVIDIA GPUs this machine has, by its driver's command, without importing torch.
 
-    None where one is cut into parts (MIG): those have no plain numbers."""
-    lines = _listed()
-    if any(line.lstrip().startswith("MIG ") for line in lines):
-        return []
-    return [line.split(": ", 1)[1].split(" (UUID")[0] for line in lines if line.startswith("GPU ")]
-
-
-def any_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, whole or in parts."""
-    return any(line.startswith("GPU ") for line in _listed())
+    0 if one is split into instances (MIG), which have no plain numbers.
+    """
+    lines = _nvidia_smi()
+    return 0 if any(line.lstrip().startswith("MIG ") for line in lines) else sum(map(_is_gpu, lines))
 
 
-def _listed() -> list[str]:
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, whole or split."""
+    return any(map(_is_gpu, _nvidia_smi()))
+
+
+def _is_gpu(line: str) -> bool:
+    return line.startswith("GPU ")
+
+
+def _nvidia_smi() -> list[str]:
     try:
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired):
@@ -38,26 +41,33 @@ def _listed() -> list[str]:
 
 @contextmanager
 def take_gpus(wanted: int, folder: Path, count: int | None = None) -> Iterator[list[str]]:
-    """Take the `wanted` least used of the GPUs that this process may see, and show the processes that it starts those
-    alone; yields their numbers, [] where there is nothing to choose.
+    """Make the least used GPUs the only ones that child processes see.
 
-    A run that uses a GPU holds a file of `folder`, which the system lets go of when its process dies; several may use
-    one GPU. A scheduler that gave as many as are wanted has chosen already. count: of the machine's GPUs, if known.
+    A run holds a locked file in `folder` for each GPU it uses; the system frees it when the process dies. Several runs
+    may share a GPU. If a scheduler has shown this process as many GPUs as are wanted, there is nothing to choose.
+
+    Args:
+        wanted: GPUs of the run.
+        folder: Where the users of each GPU are recorded.
+        count: GPUs of this machine, if known.
+
+    Yields:
+        Their numbers; [] if there is nothing to choose.
     """
-    said = os.environ.get(VISIBLE)
-    if said is None and wanted:
-        said = ",".join(map(str, range(len(gpu_names()) if count is None else count)))
-    seen = [name.strip() for name in (said or "").split(",") if name.strip()]
-    if not 0 < wanted < len(seen):
+    listed = os.environ.get(VISIBLE)
+    if listed is None and wanted:
+        listed = ",".join(map(str, range(count_gpus() if count is None else count)))
+    visible = [name.strip() for name in (listed or "").split(",") if name.strip()]
+    if not 0 < wanted < len(visible):
         yield []
         return
     files = []
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as turn:  # one chooses at a time
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        prefix = f"{platform.node()}-"  # the folder may be shared by machines
-        used = [_in_use(folder, f"{prefix}{name}-") for name in seen]
-        taken = [seen[i] for i in sorted(sorted(range(len(seen)), key=lambda i: (used[i], i))[:wanted])]
+    with (folder / ".lock").open("w") as lock:  # one process chooses at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prefix = f"{platform.node()}-"  # several machines may share the folder
+        users = [_count_users(folder, f"{prefix}{name}-") for name in visible]
+        taken = [visible[i] for i in sorted(sorted(range(len(visible)), key=lambda i: (users[i], i))[:wanted])]
         for name in taken:
             files.append(NamedTemporaryFile(prefix=f"{prefix}{name}-", dir=folder))
             fcntl.flock(files[-1], fcntl.LOCK_EX)
@@ -69,8 +79,8 @@ def take_gpus(wanted: int, folder: Path, count: int | None = None) -> Iterator[l
             file.close()
 
 
-def _in_use(folder: Path, prefix: str) -> int:
-    """How many processes use a GPU; what dead ones left is removed."""
+def _count_users(folder: Path, prefix: str) -> int:
+    """How many live processes use a GPU; files of dead ones are removed."""
     users = 0
     for path in folder.glob(f"{prefix}*"):
         with path.open() as file:

@@ -1,72 +1,97 @@
-"""Copies a study's pictures into the project's figures/, with what each was made from.
+"""Copy a study's figures into the project's `figures/`, with what each was made from.
 
 python -m mammo_utils.workflow.publish config/demo.yaml [settings ...]
+python -m mammo_utils.workflow.publish --check        lists published figures that no longer match the project
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mammo_utils.config import ParameterError, Study, load_study
 from mammo_utils.io import atomic_write, project_root, read_json, write_json
-from mammo_utils.plots.save import MANIFEST, read_manifest
-from mammo_utils.provenance import file_hash, hash_of, source_hash
+from mammo_utils.plots.save import MANIFEST, drawing_code, read_manifest
+from mammo_utils.provenance import file_hash, hash_of, notebook_hash, training_code
+
+
+class StaleFigures(ValueError):
+    """The study's figures do not match the code as it is; the message names the first one."""
 
 
 def publish(study: Study, study_file: str) -> list[Path]:
-    """Replace ``figures/*.png`` and the manifest by this study's; returns the pictures."""
+    """Replace ``figures/*.png`` and the manifest by this study's figures, and return their paths.
+
+    Raises:
+        StaleFigures: A figure was drawn by other code, or its runs were trained by other code. Nothing is copied.
+    """
     target = project_root() / "figures"
     entries = read_manifest(study.folder / "figures")
     for entry in entries:
+        entry["notebook_hash"] = notebook_hash(entry["notebook"])
+        environments = [read_json(study.folder / "runs" / run / "environment.json") for run in entry["runs"]]
+        entry["training"] = {e["scan"]: e["code"] for e in environments}  # the backend of the scan -> code
+        if sentences := list(_changes(entry)):
+            raise StaleFigures(f"{sentences[0]} Run the study again, then publish.")
+    for entry in entries:
         with atomic_write(target / entry["figure"]) as file:
             file.write_bytes((study.folder / "figures" / entry["figure"]).read_bytes())
-        entry["notebook_hash"] = notebook_hash(entry["notebook"])
-        trained = [read_json(study.folder / "runs" / run / "environment.json")["code"] for run in entry["runs"]]
-        entry["training"] = sorted(set(trained))
     for old in set(target.glob("*.png")) - {target / entry["figure"] for entry in entries}:
         old.unlink()
-    write_json(
-        target / MANIFEST,
-        {"study": study_file, "configuration": study_hash(study), "figures": entries},
-    )
+    values = {"study": study_file, "configuration": study_hash(study), "figures": entries}
+    write_json(target / MANIFEST, values)
     return [target / entry["figure"] for entry in entries]
 
 
-def stale(folder: Path) -> list[str]:
+def stale_figures(folder: Path) -> list[str]:
     """One sentence for each way in which a folder of published figures no longer matches the project."""
     manifest = read_json(folder / MANIFEST)
     sentences = []
     if manifest["configuration"] != study_hash(load_study(manifest["study"])):
         sentences.append(f"{manifest['study']} has changed since the figures were made.")
     for entry in manifest["figures"]:
-        file = folder / entry["figure"]
-        if not file.is_file() or file_hash(file) != entry["sha256"]:
-            sentences.append(f"{entry['figure']} is not the picture that the study wrote.")
-        trained = all(code == code_hash(*TRAINING_CODE) for code in entry["training"])
-        if entry["code"] != code_hash(*entry["modules"]) or not trained:
-            sentences.append(f"The code that draws {entry['figure']}, or what it rests on, has changed since.")
-        if entry["notebook_hash"] != notebook_hash(entry["notebook"]):
-            sentences.append(f"The notebook {entry['notebook']} has changed since it drew {entry['figure']}.")
-    listed = {entry["figure"] for entry in manifest["figures"]}
-    sentences += [f"{file.name} is in no manifest." for file in folder.glob("*.png") if file.name not in listed]
+        sentences += _changes(entry)
     return sentences
 
 
+def _changes(entry: dict[str, Any]) -> Iterator[str]:
+    """What a figure depends on and has changed: the function that draws it, its notebook, the training of its runs."""
+    figure, notebook = entry["figure"], entry["notebook"]
+    if entry["code"] != drawing_code(entry["drawn_by"]):
+        yield f"The function that draws {figure} has changed."
+    if any(code != training_code(backend) for backend, code in entry["training"].items()):
+        yield f"The training code of the runs in {figure} has changed."
+    if entry["notebook_hash"] != notebook_hash(notebook):
+        yield f"The notebook {notebook} has changed since it drew {figure}."
+
+
+def altered_figures(folder: Path) -> list[str]:
+    """One sentence for each published figure that is missing, altered, or not in the manifest."""
+    entries = {entry["figure"]: entry["sha256"] for entry in read_json(folder / MANIFEST)["figures"]}
+    files = {file.name: file_hash(file) for file in folder.glob("*.png")}
+    sentences = [f"{n} is not the file that the study wrote." for n, sha in entries.items() if files.get(n) != sha]
+    return sentences + [f"{name} is not in the manifest." for name in files if name not in entries]
+
+
 def study_hash(study: Study) -> str:
+    """Hash of a study's settings."""
     return hash_of(study.model_dump(mode="json"))
 
 
-def notebook_hash(name: str) -> str:
-    """Of what a notebook's code does."""
-    cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
-    return source_hash("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    if arguments == ["--check"]:
+        sentences = stale_figures(project_root() / "figures")
+        print("\n".join(f"warning: {s}" for s in sentences) or "All published figures match the project.")
+        return
+    try:
+        for picture in publish(load_study(arguments[0], arguments[1:]), arguments[0]):
+            print(picture.relative_to(project_root()))
+    except (ParameterError, StaleFigures) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    try:
-        asked = load_study(sys.argv[1], sys.argv[2:])
-    except ParameterError as error:
-        sys.exit(str(error))
-    for picture in publish(asked, sys.argv[1]):
-        print(picture.relative_to(project_root()))
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The pages of a study: each executed notebook as HTML, and an index to open first.
+"""The pages of a study: each executed notebook as HTML, and an index page.
 
 python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict | --claims]
 """
@@ -24,7 +24,7 @@ from mammo_utils.plots.save import read_manifest
 from mammo_utils.provenance import environment
 from mammo_utils.workflow.state import failures
 
-ORDER = "05 06 01 02 03"  # notebooks whose pictures come first
+ORDER = "05 06 01 02 03"  # order in which the notebooks' figures are shown
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""
@@ -41,7 +41,7 @@ figure { margin: 1.5rem 0; } figure img { max-width: 100%; } figcaption { color:
 
 
 def write_report(study: Study) -> Path:
-    """Write ``html/`` of the study from whatever its runs and notebooks have left; returns the index page."""
+    """Write the study's folder `html` from the results that exist, and return the index page."""
     pages = study.folder / "html"
     links = []
     for notebook in sorted((study.folder / "notebooks").glob("[!.]*.ipynb")):
@@ -53,19 +53,18 @@ def write_report(study: Study) -> Path:
 
 
 def page_of(notebook: Path) -> str:
-    """An executed notebook as one HTML page, its pictures inside. Equations need a network to be typeset; nothing
-    else of the page is loaded from elsewhere."""
+    """An executed notebook as one HTML page, figures included. Only its equations need a network, for MathJax."""
     node = nbformat.read(notebook, as_version=4)
     node.metadata.pop("widgets", None)
     for output in (output for cell in node.cells for output in cell.get("outputs", [])):
-        if WIDGET in output.get("data", {}):  # dead without a kernel; its static twin is a picture
+        if WIDGET in output.get("data", {}):  # it needs a kernel; a static figure stands beside it
             output["data"] = {"text/plain": "(a widget: open the notebook in JupyterLab to use it)"}
     return HTMLExporter(raw_template=PAGE).from_notebook_node(node)[0]
 
 
 def index_page(study: Study, links: list[tuple[str, str]]) -> str:
-    fates = study.folder / "fates"  # as notebook 02 left them; until then as notebook 01 did
-    cohort = load_cohort(fates if (fates / "cohort.json").is_file() else study.folder)
+    """The HTML of the index page. links: (address, name) of each notebook's page."""
+    cohort = load_cohort(study.folder / ("cohort" if (study.folder / "cohort").is_dir() else "found"))
     runs = read_runs(study)
     facts = environment()
     parts = [f"<h1>Study “{study.name}”</h1>"]
@@ -73,32 +72,33 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
     if cohort.synthetic:
         parts.append(
             '<p class="mark"><b>Synthetic cohort.</b> Every image and label here is drawn by a program. The '
-            "numbers show that the study runs and what it can find; they say nothing about patients.</p>"
+            "numbers show that the study runs and what it can find; they are no evidence about patients.</p>"
         )
-    failed = failures(study)
-    if failed:
+    if failed := failures(study):
         items = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in failed.items())
         parts.append(f'<div class="failed"><b>{len(failed)} failed</b><ul>{items}</ul></div>')
     parts.append("<h2>Results</h2>" + _results(study, runs))
     if (study.folder / "results.json").is_file():
-        checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be said")
-        parts.append("<p>What the study claims of itself, held against these numbers:</p>")
+        checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be decided")
+        parts.append("<p>What the study claims, checked against these numbers:</p>")
         parts.append(_html(checks.replace({"holds": {True: "yes", False: "no"}}).set_index("claim")))
     parts.append("<h2>Notebooks as they ran</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
-    parts.append("</ul><p>Widgets need a kernel: here their static twins stand. Equations need a network.</p>")
-    parts.append("<h2>Pictures</h2>")
+    parts.append("</ul><p>Widgets need a kernel, so a static figure stands in for each. Equations need a network.</p>")
+    parts.append("<h2>Figures</h2>")
     for entry in sorted(read_manifest(study.folder / "figures"), key=lambda e: ORDER.find(e["notebook"][:2])):
         text = escape(entry["caption"] or entry["figure"])
         source = f"<br>{escape(entry['notebook'])}"
         image = f'<img src="../figures/{escape(entry["figure"])}" alt="{text}" loading="lazy">'
         parts.append(f"<figure>{image}<figcaption>{text}{source}</figcaption></figure>")
     parts.append("<h2>Runs</h2>" + _html(run_list(runs)))
-    parts.append("<h2>Settings beside the paper's</h2>" + _html(settings_table(study)))
-    aside = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
-    parts.append(f"<h2>Data</h2><p>{len(cohort.exams)} exams, {_used(cohort.images)} images used.</p>")
-    if len(aside):
-        parts.append("<p>Set aside, with the reason:</p>" + _html(aside.set_index("kind")))
+    parts.append("<h2>Settings compared with the paper's</h2>" + _html(settings_table(study)))
+    excluded = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
+    parts.append(
+        f"<h2>Data</h2><p>{len(cohort.exams)} exams, {(cohort.images['status'] == 'used').sum()} images used.</p>"
+    )
+    if len(excluded):
+        parts.append("<p>Excluded, by reason:</p>" + _html(excluded.set_index("kind")))
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     parts.append(f"<h2>Made with</h2><p>{escape(versions)}; {escape(facts['platform'])}; ")
     parts.append(f"commit {escape(facts['commit'][:12] or 'unknown')}; {escape(facts['written'])}</p>")
@@ -121,15 +121,11 @@ def _results(study: Study, runs: list) -> str:
     wide.columns.name = None
     first = rows.iloc[0]
     note = (
-        f"<p>On the part <i>{escape(first['part'])}</i>, the first row on {first['n_exams']} exams and "
+        f"<p>On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and "
         f"{first['n_breasts']} breasts; 95 % intervals by bootstrap over patients "
         f"({study.evidence.resamples} resamples).</p>"
     )
     return note + _html(wide.reset_index().set_index("system"))
-
-
-def _used(images: pd.DataFrame) -> int:
-    return int((images["status"] == "used").sum())
 
 
 def _html(table: pd.DataFrame) -> str:
@@ -137,30 +133,30 @@ def _html(table: pd.DataFrame) -> str:
 
 
 def escape(text: Any) -> str:
+    """Any value as text that is safe in HTML."""
     return html.escape(str(text))
 
 
-def verdict(study: Study) -> None:
-    """Say what failed, and which page to open."""
-    failed = failures(study)
-    for name, reason in failed.items():
+def print_verdict(study: Study) -> None:
+    """Print what failed and which page to open."""
+    for name, reason in (failed := failures(study)).items():
         print(f"failed: {name}: {reason}")
     if failed:
-        print("Give the same command again to try what failed once more.")
+        print("Run the same command again to retry what failed.")
     index = study.folder / "html" / "index.html"
     print(f"\nOpen this page first: {index}\n{index.as_uri()}", flush=True)
 
 
-def broken(study: Study) -> None:
-    """After a step that everything else rests on could not be done: report what there is."""
-    if (study.folder / "exams.parquet").is_file():
+def report_unfinished(study: Study) -> None:
+    """Report the results that exist, after a step failed on which everything else depends."""
+    if (study.folder / "found").is_dir():
         write_report(study)
-        verdict(study)
-    print("The study is not finished; what stopped it stands above. Give the same command again to go on.", flush=True)
+        print_verdict(study)
+    print("The study is not finished; the reason is printed above. Run the same command again to continue.", flush=True)
 
 
-def claims(study: Study) -> int:
-    """Say of each claim that notebook 05 held against the numbers whether it holds; 1 where one does not, else 0."""
+def print_claims(study: Study) -> int:
+    """Print whether each claim of notebook 05 holds; return 1 if one does not, else 0."""
     path = study.folder / "results.json"
     if not path.is_file():
         print(f"The study {study.name} has no results.json yet; run it first.")
@@ -173,21 +169,22 @@ def claims(study: Study) -> int:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="the study file")
-    parser.add_argument("settings", nargs="*", help="settings in place of the file's, such as training.epochs=3")
-    parser.add_argument("--verdict", action="store_true", help="write nothing; say what failed and what to open")
-    parser.add_argument("--broken", action="store_true", help="a step failed: report what there is")
-    parser.add_argument("--claims", action="store_true", help="write nothing; say which claims of the results hold")
+    parser.add_argument("settings", nargs="*", help="settings that replace the file's, such as training.epochs=3")
+    parser.add_argument("--verdict", action="store_true", help="write nothing; print what failed and what to open")
+    parser.add_argument("--broken", action="store_true", help="a step failed: report the results that exist")
+    parser.add_argument("--claims", action="store_true", help="write nothing; print which claims of the results hold")
     options = parser.parse_args()
     try:
         study = load_study(options.study, options.settings)
     except ParameterError as error:
         parser.exit(2, f"{error}\n")
     if options.claims:
-        sys.exit(claims(study))
-    act = verdict if options.verdict else broken if options.broken else write_report
-    act(study)
+        sys.exit(print_claims(study))
+    action = print_verdict if options.verdict else report_unfinished if options.broken else write_report
+    action(study)
 
 
 if __name__ == "__main__":

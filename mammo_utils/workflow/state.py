@@ -1,4 +1,4 @@
-"""What the Snakefile asks before it starts: whose turn it is, and what a killed or failed command left behind."""
+"""The state of a study between commands: who runs it, what has failed, and what must run again."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import IO
 
 from mammo_utils.config import Study
-from mammo_utils.io import folder_lock, read_json, write_json
-from mammo_utils.provenance import code_hash
-
-STARTER = "MAMMO_STUDY_PID"  # environment variable: the process without which no notebook of a study should run
+from mammo_utils.io import STARTER, folder_lock, is_alive, read_json, write_json
+from mammo_utils.training.run_state import run_state
 
 
 class StudyRunning(RuntimeError):
-    """Another command runs the same study."""
+    """Another command is running the same study."""
 
 
 def lock_study(study: Study) -> IO[str] | None:
-    """Hold the study for this process and name it in the environment; keep the result to keep the claim.
+    """Lock the study for this process and name it in the environment. Keep the result to keep the lock.
 
-    The system lets go of the claim when the process dies, so a killed command leaves no lock behind. Processes
-    started by the one that holds the study get None. Raises StudyRunning naming the process that holds it.
+    The system frees the lock when the process dies, so a killed command leaves none behind. Processes started by the
+    holder get None. Raises StudyRunning naming the process that holds the lock.
     """
     starter = int(os.environ.get(STARTER, 0))
     if starter and starter != os.getpid() and is_alive(starter):
@@ -36,7 +34,7 @@ def lock_study(study: Study) -> IO[str] | None:
         file.seek(0)
         holder = file.read().strip()
         file.close()
-        raise StudyRunning(f"The study {study.name} is running already (process {holder}).") from None
+        raise StudyRunning(f"The study {study.name} is already running (process {holder}).") from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -44,37 +42,39 @@ def lock_study(study: Study) -> IO[str] | None:
     return file
 
 
+def outcomes(study: Study) -> dict[str, dict]:
+    """Step -> its recorded outcome: {"outcome": "done" or "failed", "reason": ...}."""
+    return {file.stem: read_json(file) for file in sorted((study.folder / "outcomes").glob("*.json"))}
+
+
+def failures(study: Study) -> dict[str, str]:
+    """Failed step -> reason."""
+    return {name: values["reason"] for name, values in outcomes(study).items() if values["outcome"] == "failed"}
+
+
 def outcomes_to_redo(study: Study) -> list[Path]:
-    """The outcomes of what is to be done again: what failed, runs whose files were deleted, or overwritten by hand with
-    those of other settings, and notebooks whose figures rest on code that has changed since. (Runs are kept then: they
-    say that they are stale.)"""
-    outcomes = study.folder / "outcomes"
-    found = {file for file in outcomes.glob("*.json") if read_json(file)["outcome"] == "failed"}
-    for run in study.runs():
-        if not ((run.folder / "metrics.json").is_file() and run.begun):
-            found.add(outcomes / f"04_train-{run.id}.json")
-    manifest = study.folder / "figures" / "manifest.json"
-    for entry in read_json(manifest) if manifest.is_file() else []:
-        if entry["code"] != code_hash(*entry["modules"]):
-            found.add(outcomes / f"{entry['notebook']}.json")
-    return sorted(file for file in found if file.is_file())
+    """Outcome files of steps that must run again: failed ones, and runs whose results do not match the study.
+
+    (Runs that are stale by their code only are kept. Changes of settings and notebooks are found by Snakemake.)
+    """
+    redo = {study.folder / "outcomes" / f"{name}.json" for name in failures(study)}
+    redo |= {run.outcome for run in study.runs() if run_state(run.folder, run).to_train}
+    return sorted(file for file in redo if file.is_file())
 
 
-def invalidate(outcomes: Iterable[Path]) -> None:
-    """Remove outcomes, so that their steps are done again."""
-    for file in outcomes:
+def invalidate(files: Iterable[Path]) -> None:
+    """Remove outcome files, so that their steps run again."""
+    for file in files:
         file.unlink(missing_ok=True)
 
 
-def mark_failed(outcome: Path, reason: str, failure: Path | None = None) -> None:
-    """Write the failed outcome of what was killed before it could; failure: a further file for the reason."""
-    values = {"outcome": "failed", "reason": f"{reason}; give the same command again", "seconds": None}
-    for path in filter(None, (failure, outcome)):  # the outcome last: it is the sign that all is there
-        write_json(path, values)
+def mark_failed(outcome: Path, reason: str) -> None:
+    """Write the failed outcome of a process that was killed before it could."""
+    write_json(outcome, {"outcome": "failed", "reason": f"{reason}; run the same command again", "seconds": None})
 
 
 def drop_figures(folder: Path, notebook: str) -> None:
-    """Remove the figures that an earlier execution of a notebook left: the next one may draw others."""
+    """Remove the figures of a notebook's earlier execution, because the next one may draw others."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return
@@ -84,28 +84,3 @@ def drop_figures(folder: Path, notebook: str) -> None:
         for entry in entries:
             if entry["notebook"] == notebook:
                 (folder / entry["figure"]).unlink(missing_ok=True)
-
-
-def failures(study: Study) -> dict[str, str]:
-    """What failed, by name, with its reason: notebooks and runs."""
-    outcomes = {file.stem: read_json(file) for file in sorted((study.folder / "outcomes").glob("*.json"))}
-    return {name: values["reason"] for name, values in outcomes.items() if values["outcome"] == "failed"}
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def orphaned(parent: int) -> bool:
-    """Whether the process that started the study is gone, or `parent`, the one that started this process.
-
-    A killed starter that nobody waits for keeps its number; then the change of our parent tells.
-    """
-    starter = int(os.environ.get(STARTER, 0))
-    return os.getppid() != parent or bool(starter and not is_alive(starter))

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from mammo_utils.config import RunSpec, Study, load_study
-from mammo_utils.provenance import training_code
+from mammo_utils.provenance import file_hash, training_code
+from mammo_utils.training.run_state import FILES
+from mammo_utils.vocabulary import SUBSETS, VIEWS
 from tests.conftest import CHECKOUT
 
-CATEGORIES = {"1v5": (1, 5), "1v3v5": (1, 3, 5), "1to5": (1, 2, 3, 4, 5)}
-VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")
 STRENGTH = {  # of the signal in the answers
     "resnet18": 1.2,
     "resnet50": 1.0,
@@ -31,7 +31,7 @@ def fake_breasts(n_exams: int, subset: str, part: str) -> pd.DataFrame:
         sides = ["L", "R"] if rng.random() < 0.6 else [str(rng.choice(["L", "R"]))]
         for side in sides:
             malignant = int(rng.random() < 0.45)
-            birads = int(rng.choice(CATEGORIES[subset][len(CATEGORIES[subset]) // 2 :])) if malignant else 1
+            birads = int(rng.choice(SUBSETS[subset][len(SUBSETS[subset]) // 2 :])) if malignant else 1
             exam = f"S{1 + number % 2}-{part[0]}{number:03d}"
             present = {f"present_{view}": view[0] in sides for view in VIEWS}
             rows.append(
@@ -44,7 +44,7 @@ def fake_breasts(n_exams: int, subset: str, part: str) -> pd.DataFrame:
 
 def fake_predictions(spec: RunSpec, n_exams: int = 60, strength: float | None = None) -> pd.DataFrame:
     table = pd.concat([fake_breasts(n_exams, spec.subset, part) for part in ("validation", "test")], ignore_index=True)
-    strength = STRENGTH[spec.system] if strength is None else strength
+    strength = STRENGTH.get(spec.system, 1.0) if strength is None else strength
     rng = np.random.default_rng([spec.seed, len(spec.id)])
     labels = table[["diagnosis", "birads"]].copy()
     table = table.drop(columns=["diagnosis", "birads"])
@@ -53,7 +53,7 @@ def fake_predictions(spec: RunSpec, n_exams: int = 60, strength: float | None = 
         table["diagnosis_p"] = 1 / (1 + np.exp(-(strength * (labels["diagnosis"] - 0.5) + rng.normal(size=len(table)))))
     if spec.task_mode != "diagnosis":
         table["birads"] = labels["birads"]
-        classes = np.array(CATEGORIES[spec.subset])
+        classes = np.array(SUBSETS[spec.subset])
         logits = strength * (labels["birads"].to_numpy()[:, None] == classes) + rng.normal(
             size=(len(table), len(classes))
         )
@@ -64,14 +64,14 @@ def fake_predictions(spec: RunSpec, n_exams: int = 60, strength: float | None = 
     return table
 
 
-def write_run(spec: RunSpec, *, strength: float | None = None, data_hash: str = "d", **changed) -> None:
-    """Leave a finished run in ``spec.folder``; `changed` overwrites keys of config.json."""
+def write_run(spec: RunSpec, *, strength: float | None = None, data_hash: str = "d", code: str = "", **changed) -> None:
+    """Write a finished run into ``spec.folder``; `changed` overwrites keys of config.json."""
     table = fake_predictions(spec, strength=strength)
     spec.folder.mkdir(parents=True)
     record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data_hash, **changed}
     (spec.folder / "config.json").write_text(json.dumps(record))
     environment = {
-        "code": training_code("none"),
+        "code": code or training_code("none"),
         "scan": "none",
         "commit": "c0ffee",
         "versions": {"python": "3"},
@@ -94,6 +94,7 @@ def write_run(spec: RunSpec, *, strength: float | None = None, data_hash: str = 
     fields = {"study": spec.study, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
     metrics = {"run": spec.id, **fields, "seed": spec.seed, "synthetic": True, "reported": "test", "best_epoch": 3}
     metrics |= {"epochs": len(epochs), "exams": {"train": 9}, "parts": counts, "seconds": 12.0, "parameters": 1000}
+    metrics["files"] = {name: file_hash(spec.folder / name) for name in FILES}
     (spec.folder / "metrics.json").write_text(json.dumps(metrics))
 
 

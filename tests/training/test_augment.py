@@ -6,7 +6,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine, hflip
 
 from mammo_utils.config import Augmentation
-from mammo_utils.training.augment import affine_maps, affine_parameters, sample_affine
+from mammo_utils.training.augment import affine_maps, draw_affine_maps, sample_affine
 
 
 @pytest.mark.parametrize("mirror", [1.0, -1.0])
@@ -30,7 +30,7 @@ def test_map_is_torchvisions_affine_then_flip(angle, shift, scale, mirror):
 
 def test_ranges_are_the_papers_and_the_flip_is_one_draw_an_exam():
     settings = Augmentation()
-    maps = affine_parameters(5000, settings, torch.Generator().manual_seed(0))
+    maps = draw_affine_maps(5000, settings, torch.Generator().manual_seed(0))
     assert maps.shape == (5000, 4, 2, 3)
     determinant = torch.linalg.det(maps[..., :2])
     mirror = torch.sign(determinant)
@@ -49,6 +49,6 @@ def test_ranges_are_the_papers_and_the_flip_is_one_draw_an_exam():
 
 def test_no_augmentation_is_the_identity():
     still = Augmentation(rotation=0, translation=0, scale=0, flip=0)
-    maps = affine_parameters(3, still, torch.Generator().manual_seed(0))
+    maps = draw_affine_maps(3, still, torch.Generator().manual_seed(0))
     images = torch.rand(12, 17, 17)
     torch.testing.assert_close(sample_affine(images, maps.flatten(0, 1)), images)

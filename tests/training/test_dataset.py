@@ -77,7 +77,7 @@ def test_images_are_placed_once_and_shared(exams):
 def test_what_is_read_ahead_is_what_would_be_read(exams):
     """For a device other than the processor; "meta" is one that every machine has."""
     asked = [torch.tensor([2]), torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64), torch.tensor([1])]
-    found = list(replace(exams, device=torch.device("meta"))._ahead(iter(asked)))
+    found = list(replace(exams, device=torch.device("meta"))._read_ahead(iter(asked)))
     for part, (which, grey) in zip(asked, found, strict=True):
         assert torch.equal(which, part) and torch.equal(grey, exams.read(part))
-    assert [grey for _, grey in exams._ahead(asked)] == [None] * 4
+    assert [grey for _, grey in exams._read_ahead(asked)] == [None] * 4

@@ -17,6 +17,8 @@ import torch
 from mammo_utils.config import Training
 from mammo_utils.training import loop
 from mammo_utils.training.distributed import ProcessesError, average_buffers, rank_and_size, run_distributed
+from mammo_utils.training.memory import TrainingError
+from mammo_utils.training.predict import predict
 from tests.training.test_loop import Tiny, parts
 
 
@@ -48,7 +50,7 @@ def found_by(n, *arguments):
     if n == 1:
         curve(said.append, *arguments)
     else:
-        run_distributed(curve, n, arguments, said.append, (loop.TrainingError,))
+        run_distributed(curve, n, arguments, said.append, (TrainingError,))
     return said[0]
 
 
@@ -68,7 +70,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
 def answers(say):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    probabilities = loop.predict(Still(), parts()["validation"], Training(batch_size=5))[0]["diagnosis"]
+    probabilities = predict(Still(), parts()["validation"], Training(batch_size=5))[0]["diagnosis"]
     model = Tiny()
     model.norm.running_mean.fill_(float(rank_and_size()[0] + 1))
     average_buffers(model)
@@ -153,14 +155,14 @@ def fail(say, how):
     if rank_and_size() == (1, 2):
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise loop.TrainingError("One exam does not fit.") if how == "known" else KeyError("lost")
+        raise TrainingError("One exam does not fit.") if how == "known" else KeyError("lost")
     torch.distributed.barrier()
 
 
 @pytest.mark.parametrize(
     ("how", "error", "words"),
     [
-        ("known", loop.TrainingError, "^One exam does not fit.$"),
+        ("known", TrainingError, "^One exam does not fit.$"),
         ("other", ProcessesError, "^KeyError: 'lost'$"),
         ("killed", ProcessesError, "ended by SIGKILL; give the same command again"),
     ],
@@ -168,5 +170,5 @@ def fail(say, how):
 def test_what_ends_one_process_ends_the_training_with_its_reason(how, error, words):
     said = []
     with pytest.raises(error, match=words):
-        run_distributed(fail, 2, (how,), said.append, (loop.TrainingError,))
+        run_distributed(fail, 2, (how,), said.append, (TrainingError,))
     assert said == ["began"]

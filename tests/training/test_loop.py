@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mammo_utils.config import Training, load_study
-from mammo_utils.training import loop
+from mammo_utils.training import loop, memory, predict
 from mammo_utils.training.dataset import ExamSet, make_exam_set
 from mammo_utils.vocabulary import VIEWS
 from tests.conftest import CHECKOUT
@@ -83,7 +83,7 @@ def test_it_learns_and_keeps_its_best_epoch(tmp_path):
     model, rows, best = run(tmp_path / "c.pt", epochs=20)
     scores = [row["validation_auc"] for row in rows]
     assert max(scores) > 0.9 and best == 1 + int(np.argmax(scores))
-    again = loop.validation_scores(model, parts()["validation"], Training())["diagnosis"]
+    again = predict.validation_scores(model, parts()["validation"], Training())["diagnosis"]
     assert again == max(scores), "the weights left are those of the best epoch"
 
 
@@ -130,7 +130,7 @@ def test_switches_do_what_they_say():
     assert model.encoders[0]._compiled_call_impl is None
     x = torch.ones(1, 3, 4, 4)
     for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)):
-        with loop.autocast(torch.device("cpu"), Training(precision=precision)):
+        with memory.autocast(torch.device("cpu"), Training(precision=precision)):
             assert model.encoders[0](x).dtype == dtype
 
 
@@ -224,7 +224,9 @@ def test_a_loss_that_is_not_finite_names_its_exams_and_keeps_the_last_state(tmp_
         return loss * math.nan if len(calls) >= 2 * 6 + 4 else loss  # 28 exams are 6 batches of 5
 
     monkeypatch.setattr(loop, "backward", backward)
-    with pytest.raises(loop.TrainingError, match=r"epoch 3 is not finite, nan at step 4 of 6.*epoch 2 is kept") as told:
+    with pytest.raises(
+        memory.TrainingError, match=r"epoch 3 is not finite, nan at step 4 of 6.*epoch 2 is kept"
+    ) as told:
         run(tmp_path / "c.pt")
     assert ", ".join(f"S1-{i:04d}" for i in calls[15]) in str(told.value)
     assert len(loop.load_checkpoint(tmp_path / "c.pt", {"config": "a"}, torch.device("cpu"))["rows"]) == 2
@@ -244,7 +246,7 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(tmp_path, monkeyp
 
     monkeypatch.setattr(loop, "backward", backward)
     told = rf"gradient of epoch 1 is not finite at step {step} of 6, exams (.*); the state"
-    with pytest.raises(loop.TrainingError, match=told) as error:
+    with pytest.raises(memory.TrainingError, match=told) as error:
         run(tmp_path / "c.pt")
     assert ", ".join(f"S1-{i:04d}" for i in calls[step - 1]) in str(error.value)
 
@@ -259,7 +261,7 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(tmp_path, monkeyp
     ],
 )
 def test_shortage_of_memory_is_known_by_the_words_of_every_library(text, short):
-    assert loop.is_out_of_memory(RuntimeError(text)) == short
+    assert memory.is_out_of_memory(RuntimeError(text)) == short
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])
@@ -305,7 +307,7 @@ def test_what_a_batch_left_in_memory_is_gone_before_the_next_attempt():
             raise torch.OutOfMemoryError("out of memory")
         return [one() is None for one in kept[:-1]]
 
-    assert loop.with_oom_backoff(attempt, 8, parts()["train"].batch(torch.arange(8))) == ([True, True], 2)
+    assert memory.with_oom_backoff(attempt, 8, parts()["train"].batch(torch.arange(8))) == ([True, True], 2)
 
 
 def test_how_many_fitted_is_known_after_a_stop(tmp_path):
@@ -319,13 +321,13 @@ def test_memory_that_runs_out_elsewhere_is_said(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(loop.TrainingError, match="Memory ran out beside the exams"):
+    with pytest.raises(memory.TrainingError, match="Out of memory outside the forward and backward pass"):
         run(tmp_path / "c.pt")
 
 
 def test_one_exam_that_does_not_fit_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(Tiny, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
-    with pytest.raises(loop.TrainingError, match=r"One exam of 8 px does not fit into memory; lower images\.size"):
+    with pytest.raises(memory.TrainingError, match=r"One exam of 8 px does not fit into memory; lower images\.size"):
         run(tmp_path / "c.pt")
     monkeypatch.setattr(Tiny, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes")))
     with pytest.raises(RuntimeError, match="shapes"):
@@ -343,7 +345,7 @@ def test_a_full_disk_keeps_the_last_whole_state(tmp_path, monkeypatch, error):
         original(state, path)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(loop.TrainingError, match=r"after epoch 3 could not be written .*after epoch 2 is kept"):
+    with pytest.raises(memory.TrainingError, match=r"after epoch 3 could not be written .*after epoch 2 is kept"):
         run(tmp_path / "c.pt")
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"], "nothing half-written stays"
     monkeypatch.setattr(torch, "save", original)
@@ -355,14 +357,14 @@ def test_a_full_disk_keeps_the_last_whole_state(tmp_path, monkeypatch, error):
 def test_marked_parameters_do_not_decay():
     model = Tiny()
     model.head.bias._no_weight_decay = True
-    decayed, free = loop.parameter_groups(model, 0.05)
+    decayed, free = loop.make_optimizer(model, Training(weight_decay=0.05), 0.1).param_groups
     assert decayed["weight_decay"] == 0.05 and free["weight_decay"] == 0
     assert free["params"] == [model.head.bias] and len(decayed["params"]) == 3
 
 
 def test_predictions_hold_every_labelled_breast_once():
     exams = parts()["validation"]
-    table = loop.prediction_table(exams, "validation", *loop.predict(Tiny(), exams, Training()))
+    table = predict.prediction_table(exams, "validation", *predict.predict(Tiny(), exams, Training()))
     assert len(table) == 24 and not table.duplicated(["exam", "side"]).any()
     assert table["diagnosis_p"].between(0, 1).all() and "birads" not in table
     left = table[table["side"] == "L"].set_index("exam")["diagnosis"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mammo_utils.workflow.gpus import VISIBLE, gpu_names, take_gpus
+from mammo_utils.workflow.gpus import VISIBLE, count_gpus, take_gpus
 
 INSIDE = []  # what is no longer held lets go
 
@@ -66,10 +66,10 @@ def test_nothing_to_choose_changes_nothing(tmp_path):
 def test_the_drivers_list_is_read(tmp_path, monkeypatch):
     command = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_names() == [], "no driver"
+    assert count_gpus() == 0, "no driver"
     lines = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\nGPU 1: NVIDIA L4 (UUID: GPU-2)"
     command.write_text(f"#!/bin/sh\necho '{lines}'\n")
     command.chmod(0o755)
-    assert gpu_names() == ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]
+    assert count_gpus() == 2
     command.write_text(f"#!/bin/sh\necho '{lines}\n  MIG 1g.10gb Device 0: (UUID: MIG-3)'\n")
-    assert gpu_names() == []
+    assert count_gpus() == 0

@@ -1,57 +1,77 @@
-"""A published figure is found out when its picture, its code, its notebook or its configuration changes."""
+"""A published figure depends on the function that draws it, its notebook and the training of its runs."""
 
 import json
 import shutil
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
 from mammo_utils.config import load_study
 from mammo_utils.io import write_json
+from mammo_utils.plots.data import draw_leakage
 from mammo_utils.plots.save import save_figure
-from mammo_utils.provenance import TRAINING_CODE, code_hash
-from mammo_utils.workflow.publish import publish, stale
+from mammo_utils.provenance import training_code
+from mammo_utils.workflow.publish import StaleFigures, altered_figures, main, publish, stale_figures
 from tests.conftest import CHECKOUT
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch):
+def finished(tmp_path, monkeypatch):
+    """A study with one figure of one run, in a project of its own."""
     monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     for name in ("config", "notebooks"):
         shutil.copytree(CHECKOUT / name, tmp_path / name)
     study = load_study("config/demo.yaml")
-    figure, axis = plt.subplots()
-    axis.plot([0, 1])
+    rows = pd.DataFrame({"split": ["by image", "by patient"], "label": "coin", "repeat": 0, "auc": [0.7, 0.5]})
+    figure = draw_leakage(rows, "a title")
     save_figure(figure, "one", study.folder / "figures", notebook="05_results", runs=["a"], synthetic=True)
     plt.close(figure)
-    write_json(study.folder / "runs" / "a" / "environment.json", {"code": code_hash(*TRAINING_CODE)})
+    write_json(study.folder / "runs" / "a" / "environment.json", {"code": training_code("cpu"), "scan": "cpu"})
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.png").touch()
-    publish(study, "config/demo.yaml")
+    return study
+
+
+@pytest.fixture
+def published(finished, tmp_path):
+    publish(finished, "config/demo.yaml")
     return tmp_path
 
 
 def test_a_fresh_figure_is_not_stale_and_old_ones_are_gone(published):
-    assert stale(published / "figures") == []
+    assert stale_figures(published / "figures") == altered_figures(published / "figures") == []
     assert {file.name for file in (published / "figures").iterdir()} == {"one.png", "manifest.json"}
 
 
-def test_every_change_is_found(published):
+def test_every_change_is_found(published, capsys):
     figures = published / "figures"
     manifest = json.loads((figures / "manifest.json").read_text())
 
     def with_entry(**changes):
         write_json(figures / "manifest.json", {**manifest, "figures": [{**manifest["figures"][0], **changes}]})
-        return stale(figures)
+        return [*stale_figures(figures), *altered_figures(figures)]
 
-    assert "one.png is not the picture" in with_entry(sha256="0")[0]
-    assert "has changed since" in with_entry(code="0")[0]
-    assert "has changed since" in with_entry(training=["0"])[0]
-    assert "The notebook 05_results has changed" in with_entry(notebook_hash="0")[0]
-    with_entry()
+    assert with_entry(sha256="0") == ["one.png is not the file that the study wrote."]
+    assert with_entry(code="0") == ["The function that draws one.png has changed."]
+    assert with_entry(drawn_by="mammo_utils.plots.data:draw_nothing") == [
+        "The function that draws one.png has changed."
+    ]
+    assert with_entry(training={"cpu": "0"}) == ["The training code of the runs in one.png has changed."]
+    assert with_entry(notebook_hash="0") == ["The notebook 05_results has changed since it drew one.png."]
+    main(["--check"])
+    assert capsys.readouterr().out == "warning: The notebook 05_results has changed since it drew one.png.\n"
+    assert with_entry() == []
     (figures / "more.png").touch()
-    assert stale(figures) == ["more.png is in no manifest."]
+    assert altered_figures(figures) == ["more.png is not in the manifest."]
     (figures / "more.png").unlink()
     config = published / "config" / "demo.yaml"
     config.write_text(config.read_text().replace("epochs: 10", "epochs: 11"))
-    assert stale(figures) == ["config/demo.yaml has changed since the figures were made."]
+    assert stale_figures(figures) == ["config/demo.yaml has changed since the figures were made."]
+
+
+def test_publishing_refuses_stale_figures(finished, tmp_path):
+    write_json(finished.folder / "runs" / "a" / "environment.json", {"code": "0", "scan": "cpu"})
+    with pytest.raises(StaleFigures, match=r"training code of the runs in one\.png has changed\. Run the study again"):
+        publish(finished, "config/demo.yaml")
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["old.png"], "nothing was copied or removed"

@@ -1,0 +1,152 @@
+"""The state of a run, judged from its files: the one answer for training, evaluation, status, workflow and reports.
+
+`metrics.json` is written last and holds the SHA-256 of every other file, so a run whose files are missing, torn or
+mixed up is recognised as damaged and trained again by the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mammo_utils.config import FREE, RunSpec
+from mammo_utils.io import display_path, is_locked, read_json
+from mammo_utils.provenance import file_hash, training_code
+
+FILES = ("config.json", "environment.json", "epochs.csv", "predictions.parquet", "weights.safetensors")
+METRICS, CHECKPOINT, PROGRESS = "metrics.json", "checkpoint.pt", "progress.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of one run.
+
+    Attributes:
+        kind: "done"; "stale" (finished, but settings, data or code have changed); "running"; "failed"; "damaged" (a
+            file is missing or is not the one that the run wrote); "stopped" (half done, continues); "waiting".
+        reasons: One sentence for each reason; none for done, running and waiting runs.
+        to_train: Whether the same command trains it. A run that is stale by its code only is kept.
+    """
+
+    kind: str
+    reasons: tuple[str, ...] = ()
+    to_train: bool = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether its results can be read."""
+        return self.kind in ("done", "stale")
+
+    @property
+    def reason(self) -> str:
+        return " ".join(self.reasons)
+
+
+def run_state(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState:
+    """Judge the run in `folder` against what the study asks for.
+
+    Args:
+        folder: The run's folder.
+        spec: The run that the study asks for.
+        data_hash: Hash of the data as they are now (`RunData.hash`); "" leaves the data out of the comparison.
+    """
+    results = saved_results(folder, spec, data_hash)
+    if results and not results.to_train:
+        return results
+    if is_locked(folder):
+        return RunState("running")
+    if reason := failure(spec):
+        return RunState("failed", (reason,))
+    if results:
+        return results
+    if config_hash(folder) == spec.hash and any((folder / name).is_file() for name in (CHECKPOINT, PROGRESS)):
+        return RunState("stopped", ("It is half done; the same command continues it.",))
+    return RunState("waiting")
+
+
+def saved_results(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState | None:
+    """The state of finished results in `folder`: done, stale or damaged; None without results. See `run_state`."""
+    if not (folder / METRICS).is_file():
+        return None
+    if reason := damage(folder):
+        return RunState("damaged", (reason,))
+    record, environment = _read(folder / "config.json"), _read(folder / "environment.json")
+    changes = [*_changed_settings(spec, record)]
+    if not changes and record.get("hash") != spec.hash:
+        changes.append("Its configuration has another hash than the study's.")
+    if data_hash and record.get("data_hash") != data_hash:
+        changes.append("The study's data have changed since.")
+    to_train = bool(changes)
+    if environment.get("code") != training_code(environment.get("scan", "")):
+        changes.append("The training code has changed since.")
+    return RunState("stale" if changes else "done", tuple(changes), to_train)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the files of finished results, as one sentence; "" if all are as the run wrote them."""
+    hashes = _read(folder / METRICS).get("files")
+    wrong = {} if hashes else {METRICS: "is not readable"}
+    for name in FILES if hashes else ():
+        if not (folder / name).is_file():
+            wrong[name] = "is missing"
+        elif _cached_hash(folder / name) != hashes.get(name):
+            wrong[name] = "is not the file that the run wrote"
+    for name, what in wrong.items():
+        return f"{display_path(folder / name)} {what}; run the same command to train the run again."
+    return ""
+
+
+def failure(spec: RunSpec) -> str:
+    """The reason why the run's last attempt failed, "" if it did not."""
+    outcome = _read(spec.outcome)
+    return " ".join(str(outcome.get("reason")).split()) if outcome.get("outcome") == "failed" else ""
+
+
+def config_hash(folder: Path) -> str:
+    """Hash of the settings with which the run in `folder` was started, "" if there is none."""
+    return _read(folder / "config.json").get("hash", "")
+
+
+def progress(folder: Path) -> dict[str, Any]:
+    """Epochs done, epochs in all ("of") and seconds per epoch of a run under way; {} before its first epoch."""
+    return _read(folder / PROGRESS)
+
+
+def _changed_settings(spec: RunSpec, record: dict[str, Any]) -> Iterator[str]:
+    """One sentence for each setting that decides the run's numbers and differs from the study's."""
+    now, then = flatten(spec.model_dump(mode="json")), flatten(record)
+    for name in sorted(set(now) - set(FREE)):
+        if name.startswith("training.learning_rate.") and not name.endswith(f".{spec.system}"):
+            continue  # another system's
+        if then.get(name) != now[name]:
+            yield f"{name} was {then.get(name)!r}; the study now has {now[name]!r}."
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, {} if it is missing or damaged."""
+    try:
+        values = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _cached_hash(path: Path) -> str:
+    facts = path.stat()
+    return _hash_of_version(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of_version(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
