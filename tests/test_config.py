@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from mammo_utils.config import NOTEBOOKS, ParameterError, RunSpec, check_parameters, freeze_parameters, load_study
+from mammo_utils.config import ParameterError, RunSpec, load_study
 from mammo_utils.io import project_root
+from mammo_utils.parameters import NOTEBOOKS, check_parameters, freeze_parameters
 
 
 def test_the_paper_study_is_the_54_runs_of_tables_2_to_4():

@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mammo_utils.config import NOTEBOOKS
+from mammo_utils.parameters import NOTEBOOKS
 from mammo_utils.workflow.publish import altered_figures
 from tests.conftest import CHECKOUT
 

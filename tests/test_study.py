@@ -14,8 +14,8 @@ import time
 import pandas as pd
 import pytest
 
-from mammo_utils.config import NOTEBOOKS
 from mammo_utils.io import STARTER, read_json
+from mammo_utils.parameters import NOTEBOOKS
 from tests.conftest import CHECKOUT
 
 SETTINGS = (
@@ -26,7 +26,7 @@ SETTINGS = (
     "split={kind: nested, seed: 0, validation: 0.25, test: 0.25}",
     "training.epochs=3",
     "grid.systems=[resnet18, hybrid_shared]",
-    "evidence.resamples=40",
+    "evaluation.resamples=40",
     "real_exams=false",  # the demo shows them
 )
 RUNS = ("resnet18-multi-1v5-seed0", "hybrid_shared-multi-1v5-seed0")
@@ -233,7 +233,7 @@ def test_a_change_redoes_what_it_concerns_and_nothing_else(undisturbed, tmp_path
     shutil.rmtree(folder / "results" / "tiny" / "runs" / RUNS[0])
     for settings, redone in (
         (SETTINGS, {f"04_train-{RUNS[0]}", "05_results", "06_attention"}),
-        ([*SETTINGS, "evidence.seed=1"], {"05_results", "06_attention"}),
+        ([*SETTINGS, "evaluation.seed=1"], {"05_results", "06_attention"}),
     ):
         before = made(folder)
         log = finish(folder, settings=settings)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mammo_utils.config import NotebookParameters, Study
+from mammo_utils.config import Study
 from mammo_utils.evaluation.bootstrap import Interval, Sample, interval, paired_difference
 from mammo_utils.evaluation.paper import KEY, paper_values
 from mammo_utils.evaluation.runs import RunResult, group_by_seed, labelled_breasts, sample
 from mammo_utils.metrics import METRICS
+from mammo_utils.parameters import NotebookParameters
 
 if TYPE_CHECKING:
     from mammo_utils.evaluation.shortcut_baselines import Baseline
@@ -103,7 +104,7 @@ def blocks_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
 
 
 def _settings(study: Study) -> dict[str, int]:
-    return {"resamples": study.evidence.resamples, "seed": study.evidence.seed}
+    return {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
 
 
 def _spread(answers: Sample, metric: str) -> float:

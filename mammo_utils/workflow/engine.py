@@ -14,8 +14,9 @@ from typing import Any
 from papermill.engines import NBClientEngine
 from traitlets.config import Config
 
-from mammo_utils.config import NOTEBOOKS, ParameterError, check_parameters
+from mammo_utils.config import ParameterError
 from mammo_utils.io import exit_with_parent
+from mammo_utils.parameters import NOTEBOOKS, check_parameters
 
 INLINE = "module://matplotlib_inline.backend_inline"  # figures go into the executed copy, whatever the shell has set
 

@@ -123,7 +123,7 @@ def _results(study: Study, runs: list) -> str:
     note = (
         f"<p>On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and "
         f"{first['n_breasts']} breasts; 95 % intervals by bootstrap over patients "
-        f"({study.evidence.resamples} resamples).</p>"
+        f"({study.evaluation.resamples} resamples).</p>"
     )
     return note + _html(wide.reset_index().set_index("system"))
 

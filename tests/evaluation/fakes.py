@@ -103,4 +103,4 @@ def fake_study(tmp_path, monkeypatch) -> Study:
     """The demo study in a project folder of its own, nothing run yet."""
     monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     shutil.copytree(CHECKOUT / "config", tmp_path / "config")
-    return load_study("config/demo.yaml", ["evidence.resamples=100"])
+    return load_study("config/demo.yaml", ["evaluation.resamples=100"])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from mammo_utils.config import NotebookParameters
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import group_by_seed, read_runs, sample
@@ -19,6 +18,7 @@ from mammo_utils.evaluation.tables import (
     statements,
 )
 from mammo_utils.metrics import auc
+from mammo_utils.parameters import NotebookParameters
 from tests.evaluation.fakes import write_run
 
 

@@ -113,15 +113,12 @@ def test_a_kernel_ends_when_nobody_waits_for_the_killed_starter(sleeper):
 
 
 def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
-    from mammo_utils import config
 
     root = tmp_path / "project"
     (root / "notebooks").mkdir(parents=True)
     notebook = new_notebook(cells=[new_code_cell("raise ValueError('the reason')")])
     nbformat.write(notebook, root / "notebooks" / "broken.ipynb")
     monkeypatch.setenv("MAMMO_PROJECT", str(root))
-    monkeypatch.setitem(config.NOTEBOOKS, "broken", config.Frozen)
-    monkeypatch.setattr(config, "check_parameters", lambda *_: None)
     monkeypatch.setattr("mammo_utils.workflow.engine.NOTEBOOKS", {})
     outcome = execute("broken", tmp_path / "results", {})
     assert outcome["outcome"] == "failed" and outcome["reason"] == "ValueError: the reason"
