@@ -70,7 +70,7 @@ def test_labels_come_from_the_workbook_and_left_out_breasts_say_why(release):
     )
     cohort = read_cohort("cmmd", release)
     breasts = cohort.breasts.set_index(["exam", "side"])
-    for row, words in zip(rows[2:5], ("excluded", "invisible", "'strange' is not a known one"), strict=True):
+    for row, words in zip(rows[2:5], ("excluded", "invisible", "'strange' is unknown"), strict=True):
         breast = breasts.loc[(row[0], row[1])]
         assert breast["status"] == "excluded" and words in breast["reason"] and breast["diagnosis"] == -1
         images = cohort.images[(cohort.images["exam"] == row[0]) & (cohort.images["side"] == row[1])]
@@ -108,7 +108,7 @@ def test_side_and_view_follow_the_tags_in_order_and_contradictions_are_noted(rel
     del dataset.PatientOrientation
     dataset.save_as(path)
     last = read_cohort("cmmd", release).images.set_index("path").loc[row.name]
-    assert last["status"] == "excluded" and last["reason"] == "no DICOM tag says the side"
+    assert last["status"] == "excluded" and last["reason"] == "no DICOM tag has the side"
 
 
 def test_bad_files_are_listed_with_their_reason_and_the_rest_is_read(release):
@@ -126,7 +126,7 @@ def test_bad_files_are_listed_with_their_reason_and_the_rest_is_read(release):
     assert second.relative_to(release).as_posix() in reasons.index
     same = reasons[reasons.str.startswith("the same UID as")]
     assert len(same) == 1 and same.index[0] in ("copy.dcm", third.relative_to(release).as_posix())
-    assert "no size of a mammogram" in reasons[fourth.relative_to(release).as_posix()]
+    assert "is not the size of a mammogram" in reasons[fourth.relative_to(release).as_posix()]
     unread = (cohort.excluded["kind"] == "file").sum()
     assert len(cohort.images) + unread == len(dicoms(release))
 
@@ -157,7 +157,7 @@ def test_a_release_without_images_says_so(release):
     [
         (lambda lesions: lesions[0]["cgPoints"].append({"x": 500.0, "y": 10.0}), "outside the image of 56 x 64"),
         (lambda lesions: lesions[0].update(label="thing"), "the label 'thing' is none of"),
-        (lambda lesions: lesions[0].update(cgPoints=[]), "0 points are no outline"),
+        (lambda lesions: lesions[0].update(cgPoints=[]), "needs 3 points or more, but this one has 0"),
         (lambda lesions: lesions[0]["cgPoints"].append({"x": float("nan"), "y": 1.0}), "not finite"),
         (lambda lesions: lesions[0]["cgPoints"].append({"x": 1.0}), "no points"),
         (None, "cannot be read as JSON"),

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from mammo_utils.data.cohort import DataError
-from mammo_utils.data.corrections import KINDS, correct, known_errors, suspect_corrections
+from mammo_utils.data.corrections import KINDS, apply_corrections, known_errors, suspect_corrections
 from mammo_utils.data.exclusions import contradictions, exclude_conflicting_duplicates, exclusion_flow
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.data.split import make_split, patient_groups
@@ -216,7 +216,7 @@ def test_a_label_is_not_moved_onto_another():
     """A sheet that has labels for both breasts of D2-0048 is left as it is."""
     headers = [{"patient": "D2-0048", "side": "L", "view": "CC"}]
     sheet = {("D2-0048", "L"): "malignant", ("D2-0048", "R"): "benign"}
-    _, moved, rows = correct(headers, sheet)
+    _, moved, rows = apply_corrections(headers, sheet)
     assert moved == sheet and [row["why_not"] for row in rows] == ["CMMD's sheet has a label for R too"]
 
 

@@ -67,7 +67,7 @@ def test_what_is_out_of_reach_is_listed_and_junk_is_not(release, monkeypatch):
     cohort = read_cohort("cmmd", release)
     files = cohort.excluded[cohort.excluded["kind"] == "file"].set_index("what")["reason"].to_dict()
     assert files == {
-        "linked.dcm": "the link leads nowhere",
+        "linked.dcm": "the link is broken",
         "pipe.dcm": "it is neither a file nor a folder",
         "CMMD/series-10": "the folder may not be read; change its permissions",
     }
@@ -76,7 +76,7 @@ def test_what_is_out_of_reach_is_listed_and_junk_is_not(release, monkeypatch):
     cells = read_json(CHECKOUT / "notebooks" / "01_data_exploration.ipynb")["cells"]
     (cell,) = ("".join(cell["source"]) for cell in cells if "on_disk = " in "".join(cell["source"]))
     count = cell[: cell.index("for name, frame")]
-    names = {"flow": exclusion_flow, "walk_below": walk_below, "SUFFIXES": dicom.SUFFIXES}
+    names = {"exclusion_flow": exclusion_flow, "walk_below": walk_below, "SUFFIXES": dicom.SUFFIXES}
     exec(count, names | {"cohort": cohort, "study": SimpleNamespace(data_folder=release)})
     lost = replace(cohort, images=cohort.images.iloc[1:])
     with pytest.raises(AssertionError):
@@ -167,19 +167,19 @@ NOTHING = {"ImageLaterality": "", "PatientOrientation": "", "ViewCodeSequence": 
             {"ImageLaterality": "L", "PatientOrientation": ["P", "L"]},
             "L",
             "CC",
-            "side: ImageLaterality says L, PatientOrientation says R",
+            "side: ImageLaterality is L, PatientOrientation is R",
         ),
         (
             {"ImageLaterality": "L", "PatientOrientation": ["A", "R"], "ViewCodeSequence": code(CODES["MLO"][0])},
             "L",
             "CC",
-            "view: PatientOrientation says CC, ViewCodeSequence says MLO",
+            "view: PatientOrientation is CC, ViewCodeSequence is MLO",
         ),
         (
             {"ImageLaterality": "L", "ViewCodeSequence": code(CODES["MLO"][0]), "ViewPosition": "CC"},
             "L",
             "MLO",
-            "view: ViewCodeSequence says MLO, ViewPosition says CC",
+            "view: ViewCodeSequence is MLO, ViewPosition is CC",
         ),
         (
             {"ImageLaterality": "L", "PatientOrientation": ["A", "R"], "ViewCodeSequence": code("1234")},
@@ -191,7 +191,7 @@ NOTHING = {"ImageLaterality": "", "PatientOrientation": "", "ViewCodeSequence": 
             {"ImageLaterality": "L", "PatientOrientation": ["A", "R"], "ViewPosition": "SIDEWAYS"},
             "L",
             "CC",
-            "view: ViewPosition has the unknown word 'SIDEWAYS'",
+            "view: ViewPosition has the unknown value 'SIDEWAYS'",
         ),
     ],
 )
@@ -218,7 +218,7 @@ def test_another_projection_is_no_cc_and_no_mlo(release, tags, projection):
     cohort = read_cohort("cmmd", release)
     row = of(cohort, "CMMD/series-5/1-1.dcm")
     assert row["reason"] == f"another projection: {projection}, neither CC nor MLO" and row["view"] == ""
-    assert f"says {projection}" in row["note"] and not cohort.exams.loc["D1-0002", "L_MLO"]
+    assert f"is {projection}" in row["note"] and not cohort.exams.loc["D1-0002", "L_MLO"]
 
 
 # --- rows of the tables -----------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_a_cohort_that_needs_outlines_is_refused_without_them(tmp_path):
     complete = read_cohort("ddsm", tmp_path, cohort="complete")
     assert list(complete.exams.index) == ["P_00002"] and complete.rule == "complete"
     assert complete.images.set_index("exam").loc["P_00001", "reason"] == "not all four views are there (complete)"
-    with pytest.raises(DataError, match="CBIS-DDSM has no lesion outlines here"):
+    with pytest.raises(DataError, match="CBIS-DDSM has no lesion outlines"):
         read_cohort("ddsm", tmp_path, cohort="annotated")
 
 

@@ -47,8 +47,8 @@ def test_vindr_has_birads_and_density_of_each_breast(vindr):
     assert cohort.exams.loc["study0", "L_density"] == "heterogeneous"
     aside = cohort.breasts[cohort.breasts["status"] == "excluded"].set_index(["exam", "side"])["reason"].to_dict()
     assert aside == {
-        ("study1", "L"): "its BI-RADS 'BI-RADS 9' is not a known one",
-        ("study2", "R"): "the csv has rows for it that disagree",
+        ("study1", "L"): "its BI-RADS 'BI-RADS 9' is unknown",
+        ("study2", "R"): "the csv has conflicting rows for this breast",
     }
     assert cohort.exams.loc["study1", ["L_CC", "L_MLO", "R_CC", "R_MLO"]].tolist() == [False, False, True, True]
     assert exclusion_flow(cohort).at[0, "images"] == 12
@@ -67,7 +67,7 @@ def test_vindr_loses_nothing(vindr):
     assert listed["images/study9/stray.dicom"] == "the labels have no row for its breast"
     assert "study2/image20" not in listed, "its file is there"
     noted = cohort.images.set_index("path").loc["images/study0/image00.dicom"]
-    assert noted["view"] == "L_CC" and "the csv says L, the tags R" in noted["note"]
+    assert noted["view"] == "L_CC" and "side: L in the csv, R in the tags" in noted["note"]
     found = exclusion_flow(cohort)
     assert found.at[0, "images"] == 12, "11 of the 12 and the stray one"
 
@@ -123,7 +123,7 @@ def test_ddsm_takes_the_worst_of_each_breast(ddsm):
     assert found.loc["P_00001"].tolist() == [1, 5, "scattered", -1, -1, ""]
     assert found.loc["P_00002"].tolist() == [-1, -1, "", 0, 3, "extreme"]
     reasons = cohort.images.set_index("path")["reason"]
-    assert reasons["Mass-Training_P_00001_LEFT_CC_1/1-1.dcm"] == "a lesion's mask or crop, no mammogram"
+    assert reasons["Mass-Training_P_00001_LEFT_CC_1/1-1.dcm"] == "a lesion's mask or crop, not a mammogram"
     assert reasons["Mass-Training_P_00003_LEFT_CC/1-1.dcm"] == "no row for it has a known pathology or assessment"
     assert reasons["Mass-Training_P_00009_LEFT_CC/1-1.dcm"] == "the labels have no row for its breast"
     breasts = cohort.breasts.set_index(["exam", "side"])
@@ -154,7 +154,7 @@ def test_vindrs_rows_without_an_image_are_listed_and_its_cohort_is_held(vindr):
     cohort = read_cohort("vindr", vindr, cohort="complete")
     assert list(cohort.exams.index) == ["study0"], "the others lost a breast to their labels"
     assert "it has no ID, but a side and a label: L, BI-RADS 2" in set(cohort.excluded["reason"])
-    with pytest.raises(DataError, match="VinDr-Mammo has no lesion outlines here"):
+    with pytest.raises(DataError, match="VinDr-Mammo has no lesion outlines"):
         read_cohort("vindr", vindr, cohort="annotated")
     with pytest.raises(ValueError, match="accepted are usable"):
         read_cohort("vindr", vindr, cohort="all")

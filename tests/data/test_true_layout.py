@@ -64,7 +64,7 @@ def test_rows_that_disagree_set_the_breast_aside(tmp_path, order):
     write_workbook(next(release.glob("*.xlsx")), [*BREASTS[:2], *twice])
     cohort = read_cohort("cmmd", release)
     breast = cohort.breasts.set_index(["exam", "side"]).loc[("D1-0002", "L")]
-    assert breast["reason"] == "the workbook has rows for it that disagree" and breast["diagnosis"] == -1
+    assert breast["reason"] == "the workbook has conflicting rows for this breast" and breast["diagnosis"] == -1
     assert "D1-0002" not in cohort.exams.index
 
 
@@ -108,7 +108,7 @@ def test_images_without_tags_are_listed_each_with_that_reason(tmp_path):
             del dataset.ImageLaterality, dataset.PatientOrientation, dataset.ViewCodeSequence
         dataset.save_as(path)
     cohort = read_cohort("ddsm", tmp_path)
-    assert sorted(cohort.images["reason"]) == ["", *["no DICOM tag says the side"] * 2]
+    assert sorted(cohort.images["reason"]) == ["", *["no DICOM tag has the side"] * 2]
     assert list(cohort.exams.index) == ["P_00001"]
 
 
