@@ -50,20 +50,16 @@ def assemble(
         raise DataError(f"{display_path(folder)} holds no readable DICOM file ({suffixes}); put {name} there.")
     if rule == "annotated" and lesions is None:
         raise DataError(f"{name} has no lesion outlines, so its cohort cannot be 'annotated'; choose usable.")
-    images = table("images", image_rows(headers, labels))
-    breasts = table("breasts", breast_rows(labels, images.to_dict("records"), notes or {}))
+    images = table("images", _make_image_rows(headers, labels))
+    breasts = table("breasts", _make_breast_rows(labels, images.to_dict("records"), notes or {}))
+    outlined, corrected = table("lesions", lesions or []), table("corrections", corrections or [])
     excluded = excluded + exclusion_rows(images[images["status"] == EXCLUDED], breasts[breasts["status"] == EXCLUDED])
-    tables = {
-        "images": images,
-        "breasts": breasts,
-        "lesions": table("lesions", lesions or []),
-        "excluded": table("excluded", excluded),
-        "corrections": table("corrections", corrections or []),
-    }
-    exams = exam_table(breasts, images, tables["lesions"], ages or {}, name)
+    tables = images, breasts, outlined, table("excluded", excluded), corrected
+    exams = exam_table(breasts, images, outlined, ages or {}, name)
     synthetic = any(header["synthetic"] for header in headers)
-    cohort = apply_rule(Cohort(name, folder, synthetic, exams, **tables, rule=rule))
-    return check(replace(cohort, excluded=cohort.excluded.sort_values(["kind", "what", "reason"], ignore_index=True)))
+    cohort = apply_rule(Cohort(name, folder, synthetic, exams, *tables, rule=rule))
+    excluded = cohort.excluded.sort_values(["kind", "what", "reason"], ignore_index=True)
+    return check(replace(cohort, excluded=excluded))
 
 
 def reading_order(header: dict) -> tuple:
@@ -71,15 +67,10 @@ def reading_order(header: dict) -> tuple:
     return header["patient"], header["side"], header["view"], header["image"], -header["size"], header["path"]
 
 
-def image_rows(headers: list[dict], labels: Labels) -> list[dict]:
-    """Make the rows of the table images, in reading order, each used or excluded with its step and reason.
-
-    The reader of a data set may have refused an image with a reason of its own. Only a usable file counts as the first
-    one with its UID, so that a bad copy never displaces a good one.
-    """
+def _make_image_rows(headers: list[dict], labels: Labels) -> list[dict]:
+    """Rows of the table images, in reading order, each used or excluded with its step and reason."""
     rows, first_files, views = [], {}, {}
     for header in sorted(headers, key=reading_order):
-        header = {"damaged": "", "mirrored": False} | header
         exam, side = header["patient"], header["side"]
         view = f"{side}_{header['view']}" if side and header["view"] else ""
         breast = labels.get((exam, side), {"reason": NO_ROW})
@@ -88,7 +79,7 @@ def image_rows(headers: list[dict], labels: Labels) -> list[dict]:
             reason = header["refused"]
         elif not view:
             reason = f"no DICOM tag has the {'view' if side else 'side'}"
-        elif header["damaged"]:
+        elif header.get("damaged"):
             step, reason = "corrections", f"the image is damaged: {header['damaged']}"
         elif header["image"] in first_files:
             other, path = first_files[header["image"]]
@@ -96,7 +87,7 @@ def image_rows(headers: list[dict], labels: Labels) -> list[dict]:
         elif breast["reason"]:
             step, reason = "labels", breast["reason"]
         else:
-            first_files[header["image"]] = exam, header["path"]
+            first_files[header["image"]] = exam, header["path"]  # a usable file, so no bad copy displaces a good one
             if (exam, view) in views:
                 reason = f"{SECOND}: beside {views[exam, view]}"
             else:
@@ -106,14 +97,8 @@ def image_rows(headers: list[dict], labels: Labels) -> list[dict]:
     return rows
 
 
-def breast_rows(labels: Labels, images: list[dict], notes: dict[tuple[str, str], str]) -> list[dict]:
-    """Make the rows of the table breasts: every breast that has a label or an image.
-
-    Args:
-        labels: Labels by (exam, side).
-        images: Rows of the table images.
-        notes: Notes on contradicting labels by (exam, side).
-    """
+def _make_breast_rows(labels: Labels, images: list[dict], notes: dict[tuple[str, str], str]) -> list[dict]:
+    """Rows of the table breasts: every breast that has a label or an image."""
     with_image = {(row["exam"], row["side"]) for row in images if row["status"] == USED}
     steps: dict[tuple[str, str], list[str]] = {}
     for row in images:

@@ -1,9 +1,9 @@
-"""CMMD with the labels of TOMPEI-CMMD, the real release or a synthetic one in its format.
+"""CMMD with the labels of TOMPEI-CMMD: the real release, or a synthetic one in its format.
 
-Images are found by their DICOM headers, labels in TOMPEI-CMMD's workbook, lesions in its annotation files. A breast is
-used if the workbook has a row for it that neither excludes it nor calls it invisible, and if one of its images can be
-used. Without the workbook, CMMD's own clinical sheet gives the labels, which are diagnoses only; with both, the sheet is
-compared with the workbook. Known errors are corrected first. The datasheet is in `mammo_utils/data/cohort.py`.
+Images are found by their DICOM headers, labels in TOMPEI-CMMD's workbook, lesions in its annotation files. A breast
+is used if the workbook neither excludes it nor calls it invisible, and if one of its images can be used. Without the
+workbook, CMMD's own clinical sheet gives the labels, which are diagnoses only. Known errors are corrected first. The
+datasheet is in `mammo_utils/data/cohort.py`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mammo_utils.data import label_tables
 from mammo_utils.data.assemble import assemble, reading_order
 from mammo_utils.data.cohort import Cohort, DataError
 from mammo_utils.data.corrections import apply_corrections
 from mammo_utils.data.dicom import read_headers
 from mammo_utils.data.folders import walk_below
-from mammo_utils.data.label_tables import (
-    UNLABELLED,
-    Labels,
-    find_label_conflicts,
-    find_label_tables,
-    read_clinical,
-    read_workbook,
-)
 from mammo_utils.data.outlines import read_annotations
 
 
@@ -42,51 +35,34 @@ def read_cmmd(
         DataError: Images or labels are missing, or a table of labels lacks a column.
     """
     files, junk, _ = walk_below(folder)
-    workbook, sheets = find_label_tables(folder, files)
-    labels, ages, excluded = read_workbook(workbook) if workbook else ({}, {}, [])
-    clinical, clinical_ages, unusable = _read_sheets(sheets, required=workbook is None)
+    workbook, sheets = label_tables.find_label_tables(folder, files)
+    labels, ages, excluded = label_tables.read_workbook(workbook) if workbook else ({}, {}, [])
+    clinical, clinical_ages, unusable = None, {}, []
+    try:
+        if sheets:
+            clinical, clinical_ages, unusable = label_tables.read_clinical(sheets)
+    except DataError as error:
+        if workbook is None:
+            raise
+        unusable = [{"kind": "annotation", "what": sheets[0].name, "reason": str(error)}]
     headers, unreadable = read_headers(folder, progress)
     headers, clinical, corrected = apply_corrections(headers, clinical, enabled=corrections)
-    notes = find_label_conflicts(labels, clinical) if workbook and clinical else {}
+    notes = label_tables.find_label_conflicts(labels, clinical) if workbook and clinical else {}
     breasts = {(header["patient"], header["side"]) for header in headers if header["side"]}
     if workbook is None:  # CMMD has no label for the other breast of 729 patients, but images of it
-        labels, ages = {key: UNLABELLED for key in breasts} | (clinical or {}), clinical_ages
-    excluded += unusable + unreadable
-    excluded += [
-        {"kind": "annotation", "what": f"{exam} {side}", "reason": note}
-        for (exam, side), note in notes.items()
-        if (exam, side) not in breasts | labels.keys()
-    ]
+        labels, ages = dict.fromkeys(breasts, label_tables.UNLABELLED) | (clinical or {}), clinical_ages
+    unmatched = notes.keys() - breasts - labels.keys()
+    unusable += [{"kind": "annotation", "what": " ".join(key), "reason": notes[key]} for key in unmatched]
     if junk:
         reason = "left by macOS (__MACOSX, ._…, .DS_Store): neither images nor labels"
-        excluded.append({"kind": "junk", "what": f"{junk} files", "reason": reason})
+        unusable.append({"kind": "junk", "what": f"{junk} files", "reason": reason})
     sizes = {
         (header["patient"], f"{header['side']}_{header['view']}"): (header["rows"], header["columns"])
         for header in sorted(headers, key=reading_order)
     }
     lesions, rejected = read_annotations(folder, files, sizes)
+    excluded += unusable + unreadable + rejected
     synthetic = any(header["synthetic"] for header in headers)
-    return assemble(
-        "synthetic cohort" if synthetic else "TOMPEI-CMMD" if workbook else "CMMD",
-        folder,
-        headers,
-        labels,
-        excluded + rejected,
-        rule=cohort,
-        lesions=lesions,
-        ages=ages,
-        notes=notes,
-        corrections=corrected,
-    )
-
-
-def _read_sheets(sheets: list[Path], *, required: bool) -> tuple[Labels | None, dict[str, float], list[dict]]:
-    """CMMD's own labels, None if there are none. An unreadable sheet is an error only if no workbook replaces it."""
-    if not sheets:
-        return None, {}, []
-    try:
-        return read_clinical(sheets)
-    except DataError as error:
-        if required:
-            raise
-        return None, {}, [{"kind": "annotation", "what": sheets[0].name, "reason": str(error)}]
+    name = "synthetic cohort" if synthetic else "TOMPEI-CMMD" if workbook else "CMMD"
+    details = {"lesions": lesions, "ages": ages, "notes": notes, "corrections": corrected}
+    return assemble(name, folder, headers, labels, excluded, rule=cohort, **details)

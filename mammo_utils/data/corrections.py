@@ -10,9 +10,8 @@
 | label | the breast to which this label of CMMD's clinical sheet belongs |
 | duplicate | another patient with the same pixels; both stay in one part of the split |
 
-The labels of TOMPEI-CMMD's workbook are on the right breast already and are not changed. `source` names where the error
-was reported; the copy at hand may have been repaired since, and then a correction would introduce an error.
-`suspect_corrections` finds such sides once the pixels have been read.
+The labels of TOMPEI-CMMD's workbook are on the right breast already. `source` names where the error was reported. In a
+copy that was repaired since, a correction introduces an error; `suspect_corrections` finds such sides by the pixels.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def apply_corrections(
 
     Args:
         headers: Headers from `mammo_utils.data.dicom.read_headers`.
-        clinical: Labels of CMMD's clinical sheet, (exam, side) -> label; None if the folder has no such sheet.
-        enabled: Whether to apply the corrections. If not, they are listed only.
+        clinical: Labels of CMMD's clinical sheet by (exam, side); None if there is no such sheet.
+        enabled: Whether to apply the corrections, or only to list them.
 
     Returns:
         The headers, each with `mirrored` (bool) and `damaged` (the reason, or ""); the corrected labels; and rows of
@@ -78,13 +77,8 @@ def apply_corrections(
 def suspect_corrections(corrections: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
     """Return the images whose pixels contradict their side.
 
-    Args:
-        corrections: The cohort's table of corrections.
-        index: The store's index.
-
-    Returns:
-        The rows of `index` whose chest wall is not where their side implies. The column `note` marks a side that was
-        corrected: the tag may be right in this copy of the images.
+    These are the rows of the store's `index` whose chest wall is not where their side implies. The column `note` marks
+    a side that the cohort's table `corrections` changed: the tag may be right in this copy of the images.
     """
     suspects = index[~index["agrees"]]
     sides = corrections[(corrections["kind"] == "side") & corrections["applied"]]

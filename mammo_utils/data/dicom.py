@@ -1,7 +1,4 @@
-"""An index of DICOM files, read from their headers alone: patient, side and view of each image.
-
-Names of files and folders are not used. A file that cannot be used is listed with its reason.
-"""
+"""DICOM headers: patient, side and view of each image, whatever the names of files and folders."""
 
 from __future__ import annotations
 
@@ -42,11 +39,8 @@ class Refused(ValueError):
 def read_dataset(path: Path, **options: Any) -> pydicom.Dataset:
     """Read a DICOM file with `pydicom.dcmread(path, **options)`, within bounds.
 
-    pydicom inflates a deflated data set completely, even to read its header: 300 kB can become 300 MB or more.
-    Collections of mammograms are not deflated.
-
-    Raises:
-        Refused: The file is too large, deflated or may not be read.
+    pydicom inflates a deflated data set completely, even to read its header: 300 kB can become 300 MB or more. Raises
+    Refused if the file is too large, deflated or may not be read.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise Refused(f"the file is larger than {LARGEST_FILE // 2**20} MB, too large for a mammogram")
@@ -70,21 +64,17 @@ def read_headers(
         bits_stored, photometric, transfer_syntax, note, refused (why it is not a view of an exam, or ""), synthetic
         (bool). And rows of the table excluded: files that cannot be used and everything that cannot be reached.
     """
-    files, _, unreachable = walk_below(folder)
+    files, _, unusable = walk_below(folder)
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     headers = []
-    excluded = [
-        {"kind": "file", "what": path.relative_to(folder).as_posix(), "reason": reason} for path, reason in unreachable
-    ]
     for done, path in enumerate(paths, 1):
-        name = path.relative_to(folder).as_posix()
         header, reason = read_header(path)
         if reason:
-            excluded.append({"kind": "file", "what": name, "reason": reason})
+            unusable.append((path, reason))
         else:
-            headers.append({**header, "path": name, "size": path.stat().st_size})
+            headers.append({**header, "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size})
         progress(done, len(paths))
-    return headers, excluded
+    return headers, [{"kind": "file", "what": p.relative_to(folder).as_posix(), "reason": why} for p, why in unusable]
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], str]:
@@ -109,7 +99,7 @@ def _parse_header(dataset: pydicom.Dataset) -> tuple[dict[str, Any], str]:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows * columns > LARGEST_IMAGE or min(rows, columns) < 1:
         return {}, f"{rows} x {columns} pixels is not the size of a mammogram"
-    sides, views = read_side_tags(dataset), read_view_tags(dataset)
+    sides, views = _read_side_tags(dataset), _read_view_tags(dataset)  # the first tag of each counts
     notes = [
         f"{what}: " + ", ".join(f"{tag} is {value}" for tag, value in tags.items())
         for what, tags in (("side", sides), ("view", views))
@@ -139,32 +129,27 @@ def _parse_header(dataset: pydicom.Dataset) -> tuple[dict[str, Any], str]:
     }, ""
 
 
-def read_side_tags(dataset: pydicom.Dataset) -> dict[str, str]:
-    """Read the side ("L" or "R") from each tag that has one, in order of precedence: the first one counts.
-
-    The column direction of PatientOrientation points down the image. The lateral or upper part of the breast is at the
-    top of a mammogram, so the direction is towards the patient's right for a left breast, and vice versa.
-    """
+def _read_side_tags(dataset: pydicom.Dataset) -> dict[str, str]:
+    """The side ("L" or "R") in each tag that has one, in order of precedence."""
     sides = {tag: _text(dataset, tag).upper() for tag in ("ImageLaterality", "Laterality")}
     sides = {tag: side for tag, side in sides.items() if side in ("L", "R")}
-    direction = _column_direction(dataset)
+    # The column direction points down the image. The lateral or upper part of the breast is at the top of a mammogram,
+    # so the direction is towards the patient's right for a left breast, and vice versa.
+    _, direction = _read_orientation(dataset)
     if ("R" in direction) != ("L" in direction):
         sides["PatientOrientation"] = "L" if "R" in direction else "R"
     return sides
 
 
-def read_view_tags(dataset: pydicom.Dataset) -> dict[str, str]:
-    """Read the view from each tag that has one, in order of precedence: the first one counts.
-
-    If any tag names a projection other than CC and MLO, the image has that projection. A column direction towards the
-    feet means MLO, although a lateral projection (ML) has the same one. CBIS-DDSM writes the name of the view into
-    PatientOrientation.
-    """
+def _read_view_tags(dataset: pydicom.Dataset) -> dict[str, str]:
+    """The view or another projection in each tag that has one, in order of precedence."""
     views = {}
-    orientation, direction = _orientation(dataset), _column_direction(dataset)
-    if orientation and orientation[0] in ("CC", "MLO"):
-        views["PatientOrientation"] = orientation[0]
-    elif direction:
+    first, direction = _read_orientation(dataset)
+    if first in ("CC", "MLO"):  # CBIS-DDSM
+        views["PatientOrientation"] = first
+    elif (
+        direction
+    ):  # towards the feet: MLO, unless another tag names a lateral projection, which has the same direction
         views["PatientOrientation"] = "MLO" if "F" in direction or "H" in direction else "CC"
     if (code := _view_code(dataset)) in CODES:
         views["ViewCodeSequence"] = CODES[code]
@@ -183,13 +168,8 @@ def _view_code(dataset: pydicom.Dataset) -> str:
     return str(sequence[0].get("CodeValue") or "").strip() if sequence else ""
 
 
-def _orientation(dataset: pydicom.Dataset) -> list[str]:
-    value = dataset.get("PatientOrientation")
-    if value is None:
-        return []
-    return [str(v).strip().upper() for v in ([value] if isinstance(value, str) else value)]
-
-
-def _column_direction(dataset: pydicom.Dataset) -> str:
-    orientation = _orientation(dataset)
-    return orientation[1] if len(orientation) == 2 else ""
+def _read_orientation(dataset: pydicom.Dataset) -> tuple[str, str]:
+    """The first value of PatientOrientation and, if it has two, the direction of the columns."""
+    value = dataset.get("PatientOrientation") or ""
+    values = [str(v).strip().upper() for v in ([value] if isinstance(value, str) else value)]
+    return values[0], values[1] if len(values) == 2 else ""

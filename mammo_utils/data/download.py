@@ -1,8 +1,7 @@
 """Download of the real data: `python -m mammo_utils.data.download [cmmd|cbis-ddsm]`.
 
-The images come from the NCI Imaging Data Commons with the package `idc-index`. Files of labels are not there and have to
-be fetched by hand; the command names them. With `--check` nothing is downloaded: the folder, filled in whatever way, is
-compared with the release. A stopped download continues with the same command; complete series are not fetched again.
+The images come from the NCI Imaging Data Commons; the labels are not there and have to be fetched by hand. A stopped
+download continues with the same command. `--check` compares a folder, however it was filled, with the release.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -44,43 +42,24 @@ class Release:
         images: Number of images.
         patients: Number of values of PatientID.
         gigabytes: Approximate size of the images.
-        doi: DOI of the images.
         labels: The files that have to be fetched by hand, with their DOI.
     """
 
     collection: str
-    folder: Path
+    folder: str
     images: int
     patients: int
     gigabytes: int
-    doi: str
     labels: str
 
 
+TOMPEI = f"TOMPEI-CMMD's workbook {WORKBOOK} and annotation files, unzipped (https://doi.org/10.7937/wezw-bh22)"
+CASES = "{mass,calc}_case_description_{train,test}_set.csv (https://doi.org/10.7937/K9/TCIA.2016.7O02S9CY)"
 RELEASES = {
-    "cmmd": Release(
-        collection="cmmd",
-        folder=Path("data/TOMPEI-CMMD"),
-        images=5202,
-        patients=1775,
-        gigabytes=23,
-        doi="10.7937/tcia.eqde-4b16",
-        labels=f"TOMPEI-CMMD's workbook {WORKBOOK} and its folder of annotation files, unzipped, "
-        "(https://doi.org/10.7937/wezw-bh22)",
-    ),
-    "cbis-ddsm": Release(
-        collection="cbis_ddsm",
-        folder=Path("data/CBIS-DDSM"),
-        images=10239,
-        patients=6671,
-        gigabytes=164,
-        doi="10.7937/K9/TCIA.2016.7O02S9CY",
-        labels="the four files {mass,calc}_case_description_{train,test}_set.csv "
-        "(https://doi.org/10.7937/K9/TCIA.2016.7O02S9CY)",
-    ),
+    "cmmd": Release("cmmd", "data/TOMPEI-CMMD", 5202, 1775, 23, TOMPEI),
+    "cbis-ddsm": Release("cbis_ddsm", "data/CBIS-DDSM", 10239, 6671, 164, CASES),
 }
-BREASTS, OUTLINES = 2601, 1385  # rows of TOMPEI-CMMD's workbook, and its annotation files
-CASE_DESCRIPTIONS = 4  # csv files of CBIS-DDSM
+BREASTS, OUTLINES, CASE_TABLES = 2601, 1385, 4  # rows of the workbook, annotation files; csv files of CBIS-DDSM
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # the first is implicit VR
 BUCKET = "https://s3.amazonaws.com/idc-open-data?list-type=2&max-keys=1"
 MOST_FINDINGS = 20  # printed findings of one kind
@@ -89,44 +68,33 @@ MOST_FINDINGS = 20  # printed findings of one kind
 def download(folder: Path, dataset: str = "cmmd") -> None:
     """Download the images of a data set that `folder` lacks, into `<collection>/<SeriesInstanceUID>/`.
 
-    Args:
-        folder: The data folder.
-        dataset: A key of RELEASES.
-
-    Raises:
-        DataError: `idc-index` is not installed, the Imaging Data Commons does not answer, the disk is too small or
-            some series did not arrive completely. What arrived stays.
+    Raises DataError if `idc-index` is not installed, the Imaging Data Commons does not answer, the disk is too small or
+    some series did not arrive completely. What arrived stays.
     """
-    release = RELEASES[dataset]
+    collection = RELEASES[dataset].collection
     client = _open_client()
-    series = client.index[client.index["collection_id"] == release.collection].set_index("SeriesInstanceUID")
-    missing = _list_incomplete(series, folder / release.collection)
+    series = client.index[client.index["collection_id"] == collection].set_index("SeriesInstanceUID")
+    missing = _list_incomplete(series, folder / collection)
     if not missing:
         return
-    # idc-index reports neither missing connections nor failed files to its caller, so both are tested here
+    # idc-index reports neither a missing connection nor failed files to its caller, so both are tested here
     try:
         urllib.request.urlopen(BUCKET, timeout=60).close()
     except OSError as error:
         raise DataError(
-            f"The Imaging Data Commons does not answer ({error}). Connect to the internet, or fetch the images "
-            f"(https://doi.org/{release.doi}) and {release.labels} by hand, put all of it below {display_path(folder)} "
-            "in any layout, and run this command with --check."
+            f"The Imaging Data Commons does not answer ({error}); connect to the internet, or fetch the images "
+            f"(https://doi.org/{series['source_DOI'].iloc[0]}) by hand, put them below {display_path(folder)} in any "
+            "layout and use --check."
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    needed, free = series.loc[missing, "series_size_MB"].sum() * 1e6, shutil.disk_usage(folder).free
+    needed, free = series.loc[missing, "series_size_MB"].sum() / 1e3, shutil.disk_usage(folder).free / 1e9
     if needed > free:
-        raise DataError(
-            f"{display_path(folder)} has {free / 1e9:.0f} GB free, but {needed / 1e9:.0f} GB are still missing; free "
-            "some space or choose another --folder."
-        )
+        raise DataError(f"{display_path(folder)} has {free:.0f} GB free, but needs {needed:.0f} GB; free some space.")
+    template = "%collection_id/%SeriesInstanceUID"
     client.download_from_selection(
-        downloadDir=str(folder),
-        seriesInstanceUID=missing,
-        dirTemplate="%collection_id/%SeriesInstanceUID",
-        use_s5cmd_sync=True,
+        downloadDir=str(folder), seriesInstanceUID=missing, dirTemplate=template, use_s5cmd_sync=True
     )
-    missing = _list_incomplete(series, folder / release.collection)
-    if missing:
+    if missing := _list_incomplete(series, folder / collection):
         raise DataError(
             f"{len(missing)} of {len(series)} series are incomplete, for example {missing[0]}; what arrived is kept, "
             "run the same command again."
@@ -137,10 +105,7 @@ def _open_client() -> Any:
     try:
         from idc_index import IDCClient
     except ImportError as error:
-        raise DataError(
-            f"Downloading needs the package idc-index ({error}); run `pip install -e '.[download]'`. Files that are "
-            "here already can be checked with --check."
-        ) from error
+        raise DataError(f"Downloading needs idc-index ({error}); run: pip install -e '.[download]'") from error
     logging.getLogger("idc_index").setLevel(logging.ERROR)
     return IDCClient()
 
@@ -161,7 +126,7 @@ def _list_incomplete(series: pd.DataFrame, folder: Path) -> list[str]:
 def check_folder(
     folder: Path, dataset: str = "cmmd", progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[str]:
-    """Compare a data folder in any layout with the release. Reads headers only.
+    """Compare a data folder in any layout with the release, by headers and file sizes.
 
     Args:
         folder: The data folder.
@@ -169,17 +134,13 @@ def check_folder(
         progress: Called with (files read, files in total).
 
     Returns:
-        One sentence for each thing that is missing or damaged; empty if the folder is complete. A file that is shorter
-        than its pixels is found by its size.
+        One sentence for each thing that is missing or damaged; empty if the folder is complete.
 
     Raises:
         DataError: There is no folder, or the workbook cannot be read.
     """
-    release = RELEASES[dataset]
     if not folder.is_dir():
-        raise DataError(
-            f"There is no data folder {display_path(folder)}; download the data or name another with --folder."
-        )
+        raise DataError(f"There is no data folder {display_path(folder)}; download the data or name another --folder.")
     files, _, _ = walk_below(folder)
     headers, unreadable = read_headers(folder, progress)
     findings = _shorten([f"{row['what']}: {row['reason']}" for row in unreadable], "files cannot be read")
@@ -189,45 +150,35 @@ def check_folder(
         if h["transfer_syntax"] in UNCOMPRESSED and h["size"] < _smallest_size(folder / h["path"], h)
     ]
     findings += _shorten(truncated, "files are cut off")
-    headers = list({header["image"]: header for header in headers}.values())
-    images_by_patient = Counter(header["patient"] for header in headers)
-    findings += _compare_count(len(headers), release.images, "images")
-    findings += _compare_count(len(images_by_patient), release.patients, "patients")
+    patients = Counter({header["image"]: header["patient"] for header in headers}.values())  # copies count once
+    findings += _compare_count(patients.total(), RELEASES[dataset].images, "images")
+    findings += _compare_count(len(patients), RELEASES[dataset].patients, "patients")
     if dataset == "cmmd":
-        complete, more = _check_tompei(folder, files, images_by_patient)
-    else:
-        tables = sum(bool(CASE_DESCRIPTION.fullmatch(path.name.lower())) for path in files)
-        complete, more = tables > 0, _compare_count(tables, CASE_DESCRIPTIONS, "case descriptions")
-    if not complete:
-        more.append(f"Fetch {release.labels} by hand and put them below {display_path(folder)}, in any folder.")
-    return findings + more
+        return findings + _check_tompei(folder, files, patients)
+    tables = sum(bool(CASE_DESCRIPTION.fullmatch(path.name.lower())) for path in files)
+    return findings + _compare_count(tables, CASE_TABLES, "case descriptions")
 
 
-def _check_tompei(folder: Path, files: list[Path], images_by_patient: Counter) -> tuple[bool, list[str]]:
-    """Whether there are a workbook and annotation files, and what they lack."""
+def _check_tompei(folder: Path, files: list[Path], patients: Counter) -> list[str]:
+    """What the workbook and the annotation files lack, and which patients of the workbook lack images."""
     outlines = {path.name: path for path in files if NAME.match(path.name)}
     findings = _compare_count(len(outlines), OUTLINES, "annotation files")
-    broken = [
-        f"{path.relative_to(folder).as_posix()}: not JSON; download it again"
-        for path in outlines.values()
-        if not _is_json_list(path)
-    ]
-    findings += _shorten(broken, "annotation files cannot be read")
-    if not any(fnmatch(path.name, WORKBOOK) for path in files):
-        return False, [*findings, f"TOMPEI-CMMD's workbook {WORKBOOK} is missing; without it there is no BI-RADS."]
+    broken = [path.relative_to(folder).as_posix() for path in outlines.values() if not _is_json_list(path)]
+    findings += _shorten([f"{name}: not JSON; download it again" for name in broken], "annotation files are damaged")
     try:
         workbook, _ = find_label_tables(folder, files)
     except DataError as error:
-        return True, [*findings, str(error)]
+        return [*findings, str(error)]
+    if workbook is None:
+        return [*findings, f"TOMPEI-CMMD's workbook {WORKBOOK} is missing; without it there is no BI-RADS."]
     labels, _, _ = read_workbook(workbook)
     findings += _compare_count(len(labels), BREASTS, f"breasts in {workbook.name}")
-    breasts_by_patient = Counter(patient for patient, _ in labels)
     lacking = [
-        f"{patient}: {images_by_patient[patient]} of {2 * breasts} images"
-        for patient, breasts in sorted(breasts_by_patient.items())
-        if images_by_patient[patient] < 2 * breasts
+        f"{patient}: {patients[patient]} of {2 * breasts} images"
+        for patient, breasts in sorted(Counter(patient for patient, _ in labels).items())
+        if patients[patient] < 2 * breasts
     ]
-    return bool(outlines), findings + _shorten(lacking, "patients of the workbook lack images")
+    return findings + _shorten(lacking, "patients of the workbook lack images")
 
 
 def _smallest_size(path: Path, header: dict) -> int:
@@ -263,16 +214,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     release = RELEASES[options.dataset]
     folder = project_root() / (options.folder or release.folder)
+    shown = display_path(folder)
     try:
         if not options.check:
-            print(f"{release.images:,} images, about {release.gigabytes} GB, to {display_path(folder)}", flush=True)
+            print(f"Downloading {release.images:,} images, about {release.gigabytes} GB, to {shown}.")
+            print(f"Fetch the labels by hand and put them below this folder: {release.labels}.", flush=True)
             download(folder, options.dataset)
         findings = check_folder(folder, options.dataset, Progress("checking", "files"))
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
-    complete = f"{display_path(folder)} is complete: {release.images:,} images of {release.patients:,} patients."
-    print("\n".join(findings) or complete)
+    print("\n".join(findings) or f"{shown} is complete: {release.images:,} images of {release.patients:,} patients.")
     return bool(findings)
 
 

@@ -58,23 +58,20 @@ def find_label_tables(folder: Path, files: list[Path]) -> tuple[Path | None, lis
 
 
 def read_workbook(path: Path) -> tuple[Labels, dict[str, float], list[dict]]:
-    """Read the imaging sheet of TOMPEI-CMMD's workbook. It has two header rows; the first names the columns.
+    """Read the imaging sheet of TOMPEI-CMMD's workbook.
 
     Returns:
-        The labels, each with its `kind` (the classification as written); the age of each exam in years, which the
-        sheet has only for breasts labelled by CMMD; and rows of the table excluded for unusable cells.
+        The labels, each with its `kind` (the classification as written); the age of each exam in years, which the sheet
+        has only for breasts labelled by CMMD; and rows of the table excluded for unusable cells.
 
     Raises:
         DataError: The file is unreadable, or the sheet, a column or every row is missing.
     """
     labels, ages = {}, {}
     records, unusable = read_records(path, COLUMNS, ("LeftRight", "classification"), SHEET, ("Exclusion reasons",))
-    for record in records:
-        exam, side = record["ID"], record["LeftRight"].upper()
-        if not _is_side(exam, side, "the workbook", unusable):
-            continue
-        birads, density = record["BI-RADS Category"], record["Breast density"].lower()
+    for exam, side, record in _iterate_breasts(records, "the workbook", ages, unusable):
         label = _make_label(record["classification"].lower(), CLASSES, EXCLUDED_CLASSES)
+        density, birads = record["Breast density"].lower(), record["BI-RADS Category"]
         label["density"] = next((name for name in DENSITIES if density.startswith(name)), "")
         if label["kind"] == "exclusion" and record.get("Exclusion reasons"):
             label["reason"] += f": {record['Exclusion reasons'][:80]}"
@@ -84,27 +81,20 @@ def read_workbook(path: Path) -> tuple[Labels, dict[str, float], list[dict]]:
             reason = f"the BI-RADS {birads[:20]!r} in the workbook is none of 1 to 5, so the breast has none"
             unusable.append({"kind": "annotation", "what": f"{exam} {side}", "reason": reason})
         add_label(labels, (exam, side), label, "the workbook")
-        _add_age(ages, exam, record["Age"])
     if not labels:
         raise DataError(f"{path.name}, sheet {SHEET}: no row has an ID and a side; download the file again.")
     return labels, ages, unusable
 
 
 def read_clinical(paths: list[Path]) -> tuple[Labels, dict[str, float], list[dict]]:
-    """Read CMMD's own labels, without BI-RADS and density, from copies of its sheet (xlsx or csv).
-
-    Returns and raises the same as `read_workbook`.
-    """
+    """Read CMMD's own labels, without BI-RADS and density, from copies of its sheet, as `read_workbook` does."""
     labels, ages, unusable = {}, {}, []
     for path in paths:
         records, rejected = read_records(path, CLINICAL_COLUMNS, ("LeftRight", "classification"))
         unusable += rejected
-        for record in records:
-            exam, side = record["ID1"], record["LeftRight"].upper()
-            if _is_side(exam, side, path.name, unusable):
-                label = _make_label(record["classification"].lower(), tuple(COMPATIBLE), {})
-                add_label(labels, (exam, side), label, "CMMD's sheet")
-                _add_age(ages, exam, record["Age"])
+        for exam, side, record in _iterate_breasts(records, path.name, ages, unusable):
+            label = _make_label(record["classification"].lower(), tuple(COMPATIBLE), {})
+            add_label(labels, (exam, side), label, "CMMD's sheet")
     if not labels:
         raise DataError(f"{paths[0].name}: no row has an ID and a side; download the file again.")
     return labels, ages, unusable
@@ -125,7 +115,7 @@ def find_label_conflicts(labels: Labels, clinical: Labels) -> dict[tuple[str, st
 
 
 def add_label(labels: Labels, key: tuple[str, str], label: dict[str, Any], table: str) -> None:
-    """Add a breast's label. If an earlier row of the table contradicts it, the breast loses its label."""
+    """Add the label of the breast `key`; if an earlier row of the table contradicts it, the breast has no label."""
     if labels.get(key, label) != label:
         label = UNLABELLED | {"kind": "", "reason": f"{table} has conflicting rows for this breast"}
     labels[key] = label
@@ -137,18 +127,18 @@ def _make_label(kind: str, accepted: tuple[str, ...], reasons: dict[str, str]) -
     return UNLABELLED | {"reason": reasons.get(kind, f"its classification {kind[:40]!r} is unknown"), "kind": kind}
 
 
-def _is_side(exam: str, side: str, table: str, unusable: list[dict]) -> bool:
-    """Whether `side` is L or R; if it is not, the row is added to `unusable`."""
-    if side not in SIDES:
-        reason = f"the side {side[:20]!r} in {table} is neither L nor R, so the row is skipped"
-        unusable.append({"kind": "annotation", "what": exam, "reason": reason})
-    return side in SIDES
-
-
-def _add_age(ages: dict[str, float], exam: str, cell: str) -> None:
-    age = pd.to_numeric(cell, errors="coerce")
-    if 0 <= age <= 130:
-        ages[exam] = float(age)
+def _iterate_breasts(records: list[dict[str, str]], table: str, ages: dict[str, float], unusable: list[dict]):
+    """Yield exam, side and record of each row; fill `ages`, and `unusable` with the rows that have no valid side."""
+    for record in records:
+        exam, side = next(iter(record.values())), record["LeftRight"].upper()
+        if side in SIDES:
+            yield exam, side, record
+            age = pd.to_numeric(record["Age"], errors="coerce")
+            if 0 <= age <= 130:
+                ages[exam] = float(age)
+        else:
+            reason = f"the side {side[:20]!r} in {table} is neither L nor R, so the row is skipped"
+            unusable.append({"kind": "annotation", "what": exam, "reason": reason})
 
 
 # --- rows and cells -----------------------------------------------------------------------------------------
@@ -157,18 +147,18 @@ def _add_age(ages: dict[str, float], exam: str, cell: str) -> None:
 def read_records(
     path: Path, columns: tuple[str, ...], required: tuple[str, str], sheet: str = "", second: tuple[str, ...] = ()
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Read the rows of a csv file or a workbook as cleaned cells by column.
+    """Read the rows of a workbook or a csv file (separated by commas, semicolons or tabs) as cleaned cells by column.
 
     Args:
-        path: The file; its suffix decides how it is read. Cells of a csv are separated by commas, semicolons or tabs.
+        path: The file; its suffix decides how it is read.
         columns: The columns to read, the ID first.
         required: The columns of the side and of a label.
         sheet: The sheet of the workbook; the first one if "".
-        second: Optional columns that are named in a second header row. If empty, there is no second header row.
+        second: Optional columns, named in a second header row; if empty, there is only one header row.
 
     Returns:
-        The rows that have an ID, and rows of the table excluded. Blank rows and totals below the table have no ID and
-        are skipped; a row with a side and a label belonged to a breast and is listed as excluded.
+        The rows with an ID, and rows of the table excluded. Blank rows and totals have no ID and are skipped; a row
+        with a side and a label belonged to a breast and is excluded.
 
     Raises:
         DataError: The file is unreadable or too large, or the sheet or a column is missing.

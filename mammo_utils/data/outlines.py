@@ -24,11 +24,11 @@ def read_annotations(
 
     Args:
         folder: The data folder.
-        files: All files below it, without those left by macOS.
-        sizes: (exam, view) -> (rows, columns) of each image.
+        files: All files below it.
+        sizes: (exam, view) -> (rows, columns) of each image, in pixels.
 
     Returns:
-        Rows of the table lesions, and rows of the table excluded for what cannot be used.
+        Rows of the table lesions, and rows of the table excluded for outlines that cannot be used.
     """
     lesions, excluded = [], []
     paths_by_name: dict[str, list[Path]] = {}
@@ -48,7 +48,7 @@ def read_annotations(
         elif different:
             reasons = [f"another file of this name differs: {different[0].relative_to(folder).as_posix()}"]
         else:
-            outlines, reasons = read_outlines(path, *size)
+            outlines, reasons = _read_outlines(path, *size)
         lesions += [{"exam": exam, "side": side, "view": f"{side}_{view}", **outline} for outline in outlines]
         what = path.relative_to(folder).as_posix()
         found = [(what, reason) for reason in reasons]
@@ -64,17 +64,8 @@ def _are_equal(path: Path, copy: Path) -> bool:
         return False
 
 
-def read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, str]], list[str]]:
-    """Read the outlines of one file. Never raises.
-
-    Args:
-        path: The JSON file.
-        rows: Rows of the image, in pixels.
-        columns: Columns of the image, in pixels.
-
-    Returns:
-        The outlines, {kind, points}, and one sentence for each outline that cannot be used.
-    """
+def _read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, str]], list[str]]:
+    """The outlines of one file, {kind, points}, and a reason for each one that cannot be used. Never raises."""
     try:
         if path.stat().st_size > LARGEST:
             return [], [f"the file is larger than {LARGEST // 2**20} MB"]

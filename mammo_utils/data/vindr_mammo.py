@@ -1,8 +1,8 @@
 """VinDr-Mammo (Nguyen et al. 2023, DOI 10.13026/br2v-7517): BI-RADS and density of each breast, no pathology.
 
-The files are those of PhysioNet, at any depth: `<study_id>/<image_id>.dicom` and `breast-level_annotations.csv`, one row
-per image. A study is an exam. The release does not identify patients, so a split by exam is the best possible. The
-release's own split (training, test) is not used. Labels:
+The files are those of PhysioNet, at any depth: `<study_id>/<image_id>.dicom` and `breast-level_annotations.csv`, one
+row per image. A study is an exam. The release does not identify patients, so a split by exam is the best possible. Its
+own split (training, test) is not used. Labels:
 
 | column | label |
 |---|---|

@@ -33,12 +33,12 @@ class FakeClient:
     def __init__(self, release):
         self.sources = {f"1.2.{i}": path for i, path in enumerate(sorted((release / "CMMD").iterdir()))}
         rows = [
-            {"collection_id": "cmmd", "SeriesInstanceUID": uid, "instanceCount": 1, "series_size_MB": size / 1e6}
+            {"SeriesInstanceUID": uid, "instanceCount": 1, "series_size_MB": size / 1e6}
             for uid, path in self.sources.items()
             for size in [sum(file.stat().st_size for file in path.iterdir())]
         ]
         other = {"collection_id": "nlst", "SeriesInstanceUID": "1.3", "instanceCount": 9, "series_size_MB": 1e9}
-        self.index = pd.DataFrame([*rows, other])
+        self.index = pd.DataFrame([{"collection_id": "cmmd", "source_DOI": "10.1"} | row for row in [*rows, other]])
         self.broken, self.fetched, self.stop_at = set(), [], None
 
     def download_from_selection(self, downloadDir, seriesInstanceUID, dirTemplate, use_s5cmd_sync):
@@ -108,9 +108,11 @@ def test_without_a_connection_the_error_states_what_to_fetch_by_hand(client, tmp
         raise OSError("no such host")
 
     monkeypatch.setattr(module.urllib.request, "urlopen", refuse)
-    with pytest.raises(DataError, match=r"does not answer \(no such host\).*tcia\.eqde-4b16.*wezw-bh22.*below"):
+    with pytest.raises(DataError, match=r"does not answer \(no such host\); connect .*doi\.org/10\.1.* by hand"):
         download(tmp_path / "data")
-    assert main(["--folder", str(tmp_path / "data")]) == 1 and "does not answer" in capsys.readouterr().err
+    assert main(["--folder", str(tmp_path / "data")]) == 1
+    printed, error = capsys.readouterr()
+    assert "does not answer" in error and WORKBOOK.split("_v01")[0] in printed and "wezw-bh22" in printed
     assert not client.fetched and not (tmp_path / "data").exists()
 
 
@@ -123,7 +125,7 @@ def test_without_the_package_the_error_states_how_to_install_it(tmp_path, monkey
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", block)
-    with pytest.raises(DataError, match=r"needs the package idc-index \(No module.*pip install -e '\.\[download\]'"):
+    with pytest.raises(DataError, match=r"needs idc-index \(No module.*pip install -e '\.\[download\]'"):
         download(tmp_path / "data")
 
 
@@ -132,7 +134,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_the_download(client, tmp_pa
     needed = client.index.loc[client.index["collection_id"] == "cmmd", "series_size_MB"].sum() / 1e3
     usage = namedtuple("usage", "free")(2e9)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match=f"has 2 GB free, but {needed:.0f} GB are still missing"):
+    with pytest.raises(DataError, match=f"has 2 GB free, but needs {needed:.0f} GB"):
         download(tmp_path / "data")
     assert not client.fetched
 
@@ -144,7 +146,7 @@ def test_the_real_client_has_the_release_and_takes_the_arguments():
 
     needed = set(inspect.signature(FakeClient.download_from_selection).parameters)
     assert needed <= set(inspect.signature(IDCClient.download_from_selection).parameters)
-    columns = ["collection_id", "PatientID", "SeriesInstanceUID", "instanceCount", "series_size_MB"]
+    columns = ["collection_id", "source_DOI", "PatientID", "SeriesInstanceUID", "instanceCount", "series_size_MB"]
     index = pd.read_parquet(idc_index_data.IDC_INDEX_PARQUET_FILEPATH, columns=columns)
     for release in RELEASES.values():
         series = index[index["collection_id"] == release.collection]
@@ -179,19 +181,19 @@ def test_a_missing_or_short_table_is_named(release):
     write_workbook(release / WORKBOOK, BREASTS[:5])
     assert "5 breasts in" in check_folder(release)[0]
     (release / WORKBOOK).unlink()
-    missing, by_hand = check_folder(release)[-2:]
-    assert WORKBOOK.split("_v01")[0] in missing and "wezw-bh22" in by_hand and "by hand" in by_hand
+    assert WORKBOOK.split("_v01")[0] in check_folder(release)[-1]
+    (release / "CMMD_clinicaldata_revision.csv").write_text("")
+    assert "without it there is no BI-RADS" in check_folder(release)[-1]
     write_workbook(release / WORKBOOK)
     write_workbook(release / "copy" / WORKBOOK)
     assert "should hold one workbook" in check_folder(release)[-1]
 
 
 def test_the_check_of_cbis_ddsm_counts_images_and_case_descriptions(release):
-    findings = check_folder(release, "cbis-ddsm")
-    assert findings[0] == "12 images; the release has 10,239." and "0 case descriptions" in findings[2]
-    assert "2016.7O02S9CY" in findings[3]
+    images, _, tables = check_folder(release, "cbis-ddsm")
+    assert images == "12 images; the release has 10,239." and tables == "0 case descriptions; the release has 4."
     (release / "mass_case_description_train_set.csv").write_text("")
-    assert check_folder(release, "cbis-ddsm")[2:] == ["1 case descriptions; the release has 4."]
+    assert check_folder(release, "cbis-ddsm")[2] == "1 case descriptions; the release has 4."
 
 
 def test_a_missing_folder_is_an_error_that_states_what_to_do(tmp_path, capsys):
