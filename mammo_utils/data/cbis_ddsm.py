@@ -40,15 +40,11 @@ def packaged_exams() -> Path | None:
     return Path(found.origin).parent if found and found.origin else None
 
 
-def read_cbis_ddsm(
-    folder: Path, *, cohort: str = "usable", progress: Callable[[int, int], None] = lambda done, total: None
-) -> Cohort:
-    """Read the exams of CBIS-DDSM. Without a case description every label is absent.
+def read_cbis_ddsm(folder: Path, *, cohort: str, progress: Callable[[int, int], None]) -> Cohort:
+    """Read the exams of CBIS-DDSM. Arguments as in `sources.read_cohort`.
 
-    The arguments are those of `mammo_utils.data.sources.read_cohort`.
-
-    Raises:
-        DataError: There is no readable DICOM file, or a csv lacks a column.
+    Without a case description every label is absent. Raises DataError if no DICOM file is readable or a csv lacks a
+    column.
     """
     tables = [path for path in walk_below(folder)[0] if CASE_DESCRIPTION.fullmatch(path.name.lower())]
     headers, excluded = read_headers(folder, progress)

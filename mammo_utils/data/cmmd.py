@@ -1,7 +1,7 @@
 """CMMD with the labels of TOMPEI-CMMD: the real release, or a synthetic one in its format.
 
 Images are found by their DICOM headers, labels in TOMPEI-CMMD's workbook, lesions in its annotation files. A breast
-is used if the workbook neither excludes it nor calls it invisible, and if one of its images can be used. Without the
+is used if the workbook neither excludes it nor rates it invisible, and if one of its images can be used. Without the
 workbook, CMMD's own clinical sheet gives the labels, which are diagnoses only. Known errors are corrected first. The
 datasheet is in `mammo_utils/data/cohort.py`.
 """
@@ -20,19 +20,10 @@ from mammo_utils.data.folders import walk_below
 from mammo_utils.data.outlines import read_annotations
 
 
-def read_cmmd(
-    folder: Path,
-    *,
-    cohort: str = "usable",
-    corrections: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Cohort:
-    """Read a folder with the files of CMMD and TOMPEI-CMMD, at any depth and in any order.
+def read_cmmd(folder: Path, *, cohort: str, corrections: bool, progress: Callable[[int, int], None]) -> Cohort:
+    """Read a folder with the files of CMMD and TOMPEI-CMMD, at any depth. Arguments as in `sources.read_cohort`.
 
-    The arguments are those of `mammo_utils.data.sources.read_cohort`.
-
-    Raises:
-        DataError: Images or labels are missing, or a table of labels lacks a column.
+    Raises DataError if images or labels are missing, or a table of labels lacks a column.
     """
     files, junk, _ = walk_below(folder)
     workbook, sheets = label_tables.find_label_tables(folder, files)

@@ -6,6 +6,7 @@ import csv
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from contextlib import closing
 from fnmatch import fnmatch
 from io import StringIO
@@ -190,7 +191,7 @@ def clean(cell: Any) -> str:
     return " ".join(re.sub("[\u200b-\u200d\u2060\ufeff]", "", text).split())
 
 
-def _read_rows(path: Path, sheet: str) -> list[tuple]:
+def _read_rows(path: Path, sheet: str) -> list[Sequence]:
     is_csv = path.suffix.lower() == ".csv"
     if path.stat().st_size > LARGEST_WORKBOOK:
         raise DataError(f"{path.name} is larger than {LARGEST_WORKBOOK // 2**20} MB; download it again.")
@@ -205,10 +206,10 @@ def _read_rows(path: Path, sheet: str) -> list[tuple]:
         raise DataError(f"{path.name} cannot be read as {kind} ({type(error).__name__}); download it again.") from None
 
 
-def _read_csv(path: Path) -> list[tuple]:
+def _read_csv(path: Path) -> list[list[str]]:
     text = path.read_text(encoding="utf-8-sig")
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    return [tuple(row) for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter)]
+    return list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
 
 
 def _read_sheet(path: Path, sheet: str) -> list[tuple]:

@@ -30,15 +30,11 @@ COLUMNS = ("image_id", "study_id", "laterality", "view_position", "breast_birads
 BIRADS = re.compile(r"BI-RADS ([1-5])")
 
 
-def read_vindr_mammo(
-    folder: Path, *, cohort: str = "usable", progress: Callable[[int, int], None] = lambda done, total: None
-) -> Cohort:
-    """Read the exams of VinDr-Mammo. Side and view come from the csv; a tag that contradicts them is noted.
+def read_vindr_mammo(folder: Path, *, cohort: str, progress: Callable[[int, int], None]) -> Cohort:
+    """Read the exams of VinDr-Mammo. Arguments as in `sources.read_cohort`.
 
-    The arguments are those of `mammo_utils.data.sources.read_cohort`.
-
-    Raises:
-        DataError: The csv, one of its columns or every image is missing.
+    Side and view come from the csv; a tag that contradicts them is noted. Raises DataError if the csv, one of its
+    columns or every image is missing.
     """
     tables = [path for path in walk_below(folder)[0] if path.name == ANNOTATIONS]
     if len(tables) != 1:
@@ -52,10 +48,9 @@ def read_vindr_mammo(
     excluded += unusable
     rows: dict[str, dict[str, str]] = {}
     for record in records:
-        name = record["image_id"]
-        if rows.setdefault(name, record) != record:
+        if rows.setdefault(record["image_id"], record) != record:
             reason = "a second row, which contradicts the first"
-            excluded.append({"kind": "annotation", "what": name, "reason": reason})
+            excluded.append({"kind": "annotation", "what": record["image_id"], "reason": reason})
     excluded += [
         {"kind": "annotation", "what": f"{row['study_id']}/{name}", "reason": "the folder has no file of this image"}
         for name, row in rows.items()

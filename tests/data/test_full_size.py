@@ -1,6 +1,6 @@
-"""The whole of CMMD, 5,202 images, in headers: how long reading takes, how much memory, and that the sums are right.
+"""The whole of CMMD, 5,202 images, in headers: time and memory of the reader, and whether its sums are right.
 
-``pytest -m slow tests/data/test_full_size.py -s`` prints the figures.
+`pytest -m slow tests/data/test_full_size.py -s` prints the figures.
 """
 
 import json
