@@ -1,7 +1,7 @@
 """CMMD and TOMPEI-CMMD as users have them on disk: real tags and label rows, small pixels, three layouts.
 
-What the tags say is read from header_facts.csv; what the images show is written here, from the data contract
-alone: nothing is taken from mammo_utils/data/corrections.csv.
+The tags are read from header_facts.csv. What the images show is written here, independently of
+mammo_utils/data/corrections.csv.
 """
 
 import hashlib
@@ -27,31 +27,32 @@ LABEL_MOVED = {  # CMMD's side -> TOMPEI-CMMD's
     **{"D1-0252": "RL", "D1-0690": "RL", "D1-0711": "LR", "D2-0048": "LR", "D2-0132": "RL", "D2-0153": "RL"},
     **{"D2-0212": "RL", "D2-0282": "RL", "D2-0458": "RL", "D2-0637": "LR"},
 }
-TWINS = {"D2-0284": "D1-0202", "D1-1292": "D1-0808"}  # of the second pair the R-CC alone
+DUPLICATES = {"D2-0284": "D1-0202", "D1-1292": "D1-0808"}  # of the second pair only the R-CC
 
 
-def facts(name):
+def read_facts(name):
+    """Read a table of real header values or labels."""
     return pd.read_csv(FACTS / f"{name}_facts.csv", dtype=str, keep_default_na=False, comment="#")
 
 
 def true_side(exam, side, view):
-    """The breast that an image shows, for the side that its tag says."""
+    """Return the breast that an image really shows."""
     return OTHER[side] if exam in BOTH_REVERSED or SWAPPED.get(exam) == view else side
 
 
-def pixels(exam, side, view, bits=8):
-    """A breast at its chest wall, other in each image; the same in twins. side: what the image shows."""
-    same = exam not in TWINS or (TWINS[exam] == "D1-0808" and (side, view) != ("R", "CC"))
-    seed = hashlib.sha256(f"{exam if same else TWINS[exam]} {side} {view}".encode()).digest()
+def make_pixels(exam, side, view, bits=8):
+    """Draw a breast at its chest wall, different in each image but in duplicates. side: what the image shows."""
+    same = exam not in DUPLICATES or (DUPLICATES[exam] == "D1-0808" and (side, view) != ("R", "CC"))
+    seed = hashlib.sha256(f"{exam if same else DUPLICATES[exam]} {side} {view}".encode()).digest()
     values = np.zeros((ROWS, COLUMNS), np.uint8 if bits == 8 else np.uint16)
     values[3:21, :9] = 60 * 2 ** (bits - 8) + np.random.default_rng(list(seed)).integers(0, 60, (18, 9))
     wall = "R" if (exam, side, view) == MIRRORED else side
     return values[:, ::-1] if wall == "R" else values
 
 
-def images():
-    """Each image: exam, tagged side, true side, view, UID, age, rest of its row of header_facts.csv."""
-    rows = facts("header").to_dict("records")
+def list_images():
+    """List the images: each row of header_facts.csv with exam, view, tag (tagged side), side (true side) and uid."""
+    rows = read_facts("header").to_dict("records")
     for row in rows:
         view = VIEWS[row["CodeValue"]]
         row |= {"exam": row["PatientID"], "tag": row["ImageLaterality"], "view": view}
@@ -59,8 +60,8 @@ def images():
     return rows
 
 
-def place(folder, row, layout):
-    """Where the downloaders put an image."""
+def locate_image(folder, row, layout):
+    """Return the path that a downloader gives to an image."""
     study, series, number = ROOT + row["StudyInstanceUID"], ROOT + row["SeriesInstanceUID"], row["InstanceNumber"]
     if layout == "rest":
         md5 = hashlib.md5(row["uid"].encode()).hexdigest()
@@ -80,8 +81,8 @@ def place(folder, row, layout):
 
 
 def write_clinical(path):
-    """CMMD's own sheet, as xlsx or csv."""
-    rows = facts("clinical")
+    """Write CMMD's own sheet as xlsx or csv."""
+    rows = read_facts("clinical")
     if path.suffix == ".csv":
         rows.to_csv(path, index=False)
         return
@@ -92,20 +93,20 @@ def write_clinical(path):
     book.save(path)
 
 
-def labels():
-    """Rows of TOMPEI-CMMD's imaging sheet: the 41 real ones; for other patients CMMD's labels on the right breast.
+def list_labels():
+    """List rows of TOMPEI-CMMD's imaging sheet: the 41 real ones, and CMMD's labels of other patients, corrected.
 
-    Those are made up: benign with BI-RADS 2, malignant with 4, the other breast normal.
+    The latter are made up: benign with BI-RADS 2, malignant with 4, the other breast normal.
     """
     columns = ["ID", "LeftRight", "Age", "classification", "Breast density", "BI-RADS Category", "Exclusion reasons"]
-    real = [tuple(cell or None for cell in row) for row in facts("tompei")[columns].to_numpy().tolist()]
+    real = [tuple(cell or None for cell in row) for row in read_facts("tompei")[columns].to_numpy().tolist()]
     rows = {(row[0], row[1]): row for row in real}
     known = {exam for exam, _ in rows}
-    for row in images():
+    for row in list_images():
         key = (row["exam"], row["side"])
         if row["exam"] not in known:
             rows[key] = (*key, None, "Normal\u200b", "scattered", 1, None)
-    for row in facts("clinical").to_dict("records"):
+    for row in read_facts("clinical").to_dict("records"):
         exam, side, kind = row["ID1"], row["LeftRight"], row["classification"]
         if exam not in known:
             side = LABEL_MOVED.get(exam, (side, side))[-1]
@@ -114,14 +115,14 @@ def labels():
 
 
 def build_cmmd(folder, layout="descriptive", clinical="xlsx", workbook=True):
-    """A data folder with both collections; an outline on the MLO of each malignant breast."""
-    for number, row in enumerate(images()):
-        values = pixels(row["exam"], row["side"], row["view"], int(row["BitsStored"]))
-        write_dicom(place(folder, row, layout), row["exam"], row["tag"], row["view"], number, row["uid"], values)
+    """Build a data folder with both collections and an outline on the MLO of each malignant breast."""
+    for number, row in enumerate(list_images()):
+        values = make_pixels(row["exam"], row["side"], row["view"], int(row["BitsStored"]))
+        write_dicom(locate_image(folder, row, layout), row["exam"], row["tag"], row["view"], number, row["uid"], values)
     if clinical:
         write_clinical(folder / f"CMMD_clinicaldata_revision.{clinical}")
     if workbook:
-        rows = labels()
+        rows = list_labels()
         write_workbook(folder / "TOMPEI" / "TOMPEI-CMMD_clinical_data_v01_20250121.xlsx", rows)
         for exam, side, *_ in (row for row in rows if row[3] == "Malignant"):
             write_annotation(folder / "TOMPEI", exam, side, [("mass ", [(2.0, 5.0), (6.0, 5.0), (4.0, 9.0)])])

@@ -1,9 +1,9 @@
-"""Damaged inputs by the thousand: ``python -m tests.fuzz --n 10000 --seed 0 --workers 2``.
+"""Thousands of damaged inputs: `python -m tests.fuzz --n 10000 --seed 0 --workers 2`.
 
-Each input is one file of a small good release, damaged by a seeded draw: its bytes, its DICOM tags, the values of
-its JSON, the cells or the zipped parts of its workbook, the fields of its csv. The release is read, and a damaged
-image is prepared. Each must be read, or listed with its reason, or refused by one sentence; no other error, none
-over 5 seconds, never over 1 GB, and the images found must be those on disk.
+Each input is one file of a small intact release, damaged at random: its bytes, its DICOM tags, the values of its JSON,
+the cells or zipped parts of its workbook, the fields of its csv. The release is read and a damaged image is prepared.
+Each input must be read, listed with its reason or refused in one sentence, within 5 seconds and 1 GB and without any
+other error, and the images found must be those on disk.
 """
 
 import argparse
@@ -63,43 +63,43 @@ VALUES = (
 
 
 class TooSlow(Exception):
-    pass
+    """An input takes longer than LONGEST."""
 
 
-def damaged_bytes(data: bytes, draw: random.Random) -> bytes:
+def damage_bytes(data: bytes, draw: random.Random) -> bytes:
     data, kind = bytearray(data), draw.randrange(6)
-    place = draw.randrange(len(data) + 1)
+    start = draw.randrange(len(data) + 1)
     if kind == 0:
         for _ in range(draw.randint(1, 20)):
             data[draw.randrange(len(data))] = draw.randrange(256)
     elif kind == 1:
-        del data[place:]
+        del data[start:]
     elif kind == 2:
-        data[place:place] = draw.randbytes(draw.choice((1, 2, 8, 300)))
+        data[start:start] = draw.randbytes(draw.choice((1, 2, 8, 300)))
     elif kind == 3:
-        data[place : place + draw.choice((1, 4, 100))] = b""
+        data[start : start + draw.choice((1, 4, 100))] = b""
     elif kind == 4:
-        data[place : place + 4] = draw.choice(
+        data[start : start + 4] = draw.choice(
             (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\xfe\xff\x0d\xe0")
         )
     else:
-        data[place:place] = data[place : place + 400]
+        data[start:start] = data[start : start + 400]
     return bytes(data)
 
 
-def damaged_dicom(data: bytes, draw: random.Random) -> bytes:
+def damage_dicom(data: bytes, draw: random.Random) -> bytes:
     chance, pixels = draw.random(), data.rfind(b"\xe0\x7f\x10\x00")
     if chance < 0.4:
-        return data[:pixels] + damaged_bytes(data[pixels:], draw)
+        return data[:pixels] + damage_bytes(data[pixels:], draw)
     if chance < 0.7:
-        return damaged_bytes(data, draw)
+        return damage_bytes(data, draw)
     dataset, target = pydicom.dcmread(io.BytesIO(data)), io.BytesIO()
     try:
         for _ in range(draw.randint(1, 3)):
             change_tag(dataset, draw)
         dataset.save_as(target)
-    except Exception:  # what pydicom cannot write must be written by the byte
-        return damaged_bytes(data, draw)
+    except Exception:  # pydicom cannot write this, so damage the bytes
+        return damage_bytes(data, draw)
     return target.getvalue()
 
 
@@ -121,26 +121,26 @@ def change_tag(dataset: Dataset, draw: random.Random) -> None:
         dataset[tag] = pydicom.DataElement(tag, draw.choice(("US", "UL", "LO", "CS", "IS")), value)
 
 
-def damaged_json(data: bytes, draw: random.Random) -> bytes:
+def damage_json(data: bytes, draw: random.Random) -> bytes:
     kind = draw.random()
     if kind < 0.4:
-        return damaged_bytes(data, draw)
+        return damage_bytes(data, draw)
     if kind < 0.45:
         return b"[" * draw.choice((10, 10**5)) + b"]" * draw.choice((0, 10))
     values = json.loads(data)
     for _ in range(draw.randint(1, 3)):
-        place, key = values, draw.randrange(len(values))
-        while isinstance(place[key], list | dict) and place[key] and draw.random() < 0.8:
-            place = place[key]
-            key = draw.choice(list(place)) if isinstance(place, dict) else draw.randrange(len(place))
-        place[key] = draw.choice(VALUES)
+        node, key = values, draw.randrange(len(values))
+        while isinstance(node[key], list | dict) and node[key] and draw.random() < 0.8:
+            node = node[key]
+            key = draw.choice(list(node)) if isinstance(node, dict) else draw.randrange(len(node))
+        node[key] = draw.choice(VALUES)
     return json.dumps(values).encode()
 
 
-def damaged_workbook(data: bytes, draw: random.Random) -> bytes:
-    """One part of the zip damaged, now and then blown up; or the bytes of the zip."""
+def damage_workbook(data: bytes, draw: random.Random) -> bytes:
+    """Damage or blow up one part of the zip file, or damage its bytes."""
     if draw.random() < 0.3:
-        return damaged_bytes(data, draw)
+        return damage_bytes(data, draw)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     name = draw.choice([n for n in parts if n.startswith("xl/")])
@@ -153,7 +153,7 @@ def damaged_workbook(data: bytes, draw: random.Random) -> bytes:
         cells[chosen] = value + b"</v>" + cells[chosen].partition(b"</v>")[2]
         parts[name] = b"<v>".join(cells)
     else:
-        parts[name] = damaged_bytes(parts[name], draw)
+        parts[name] = damage_bytes(parts[name], draw)
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for part, content in parts.items():
@@ -161,9 +161,9 @@ def damaged_workbook(data: bytes, draw: random.Random) -> bytes:
     return target.getvalue()
 
 
-def damaged_csv(data: bytes, draw: random.Random) -> bytes:
+def damage_csv(data: bytes, draw: random.Random) -> bytes:
     if draw.random() < 0.5:
-        return damaged_bytes(data, draw)
+        return damage_bytes(data, draw)
     rows = [line.split(b",") for line in data.splitlines()]
     for _ in range(draw.randint(1, 4)):
         row = draw.choice(rows)
@@ -173,13 +173,18 @@ def damaged_csv(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join(b",".join(row) for row in rows)
 
 
-SYNTAXES = (RLELossless, JPEGLSLossless, JPEG2000Lossless, None)  # None: JPEG Lossless; a third stays plain
-KINDS = {"dicom": damaged_dicom, "json": damaged_json, "workbook": damaged_workbook, "csv": damaged_csv}
+SYNTAXES = (
+    RLELossless,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    None,
+)  # None: JPEG Lossless; a third of the files stays uncompressed
+KINDS = {"dicom": damage_dicom, "json": damage_json, "workbook": damage_workbook, "csv": damage_csv}
 SHARES = (0.55, 0.2, 0.15, 0.1)
 PATTERNS = {"dicom": "*.dcm", "json": "TOMPEI-CMMD_v01*/[!.]*.json", "workbook": "*.xlsx", "csv": "*.csv"}
 
 
-def build(folder: Path) -> Path:
+def build_folder(folder: Path) -> Path:
     build_release(folder)
     lines = ["ID1,LeftRight,Age,number,abnormality,classification,subtype"]
     lines += [f"{b[0]},{b[1]},50,2,mass,{b[3]}," for b in BREASTS if b[3] in ("Benign", "Malignant")]
@@ -192,21 +197,21 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def one(folder: Path, number: int, seed: int) -> tuple[str, str, float]:
-    """Damage one file, read, put it back. Returns kind, what became of it, seconds; "wrong: …" is a violation."""
+def try_input(folder: Path, number: int, seed: int) -> tuple[str, str, float]:
+    """Damage one file, read it, restore it. Returns kind, outcome ("wrong: …" is a violation) and seconds."""
     draw = random.Random(f"{seed} {number}")
     kind = draw.choices(list(KINDS), SHARES)[0]
     path = draw.choice(sorted(folder.rglob(PATTERNS[kind])))
     good = path.read_bytes()
     path.write_bytes(KINDS[kind](good, draw))
     workbook = next(folder.glob("*.xlsx"))
-    hidden = kind == "csv" and draw.random() < 0.5  # then the csv alone has the labels
+    hidden = kind == "csv" and draw.random() < 0.5  # then only the csv has the labels
     if hidden:
         workbook.rename(workbook.with_suffix(".away"))
     start = time.perf_counter()
     signal.setitimer(signal.ITIMER_REAL, LONGEST)
     try:
-        outcome = read(folder, path, kind)
+        outcome = read_folder(folder, path, kind)
     except TooSlow:
         outcome = "wrong: it hangs"
     except Exception:
@@ -219,7 +224,7 @@ def one(folder: Path, number: int, seed: int) -> tuple[str, str, float]:
     return kind, outcome, time.perf_counter() - start
 
 
-def read(folder: Path, path: Path, kind: str) -> str:
+def read_folder(folder: Path, path: Path, kind: str) -> str:
     try:
         cohort = read_cohort("cmmd", folder)
     except DataError as error:
@@ -243,17 +248,17 @@ def read(folder: Path, path: Path, kind: str) -> str:
     return "listed" if listed else "read"
 
 
-def work(job: tuple[int, int, int]) -> dict:
-    """Every stride-th input from a first one on, in a folder of its own."""
+def try_inputs(job: tuple[int, int, int]) -> dict:
+    """Try every stride-th input from `first` to `stop`, in a folder of its own."""
     first, stop, stride, seed = job
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TooSlow()))
     warnings.simplefilter("ignore")
-    folder = build(Path(tempfile.mkdtemp()))
+    folder = build_folder(Path(tempfile.mkdtemp()))
     counts, wrong, slowest = {}, [], 0.0
     try:
-        one(folder, -1, seed)  # what is loaded at first use is not the input's
+        try_input(folder, -1, seed)  # modules are loaded at first use
         for number in range(first, stop, stride):
-            kind, outcome, seconds = one(folder, number, seed)
+            kind, outcome, seconds = try_input(folder, number, seed)
             slowest = max(slowest, seconds)
             if outcome.startswith("wrong"):
                 wrong.append((number, kind, outcome))
@@ -265,8 +270,10 @@ def work(job: tuple[int, int, int]) -> dict:
 
 
 def peak_memory() -> float:
-    """Peak resident memory of this process in MB. Linux's ru_maxrss is no less than that of the process it was
-    started from, so the figure of the process's own memory map is read there."""
+    """Return the peak resident memory of this process in MB.
+
+    On Linux ru_maxrss includes the process that started this one, so the own memory map is read instead.
+    """
     if sys.platform == "linux":
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
@@ -274,9 +281,9 @@ def peak_memory() -> float:
 
 
 def fuzz(n: int, seed: int, workers: int) -> dict:
-    """counts {(kind, outcome): number}, wrong [(number, kind, why)], slowest seconds, peak memory in MB."""
+    """Try `n` inputs. Returns counts {(kind, outcome): number}, wrong, slowest (seconds) and memory (MB)."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        found = list(pool.map(work, [(first, n, workers, seed) for first in range(workers)]))
+        found = list(pool.map(try_inputs, [(first, n, workers, seed) for first in range(workers)]))
     counts: dict = {}
     for part in found:
         for key, number in part["counts"].items():

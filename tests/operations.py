@@ -1,4 +1,4 @@
-"""What torch's operations were and how large their results, for tests that count copies."""
+"""A recorder of torch operations and the sizes of their results, for tests that count copies."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,17 +7,17 @@ COPIES = {"clone", "copy", "copy_", "_to_copy", "contiguous", "flip", "stack", "
 
 
 class Operations(TorchDispatchMode):
-    """Within it, each operation's name, with the number of elements of its result, is added to `done`."""
+    """Context that adds the name of each operation and the number of elements of its result to `done`."""
 
     def __init__(self):
         super().__init__()
         self.done: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        found = function(*arguments, **(options or {}))
-        self.done.append((function.overloadpacket.__name__, found.numel() if torch.is_tensor(found) else 0))
-        return found
+        result = function(*arguments, **(options or {}))
+        self.done.append((function.overloadpacket.__name__, result.numel() if torch.is_tensor(result) else 0))
+        return result
 
     def names(self, least: int) -> list[str]:
-        """Of the operations whose result has at least that many elements."""
+        """Return the names of the operations whose result has at least `least` elements."""
         return [name for name, elements in self.done if elements >= least]

@@ -37,9 +37,9 @@ BREASTS = [  # ID, side, age, classification, density, BI-RADS
 
 
 def write_dicom(path, patient, side, view, number, uid="", values=None):
-    """One image with CMMD's header pattern: side in ImageLaterality, view in ViewCodeSequence, ViewPosition empty.
+    """Write one image with CMMD's header pattern: side in ImageLaterality, view in ViewCodeSequence.
 
-    values: (rows, columns) uint8 or uint16, else a breast at the edge where the side's chest wall lies.
+    values: (rows, columns) uint8 or uint16, by default a breast at the edge of the side's chest wall.
     """
     if values is None:
         values = np.zeros((ROWS, COLUMNS), np.uint8)
@@ -65,7 +65,7 @@ def write_dicom(path, patient, side, view, number, uid="", values=None):
 
 
 def write_workbook(path, breasts=BREASTS):
-    """The three sheets; breasts: rows such as BREASTS, a seventh value is the reason of an exclusion."""
+    """Write the three sheets; breasts: rows such as BREASTS, a seventh value is the reason of an exclusion."""
     book = openpyxl.Workbook()
     book.active.title = "README"
     sheet = book.create_sheet(SHEET)
@@ -81,20 +81,20 @@ def write_workbook(path, breasts=BREASTS):
 
 
 def write_annotation(folder, exam, side, lesions):
-    """lesions: (label, points) each; the junk file that macOS adds to the release is written with it."""
+    """Write lesions, each (label, points), and the junk file that macOS adds to the release."""
     name = f"{exam}_MLO_{side}_AnnotationFile.json"
     values = [
         {"cgPoints": [{"x": x, "y": y} for x, y in points], "label": label, "_id": "0", "type": "Draw", "color": "#f00"}
         for label, points in lesions
     ]
-    for place in (folder / "TOMPEI-CMMD_v01_20250123", folder / "__MACOSX" / "TOMPEI-CMMD_v01_20250123"):
-        place.mkdir(parents=True, exist_ok=True)
+    for parent in (folder / "TOMPEI-CMMD_v01_20250123", folder / "__MACOSX" / "TOMPEI-CMMD_v01_20250123"):
+        parent.mkdir(parents=True, exist_ok=True)
     (folder / "TOMPEI-CMMD_v01_20250123" / name).write_text(json.dumps(values))
     (folder / "__MACOSX" / "TOMPEI-CMMD_v01_20250123" / f"._{name}").write_bytes(b"\x00\x05\x16\x07junk")
 
 
 def build_release(folder, breasts=BREASTS, annotate=True):
-    """The breasts above, a CC and an MLO image each, and outlines on three of them."""
+    """Build a release of the given breasts, a CC and an MLO image each, and outlines on three of them."""
     number = 0
     for exam, side, *_ in breasts:
         for view in ("CC", "MLO"):

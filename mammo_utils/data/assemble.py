@@ -1,8 +1,4 @@
-"""From headers and labels to a cohort: the rules of fates that every data set shares.
-
-A reader brings headers (:func:`mammo_utils.data.dicom.read_headers`, the exam in `patient`) and labels, (exam, side)
--> {class, diagnosis, birads, density, reason}; a reason other than "" sets the breast aside.
-"""
+"""From headers and labels to a cohort: the exclusions that all data sets share."""
 
 from __future__ import annotations
 
@@ -10,102 +6,114 @@ from dataclasses import replace
 from pathlib import Path
 
 from mammo_utils.data.cohort import EXCLUDED, STEPS, USED, Cohort, DataError, check, exam_table, table
+from mammo_utils.data.dicom import SUFFIXES
 from mammo_utils.data.exclusions import apply_rule, exclusion_rows
+from mammo_utils.data.label_tables import NO_ROW, UNLABELLED, Labels
+from mammo_utils.io import display_path
 
 SECOND = "a second image of the same view"
 COPY = "the same UID as another file"
-NO_ROW = "the labels have no row for its breast"
-UNLABELLED = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": ""}
 
 
 def assemble(
     name: str,
     folder: Path,
     headers: list[dict],
-    labels: dict,
+    labels: Labels,
     excluded: list[dict],
-    lesions: list[dict] | tuple = (),
-    rule: str = "usable",
+    *,
+    rule: str,
+    lesions: list[dict] | None = None,
+    ages: dict[str, float] | None = None,
+    notes: dict[tuple[str, str], str] | None = None,
+    corrections: list[dict] | None = None,
 ) -> Cohort:
-    """The cohort of a data set without known errors; excluded: what its reader could not use, other than images.
+    """Assemble the cohort of a data folder.
 
-    Raises DataError for the rule "annotated" where the reader has no outlines.
+    Args:
+        name: Name of the data set.
+        folder: The data folder.
+        headers: Headers from `mammo_utils.data.dicom.read_headers`, with the exam in `patient`.
+        labels: Labels by (exam, side).
+        excluded: Rows of the table excluded, for everything that is unusable apart from images and breasts.
+        rule: The exams to keep, "usable", "annotated" or "complete".
+        lesions: Rows of the table lesions; None if the data set has no outlines.
+        ages: Age of each exam, in years.
+        notes: Notes on contradicting labels by (exam, side).
+        corrections: Rows of the table corrections.
+
+    Raises:
+        DataError: There are no headers, or the rule is "annotated" and the data set has no outlines.
     """
-    if rule == "annotated" and not lesions:
-        raise DataError(f"{name} has no lesion outlines here, so its cohort cannot be 'annotated'; choose usable.")
-    whole = {"damaged": "", "mirrored": False}
-    images = table("images", image_rows([whole | header for header in headers], labels))
-    breasts = table("breasts", breast_rows(labels, images.to_dict("records"), {}))
-    aside = excluded + exclusion_rows(images[images["status"] == EXCLUDED], breasts[breasts["status"] == EXCLUDED])
-    outlined = table("lesions", list(lesions))
-    exams = exam_table(breasts, images, outlined, {}, name)
+    if not headers:
+        suffixes = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        raise DataError(f"{display_path(folder)} holds no readable DICOM file ({suffixes}); put {name} there.")
+    if rule == "annotated" and lesions is None:
+        raise DataError(f"{name} has no lesion outlines, so its cohort cannot be 'annotated'; choose usable.")
+    images = table("images", _make_image_rows(headers, labels))
+    breasts = table("breasts", _make_breast_rows(labels, images.to_dict("records"), notes or {}))
+    outlined, corrected = table("lesions", lesions or []), table("corrections", corrections or [])
+    excluded = excluded + exclusion_rows(images[images["status"] == EXCLUDED], breasts[breasts["status"] == EXCLUDED])
+    tables = images, breasts, outlined, table("excluded", excluded), corrected
+    exams = exam_table(breasts, images, outlined, ages or {}, name)
     synthetic = any(header["synthetic"] for header in headers)
-    found = Cohort(name, folder, synthetic, exams, images, breasts, outlined, table("excluded", aside), rule=rule)
-    found = apply_rule(found)
-    rest = found.excluded.sort_values(["kind", "what", "reason"], ignore_index=True)
-    return check(replace(found, excluded=rest))
+    cohort = apply_rule(Cohort(name, folder, synthetic, exams, *tables, rule=rule))
+    excluded = cohort.excluded.sort_values(["kind", "what", "reason"], ignore_index=True)
+    return check(replace(cohort, excluded=excluded))
 
 
-def image_rows(headers: list[dict], labels: dict) -> list[dict]:
-    """Rows of the table images, ordered by exam, view and UID, each used or set aside with its step and reason.
+def reading_order(header: dict) -> tuple:
+    """Sort key of headers. It ignores the order of files; of copies the largest, a complete one, comes first."""
+    return header["patient"], header["side"], header["view"], header["image"], -header["size"], header["path"]
 
-    A header may bring its own reason as `refused`. Only a file that can be used counts as the first of its UID: a good
-    copy beside a bad one is not lost.
-    """
-    rows, uids, views = [], {}, {}
-    for header in sorted(headers, key=_order):
+
+def _make_image_rows(headers: list[dict], labels: Labels) -> list[dict]:
+    """Rows of the table images, in reading order, each used or excluded with its step and reason."""
+    rows, first_files, views = [], {}, {}
+    for header in sorted(headers, key=reading_order):
         exam, side = header["patient"], header["side"]
         view = f"{side}_{header['view']}" if side and header["view"] else ""
-        breast = labels.get((exam, side))
+        breast = labels.get((exam, side), {"reason": NO_ROW})
         step, reason = "reading", ""
         if header.get("refused"):
             reason = header["refused"]
-        elif not side or not header["view"]:
-            reason = f"no DICOM tag says the {'view' if side else 'side'}"
-        elif header["damaged"]:
+        elif not view:
+            reason = f"no DICOM tag has the {'view' if side else 'side'}"
+        elif header.get("damaged"):
             step, reason = "corrections", f"the image is damaged: {header['damaged']}"
-        elif header["image"] in uids:
-            other, path = uids[header["image"]]
+        elif header["image"] in first_files:
+            other, path = first_files[header["image"]]
             reason = f"{COPY}: {path}" if other == exam else f"the same UID as another patient's file: {other}, {path}"
-        elif breast is None:
-            step, reason = "labels", NO_ROW
         elif breast["reason"]:
             step, reason = "labels", breast["reason"]
         else:
-            uids[header["image"]] = exam, header["path"]
+            first_files[header["image"]] = exam, header["path"]  # a usable file, so no bad copy displaces a good one
             if (exam, view) in views:
                 reason = f"{SECOND}: beside {views[exam, view]}"
             else:
                 step, views[exam, view] = "", header["path"]
-        fate = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
-        rows.append({**header, "exam": exam, "view": view, **fate})
+        status = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
+        rows.append({**header, "exam": exam, "view": view, **status})
     return rows
 
 
-def _order(header: dict) -> tuple:
-    """By what the files say, so that their names and order decide nothing; of copies the largest is the whole one."""
-    return header["patient"], header["side"], header["view"], header["image"], -header["size"], header["path"]
-
-
-def breast_rows(labels: dict, images: list[dict], notes: dict) -> list[dict]:
-    """Rows of the table breasts: every breast of the labels and of the images."""
-    there = {(row["exam"], row["side"]) for row in images if row["status"] == USED}
-    found: dict[tuple[str, str], list[dict]] = {}
+def _make_breast_rows(labels: Labels, images: list[dict], notes: dict[tuple[str, str], str]) -> list[dict]:
+    """Rows of the table breasts: every breast that has a label or an image."""
+    with_image = {(row["exam"], row["side"]) for row in images if row["status"] == USED}
+    steps: dict[tuple[str, str], list[str]] = {}
     for row in images:
         if row["side"]:
-            found.setdefault((row["exam"], row["side"]), []).append(row)
-    nothing = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": NO_ROW}
+            steps.setdefault((row["exam"], row["side"]), []).append(row["step"])
     rows = []
-    for exam, side in sorted(set(labels) | set(found)):
-        label = labels.get((exam, side), nothing)
+    for key in sorted(set(labels) | set(steps)):
+        label = labels.get(key, UNLABELLED | {"reason": NO_ROW})
         step, reason = "", ""
-        if (exam, side) not in found:
+        if key not in steps:
             step, reason = "reading", "the folder has no image of it"
         elif label["reason"]:
             step, reason = "labels", label["reason"]
-        elif (exam, side) not in there:
-            step = max((row["step"] for row in found[exam, side]), key=STEPS.index)
-            reason = "none of its images can be used"
-        fate = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
-        rows.append({"exam": exam, "side": side, **label, **fate, "note": notes.get((exam, side), "")})
+        elif key not in with_image:
+            step, reason = max(steps[key], key=STEPS.index), "none of its images can be used"
+        status = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
+        rows.append({"exam": key[0], "side": key[1], **label, **status, "note": notes.get(key, "")})
     return rows

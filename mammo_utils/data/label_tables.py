@@ -1,4 +1,4 @@
-"""The tables of labels: TOMPEI-CMMD's workbook and CMMD's own clinical sheet (xlsx or csv)."""
+"""Tables of labels: TOMPEI-CMMD's workbook, CMMD's own clinical sheet, and csv files of other data sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
+from contextlib import closing
 from fnmatch import fnmatch
 from io import StringIO
 from itertools import islice
@@ -16,7 +18,7 @@ import pandas as pd
 from openpyxl import load_workbook
 
 from mammo_utils.data.cohort import DataError
-from mammo_utils.data.folders import MAY_NOT
+from mammo_utils.data.folders import NOT_PERMITTED
 from mammo_utils.io import display_path
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES
 
@@ -27,21 +29,23 @@ CLINICAL = ("CMMD_clinicaldata*.xlsx", "CMMD_clinicaldata*.csv")
 CLINICAL_COLUMNS = ("ID1", "LeftRight", "Age", "classification")
 LARGEST_WORKBOOK, LARGEST_UNPACKED = 50 * 2**20, 100 * 2**20  # bytes
 MOST_ROWS = 100_000
-LEFT_OUT = {
+EXCLUDED_CLASSES = {
     "exclusion": "excluded by TOMPEI-CMMD",
     "invisible": "TOMPEI-CMMD calls it invisible: malignant, with nothing to see and no BI-RADS",
 }
-AGREE = {  # what the workbook may say of a breast that CMMD's sheet calls so
+COMPATIBLE = {  # class in CMMD's sheet -> classes in the workbook that do not contradict it
     "malignant": ("malignant", "invisible", "exclusion"),
     "benign": ("benign", "normal", "exclusion"),
 }
-Labels = dict[tuple[str, str], dict[str, Any]]
+NO_ROW = "the labels have no row for its breast"
+UNLABELLED = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "reason": ""}
+Labels = dict[tuple[str, str], dict[str, Any]]  # (exam, side) -> UNLABELLED's keys; a reason excludes the breast
 
 
 def find_label_tables(folder: Path, files: list[Path]) -> tuple[Path | None, list[Path]]:
-    """TOMPEI-CMMD's workbook, None where there is none, and every copy of CMMD's clinical sheet.
+    """Find TOMPEI-CMMD's workbook (None if there is none) and every copy of CMMD's clinical sheet.
 
-    Raises DataError where there is neither or more than one workbook.
+    Raises DataError if there is neither, or more than one workbook.
     """
     workbooks = [path for path in files if fnmatch(path.name, WORKBOOK)]
     clinical = [path for path in files if any(fnmatch(path.name, pattern) for pattern in CLINICAL)]
@@ -55,203 +59,173 @@ def find_label_tables(folder: Path, files: list[Path]) -> tuple[Path | None, lis
 
 
 def read_workbook(path: Path) -> tuple[Labels, dict[str, float], list[dict]]:
-    """Labels, (exam, side) -> {class, diagnosis, birads, density, reason, kind}, the exams' ages in years, and rows
-    of excluded for cells that say nothing usable.
+    """Read the imaging sheet of TOMPEI-CMMD's workbook.
 
-    The imaging sheet has two header rows; columns are found by the first. Ages are blank for breasts that CMMD
-    did not label, so an exam's age is that of either row. Raises DataError naming what is missing.
+    Returns:
+        The labels, each with its `kind` (the classification as written); the age of each exam in years, which the sheet
+        has only for breasts labelled by CMMD; and rows of the table excluded for unusable cells.
+
+    Raises:
+        DataError: The file is unreadable, or the sheet, a column or every row is missing.
     """
-    rows = _cells(path, SHEET)
-    place = _places(path, SHEET, rows, COLUMNS)
-    below = [clean(cell) for cell in rows[1]] if len(rows) > 1 else []
-    if "Exclusion reasons" in below:
-        place["why"] = below.index("Exclusion reasons")
-    labels, ages, odd = {}, {}, []
-    for cells in _records(rows[2:], place, path.name, ("LeftRight", "classification"), odd):
-        exam, side = cells["ID"], cells["LeftRight"].upper()
-        if not _known_side(exam, side, "the workbook", odd):
-            continue
-        label = _label(cells)
-        birads = cells["BI-RADS Category"]
-        if birads and not label["reason"] and label["birads"] < 0:
+    labels, ages = {}, {}
+    records, unusable = read_records(path, COLUMNS, ("LeftRight", "classification"), SHEET, ("Exclusion reasons",))
+    for exam, side, record in _iterate_breasts(records, "the workbook", ages, unusable):
+        label = _make_label(record["classification"].lower(), CLASSES, EXCLUDED_CLASSES)
+        density, birads = record["Breast density"].lower(), record["BI-RADS Category"]
+        label["density"] = next((name for name in DENSITIES if density.startswith(name)), "")
+        if label["kind"] == "exclusion" and record.get("Exclusion reasons"):
+            label["reason"] += f": {record['Exclusion reasons'][:80]}"
+        if label["class"] and birads.removesuffix(".0") in set("12345"):
+            label["birads"] = int(birads.removesuffix(".0"))
+        elif label["class"] and birads:
             reason = f"the BI-RADS {birads[:20]!r} in the workbook is none of 1 to 5, so the breast has none"
-            odd.append({"kind": "annotation", "what": f"{exam} {side}", "reason": reason})
-        _put(labels, (exam, side), label, "the workbook has")
-        _put_age(ages, exam, cells["Age"])
+            unusable.append({"kind": "annotation", "what": f"{exam} {side}", "reason": reason})
+        add_label(labels, (exam, side), label, "the workbook")
     if not labels:
-        raise DataError(f"{path.name}, sheet {SHEET}: no row names an ID and a side; download the file again.")
-    return labels, ages, odd
+        raise DataError(f"{path.name}, sheet {SHEET}: no row has an ID and a side; download the file again.")
+    return labels, ages, unusable
 
 
 def read_clinical(paths: list[Path]) -> tuple[Labels, dict[str, float], list[dict]]:
-    """CMMD's own labels, from copies of its sheet as xlsx or csv: as :func:`read_workbook`, without BI-RADS and
-    density. Raises DataError naming what is missing."""
-    labels, ages, odd = {}, {}, []
+    """Read CMMD's own labels, without BI-RADS and density, from copies of its sheet, as `read_workbook` does."""
+    labels, ages, unusable = {}, {}, []
     for path in paths:
-        rows = _csv(path) if path.suffix.lower() == ".csv" else _cells(path)
-        place = _places(path, "", rows, CLINICAL_COLUMNS)
-        for cells in _records(rows[1:], place, path.name, ("LeftRight", "classification"), odd):
-            exam, side, kind = cells["ID1"], cells["LeftRight"].upper(), cells["classification"].lower()
-            if not _known_side(exam, side, path.name, odd):
-                continue
-            known = kind in AGREE
-            reason = "" if known else f"its classification {kind[:40]!r} is not a known one"
-            label = {"class": kind if known else "", "diagnosis": int(kind == "malignant") if known else -1}
-            label |= {"birads": -1, "density": "", "reason": reason, "kind": kind}
-            _put(labels, (exam, side), label, "CMMD's sheet has")
-            _put_age(ages, exam, cells["Age"])
+        records, rejected = read_records(path, CLINICAL_COLUMNS, ("LeftRight", "classification"))
+        unusable += rejected
+        for exam, side, record in _iterate_breasts(records, path.name, ages, unusable):
+            label = _make_label(record["classification"].lower(), tuple(COMPATIBLE), {})
+            add_label(labels, (exam, side), label, "CMMD's sheet")
     if not labels:
-        raise DataError(f"{paths[0].name}: no row names an ID and a side; download the file again.")
-    return labels, ages, odd
+        raise DataError(f"{paths[0].name}: no row has an ID and a side; download the file again.")
+    return labels, ages, unusable
 
 
-def compare(labels: Labels, clinical: Labels) -> dict[tuple[str, str], str]:
-    """(exam, side) -> how the workbook and CMMD's sheet contradict each other."""
+def find_label_conflicts(labels: Labels, clinical: Labels) -> dict[tuple[str, str], str]:
+    """Describe, by (exam, side), how the workbook and CMMD's sheet contradict each other."""
     notes = {}
     exams = {exam for exam, _ in clinical}
     for key, label in labels.items():
-        theirs = clinical.get(key)
-        if theirs and label["kind"] not in AGREE.get(theirs["kind"], (label["kind"],)):
-            notes[key] = f"label: CMMD's sheet says {theirs['kind']}, the workbook {label['kind'] or 'nothing'}"
-        elif theirs is None and key[0] in exams and label["kind"] in ("malignant", "invisible"):
-            notes[key] = f"label: the workbook says {label['kind']}, CMMD's sheet has no label for this breast"
+        original = clinical.get(key)
+        if original and label["kind"] not in COMPATIBLE.get(original["kind"], (label["kind"],)):
+            notes[key] = f"label: {original['kind']} in CMMD's sheet, {label['kind'] or 'nothing'} in the workbook"
+        elif original is None and key[0] in exams and label["kind"] in ("malignant", "invisible"):
+            notes[key] = f"label: {label['kind']} in the workbook, but CMMD's sheet has no label for this breast"
     missing = {key: "label: CMMD's sheet has one, the workbook no row" for key in clinical if key not in labels}
     return notes | missing
 
 
-def clean(cell: Any) -> str:
-    """A cell's text without zero-width characters, its white space (newlines too) folded."""
-    text = "" if cell is None else str(cell)
-    return " ".join(re.sub("[\u200b-\u200d\u2060\ufeff]", "", text).split())
+def add_label(labels: Labels, key: tuple[str, str], label: dict[str, Any], table: str) -> None:
+    """Add the label of the breast `key`; if an earlier row of the table contradicts it, the breast has no label."""
+    if labels.get(key, label) != label:
+        label = UNLABELLED | {"kind": "", "reason": f"{table} has conflicting rows for this breast"}
+    labels[key] = label
 
 
-# --- cells ------------------------------------------------------------------------------------------------
+def _make_label(kind: str, accepted: tuple[str, ...], reasons: dict[str, str]) -> dict[str, Any]:
+    if kind in accepted:
+        return UNLABELLED | {"class": kind, "diagnosis": int(kind == "malignant"), "kind": kind}
+    return UNLABELLED | {"reason": reasons.get(kind, f"its classification {kind[:40]!r} is unknown"), "kind": kind}
 
 
-def _cells(path: Path, sheet: str = "") -> list[tuple]:
-    """The rows of one sheet of a workbook, the first where no name is given."""
-    if path.stat().st_size > LARGEST_WORKBOOK:
-        raise DataError(f"{path.name} is larger than {LARGEST_WORKBOOK // 2**20} MB; download it again.")
-    try:
-        with zipfile.ZipFile(path) as parts:
-            unpacked = sum(part.file_size for part in parts.infolist())
-        if unpacked > LARGEST_UNPACKED:
-            raise DataError(f"{path.name} unpacks to more than {LARGEST_UNPACKED // 2**20} MB; download it again.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            book = load_workbook(path, read_only=True, data_only=True)
-            names = book.sheetnames
-            wanted = sheet or names[0]
-            rows = None
-            if wanted in names:
-                book[wanted].reset_dimensions()  # the size that the file states may be anything
-                rows = list(islice(book[wanted].iter_rows(values_only=True), MOST_ROWS + 1))
-            book.close()
-    except DataError:
-        raise
-    except PermissionError:
-        raise DataError(f"The file {path.name} {MAY_NOT}.") from None
-    except Exception as error:  # an untrusted file: openpyxl raises many kinds
-        raise DataError(
-            f"{path.name} cannot be read as a workbook ({type(error).__name__}); download it again."
-        ) from None
-    if rows is None:
-        raise DataError(f"{path.name} has no sheet {sheet!r}, only {', '.join(names)}; download it again.")
-    if len(rows) > MOST_ROWS:
-        raise DataError(f"{path.name} has more than {MOST_ROWS:,} rows; download it again.")
-    width = max(map(len, rows), default=0)
-    return [(*row, *[None] * (width - len(row))) for row in rows]
+def _iterate_breasts(records: list[dict[str, str]], table: str, ages: dict[str, float], unusable: list[dict]):
+    """Yield exam, side and record of each row; fill `ages`, and `unusable` with the rows that have no valid side."""
+    for record in records:
+        exam, side = next(iter(record.values())), record["LeftRight"].upper()
+        if side in SIDES:
+            yield exam, side, record
+            age = pd.to_numeric(record["Age"], errors="coerce")
+            if 0 <= age <= 130:
+                ages[exam] = float(age)
+        else:
+            reason = f"the side {side[:20]!r} in {table} is neither L nor R, so the row is skipped"
+            unusable.append({"kind": "annotation", "what": exam, "reason": reason})
 
 
-def _csv(path: Path) -> list[tuple]:
-    """The rows of a csv file, its cells separated by commas, semicolons or tabs."""
-    if path.stat().st_size > LARGEST_WORKBOOK:
-        raise DataError(f"{path.name} is larger than {LARGEST_WORKBOOK // 2**20} MB; download it again.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        return [tuple(row) for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter)]
-    except PermissionError:
-        raise DataError(f"The file {path.name} {MAY_NOT}.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path.name} cannot be read as csv ({type(error).__name__}); download it again.") from None
+# --- rows and cells -----------------------------------------------------------------------------------------
 
 
-def csv_records(
-    path: Path, columns: tuple[str, ...], says: tuple[str, str]
+def read_records(
+    path: Path, columns: tuple[str, ...], required: tuple[str, str], sheet: str = "", second: tuple[str, ...] = ()
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The rows of a csv file as cleaned cells by column, and rows of excluded for those that lack their ID alone.
+    """Read the rows of a workbook or a csv file (separated by commas, semicolons or tabs) as cleaned cells by column.
 
-    columns: those wanted, the ID first; says: the columns of the side and of a label. Raises DataError naming the
-    file and what is wrong or missing.
+    Args:
+        path: The file; its suffix decides how it is read.
+        columns: The columns to read, the ID first.
+        required: The columns of the side and of a label.
+        sheet: The sheet of the workbook; the first one if "".
+        second: Optional columns, named in a second header row; if empty, there is only one header row.
+
+    Returns:
+        The rows with an ID, and rows of the table excluded. Blank rows and totals have no ID and are skipped; a row
+        with a side and a label belonged to a breast and is excluded.
+
+    Raises:
+        DataError: The file is unreadable or too large, or the sheet or a column is missing.
     """
-    rows, odd = _csv(path), []
-    return _records(rows[1:], _places(path, "", rows, columns), path.name, says, odd), odd
-
-
-def _places(path: Path, sheet: str, rows: list[tuple], columns: tuple[str, ...]) -> dict[str, int]:
+    rows = _read_rows(path, sheet)
     header = [clean(cell) for cell in rows[0]] if rows else []
     missing = [column for column in columns if column not in header]
     if missing:
         where = f"{path.name}, sheet {sheet}" if sheet else path.name
         raise DataError(f"{where}: the column {missing[0]!r} is missing; download the file again.")
-    return {column: header.index(column) for column in columns}
-
-
-def _records(
-    rows: list[tuple], place: dict[str, int], where: str, says: tuple[str, str], odd: list[dict]
-) -> list[dict[str, str]]:
-    """The rows as cleaned cells; those without an ID are left out.
-
-    Blank rows and totals below the table have none and say nothing; a row with a side and a label (`says` names
-    their columns) was a breast's, and is listed in `odd`.
-    """
-    records, (side, label) = [], says
-    for number, row in enumerate(rows, 1):
-        record = {name: clean(row[at]) if at < len(row) else "" for name, at in place.items()}
-        if next(iter(record.values())):
+    indices = {column: header.index(column) for column in columns}
+    second_header = [clean(cell) for cell in rows[1]] if second and len(rows) > 1 else []
+    indices |= {column: second_header.index(column) for column in second if column in second_header}
+    records, unusable, (side, label) = [], [], required
+    for number, row in enumerate(rows[2 if second else 1 :], 1):
+        record = {column: clean(row[index]) if index < len(row) else "" for column, index in indices.items()}
+        if record[columns[0]]:
             records.append(record)
         elif record[side].upper() in ("L", "R", "LEFT", "RIGHT") and record[label]:
             reason = f"it has no ID, but a side and a label: {record[side]}, {record[label][:40]}"
-            odd.append({"kind": "annotation", "what": f"{where}, row {number} below the header", "reason": reason})
-    return records
+            what = f"{path.name}, row {number} below the header"
+            unusable.append({"kind": "annotation", "what": what, "reason": reason})
+    return records, unusable
 
 
-def _known_side(exam: str, side: str, where: str, odd: list[dict]) -> bool:
-    if side in SIDES:
-        return True
-    reason = f"the side {side[:20]!r} in {where} is neither L nor R, so the row is passed over"
-    odd.append({"kind": "annotation", "what": exam, "reason": reason})
-    return False
+def clean(cell: Any) -> str:
+    """Return a cell's text without zero-width characters and with each run of white space as one blank."""
+    text = "" if cell is None else str(cell)
+    return " ".join(re.sub("[\u200b-\u200d\u2060\ufeff]", "", text).split())
 
 
-def _put(labels: Labels, key: tuple[str, str], label: dict[str, Any], where: str) -> None:
-    """Keep a breast's label; where an earlier row says otherwise, it has none."""
-    if labels.get(key, label) != label:
-        nothing = {"class": "", "diagnosis": -1, "birads": -1, "density": "", "kind": ""}
-        label = {**nothing, "reason": f"{where} rows for it that disagree"}
-    labels[key] = label
+def _read_rows(path: Path, sheet: str) -> list[Sequence]:
+    is_csv = path.suffix.lower() == ".csv"
+    if path.stat().st_size > LARGEST_WORKBOOK:
+        raise DataError(f"{path.name} is larger than {LARGEST_WORKBOOK // 2**20} MB; download it again.")
+    try:
+        return _read_csv(path) if is_csv else _read_sheet(path, sheet)
+    except DataError:
+        raise
+    except PermissionError:
+        raise DataError(f"The file {path.name} {NOT_PERMITTED}.") from None
+    except Exception as error:  # files are untrusted, and openpyxl raises many kinds of errors
+        kind = "csv" if is_csv else "a workbook"
+        raise DataError(f"{path.name} cannot be read as {kind} ({type(error).__name__}); download it again.") from None
 
 
-def _put_age(ages: dict[str, float], exam: str, cell: str) -> None:
-    age = pd.to_numeric(cell, errors="coerce")
-    if 0 <= age <= 130:
-        ages[exam] = float(age)
+def _read_csv(path: Path) -> list[list[str]]:
+    text = path.read_text(encoding="utf-8-sig")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    return list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
 
 
-def _label(cells: dict[str, str]) -> dict[str, Any]:
-    kind, density = cells["classification"].lower(), cells["Breast density"].lower()
-    birads = cells["BI-RADS Category"].removesuffix(".0")
-    density = next((d for d in DENSITIES if density.startswith(d)), "")
-    known = kind in CLASSES
-    reason = "" if known else LEFT_OUT.get(kind, f"its classification {kind[:40]!r} is not a known one")
-    if kind == "exclusion" and cells.get("why"):
-        reason += f": {cells['why'][:80]}"
-    return {
-        "class": kind if known else "",
-        "diagnosis": int(kind == "malignant") if known else -1,
-        "birads": int(birads) if known and birads in set("12345") else -1,
-        "density": density,
-        "reason": reason,
-        "kind": kind,
-    }
+def _read_sheet(path: Path, sheet: str) -> list[tuple]:
+    with zipfile.ZipFile(path) as parts:
+        unpacked = sum(part.file_size for part in parts.infolist())
+    if unpacked > LARGEST_UNPACKED:
+        raise DataError(f"{path.name} unpacks to more than {LARGEST_UNPACKED // 2**20} MB; download it again.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with closing(load_workbook(path, read_only=True, data_only=True)) as book:
+            sheet = sheet or book.sheetnames[0]
+            if sheet not in book.sheetnames:
+                names = ", ".join(book.sheetnames)
+                raise DataError(f"{path.name} has no sheet {sheet!r}, only {names}; download it again.")
+            book[sheet].reset_dimensions()  # the dimensions stated in the file are not to be trusted
+            rows = list(islice(book[sheet].iter_rows(values_only=True), MOST_ROWS + 1))
+    if len(rows) > MOST_ROWS:
+        raise DataError(f"{path.name} has more than {MOST_ROWS:,} rows; download it again.")
+    return rows

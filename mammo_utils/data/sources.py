@@ -1,6 +1,6 @@
 """The data sets that a study can read.
 
-To add one, write a module beside ``vindr_mammo.py`` with a function that returns a Cohort, and add an entry here.
+To add one, write a module beside `vindr_mammo.py` with a function that returns a Cohort, and add an entry here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mammo_utils.io import display_path
 
 if TYPE_CHECKING:
     from mammo_utils.data.cohort import Cohort
@@ -21,8 +23,8 @@ class Source:
 
     Attributes:
         title: Its name in figures and tables.
-        reader: ``module:function`` that reads its folder into a Cohort.
-        corrects: Whether the reader takes ``corrections``: known errors of the release can be corrected.
+        reader: `module:function` that reads its folder into a Cohort.
+        corrects: Whether the reader takes `corrections`, because known errors of the release can be corrected.
     """
 
     title: str
@@ -31,7 +33,7 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "synthetic": Source("synthetic cohort", "mammo_utils.data.cmmd:read_cmmd", corrects=True),  # the release's format
+    "synthetic": Source("synthetic cohort", "mammo_utils.data.cmmd:read_cmmd", corrects=True),  # in CMMD's format
     "cmmd": Source("TOMPEI-CMMD", "mammo_utils.data.cmmd:read_cmmd", corrects=True),
     "ddsm": Source("CBIS-DDSM", "mammo_utils.data.cbis_ddsm:read_cbis_ddsm"),
     "vindr": Source("VinDr-Mammo", "mammo_utils.data.vindr_mammo:read_vindr_mammo"),
@@ -50,12 +52,12 @@ def read_cohort(
 
     Args:
         source: A key of SOURCES.
-        folder: Where the data set lies.
-        cohort: "usable" (breasts excluded by the readers or invisible to them are left out), "annotated" (of these,
-            patients with an outlined lesion) or "complete" (all four views).
-        corrections: Whether to correct known errors of the release (``corrections.csv``); each is listed in the
-            cohort's table ``corrections``.
-        progress: Called with (files read, files in all).
+        folder: The data folder.
+        cohort: The exams to keep: "usable" (all with a usable breast), "annotated" (those with a lesion outline) or
+            "complete" (those with all four views).
+        corrections: Whether to correct known errors of the release (`corrections.csv`); each is listed in the
+            cohort's table `corrections`.
+        progress: Called with (files read, files in total).
 
     Returns:
         The cohort, before its pixels have been read.
@@ -66,6 +68,13 @@ def read_cohort(
     """
     if source not in SOURCES:
         raise ValueError(f"There is no data source {source!r}; accepted are {', '.join(SOURCES)}.")
-    module, function = SOURCES[source].reader.split(":")
-    options = {"corrections": corrections} if SOURCES[source].corrects else {}
-    return getattr(import_module(module), function)(Path(folder), cohort=cohort, progress=progress, **options)
+    folder, entry = Path(folder), SOURCES[source]
+    if not folder.is_dir():
+        from mammo_utils.data.cohort import DataError  # imported here because the configuration needs no tables
+
+        raise DataError(
+            f"There is no data folder {display_path(folder)}; put {entry.title} there or name another in data.folder."
+        )
+    module, function = entry.reader.split(":")
+    options = {"corrections": corrections} if entry.corrects else {}
+    return getattr(import_module(module), function)(folder, cohort=cohort, progress=progress, **options)

@@ -1,4 +1,4 @@
-"""The reader on a small release in the true layout, whole and damaged."""
+"""The reader of CMMD on a small synthetic release, intact and damaged."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def edit(folder, change):
     book.save(workbook(folder))
 
 
-def test_every_image_and_breast_has_one_fate_and_the_sums_agree(pristine):
+def test_every_image_and_breast_has_one_status_and_the_sums_agree(pristine):
     cohort = read_cohort("cmmd", pristine)
     assert cohort.synthetic and cohort.label == "synthetic cohort"
     assert len(cohort.images) == len(dicoms(pristine))
@@ -60,7 +60,7 @@ def test_every_image_and_breast_has_one_fate_and_the_sums_agree(pristine):
         assert row[f"{side}_diagnosis"] == (breast["class"] == "malignant")
 
 
-def test_labels_come_from_the_workbook_and_left_out_breasts_say_why(release):
+def test_labels_come_from_the_workbook_and_excluded_breasts_have_a_reason(release):
     def change(sheet):
         sheet["D3"], sheet["D4"], sheet["D5"] = "Exclusion\u200b", "Invisible", "Strange"
 
@@ -70,7 +70,7 @@ def test_labels_come_from_the_workbook_and_left_out_breasts_say_why(release):
     )
     cohort = read_cohort("cmmd", release)
     breasts = cohort.breasts.set_index(["exam", "side"])
-    for row, words in zip(rows[2:5], ("excluded", "invisible", "'strange' is not a known one"), strict=True):
+    for row, words in zip(rows[2:5], ("excluded", "invisible", "'strange' is unknown"), strict=True):
         breast = breasts.loc[(row[0], row[1])]
         assert breast["status"] == "excluded" and words in breast["reason"] and breast["diagnosis"] == -1
         images = cohort.images[(cohort.images["exam"] == row[0]) & (cohort.images["side"] == row[1])]
@@ -79,18 +79,18 @@ def test_labels_come_from_the_workbook_and_left_out_breasts_say_why(release):
 
 
 @pytest.mark.parametrize("layout", ["rest", "flat"])
-def test_the_layout_of_folders_says_nothing(pristine, tmp_path, layout):
+def test_the_layout_of_folders_does_not_matter(pristine, tmp_path, layout):
     write_release(tmp_path / layout, n_exams=24, rows=64, columns=56, seed=5, workers=1, layout=layout)
-    here, there = read_cohort("cmmd", pristine), read_cohort("cmmd", tmp_path / layout)
-    pd.testing.assert_frame_equal(here.exams, there.exams)
-    pd.testing.assert_frame_equal(here.lesions, there.lesions)
+    expected, found = read_cohort("cmmd", pristine), read_cohort("cmmd", tmp_path / layout)
+    pd.testing.assert_frame_equal(found.exams, expected.exams)
+    pd.testing.assert_frame_equal(found.lesions, expected.lesions)
 
 
-def test_names_and_order_of_files_say_nothing(pristine, release):
+def test_names_and_order_of_files_do_not_matter(pristine, release):
     for number, path in enumerate(reversed(dicoms(release))):
         path.rename(release / f"{number:03d}.dcm")
-    here, there = read_cohort("cmmd", pristine), read_cohort("cmmd", release)
-    pd.testing.assert_frame_equal(here.exams, there.exams)
+    expected, found = read_cohort("cmmd", pristine), read_cohort("cmmd", release)
+    pd.testing.assert_frame_equal(found.exams, expected.exams)
 
 
 def test_side_and_view_follow_the_tags_in_order_and_contradictions_are_noted(release):
@@ -104,11 +104,11 @@ def test_side_and_view_follow_the_tags_in_order_and_contradictions_are_noted(rel
     del dataset.ImageLaterality, dataset.Laterality, dataset.ViewCodeSequence
     dataset.save_as(path)
     again = read_cohort("cmmd", release).images.set_index("path").loc[row.name]
-    assert (again["side"], again["view"], again["note"]) == (right, row["view"], ""), "PatientOrientation says both"
+    assert (again["side"], again["view"], again["note"]) == (right, row["view"], ""), "PatientOrientation has both"
     del dataset.PatientOrientation
     dataset.save_as(path)
     last = read_cohort("cmmd", release).images.set_index("path").loc[row.name]
-    assert last["status"] == "excluded" and last["reason"] == "no DICOM tag says the side"
+    assert last["status"] == "excluded" and last["reason"] == "no DICOM tag has the side"
 
 
 def test_bad_files_are_listed_with_their_reason_and_the_rest_is_read(release):
@@ -126,12 +126,12 @@ def test_bad_files_are_listed_with_their_reason_and_the_rest_is_read(release):
     assert second.relative_to(release).as_posix() in reasons.index
     same = reasons[reasons.str.startswith("the same UID as")]
     assert len(same) == 1 and same.index[0] in ("copy.dcm", third.relative_to(release).as_posix())
-    assert "no size of a mammogram" in reasons[fourth.relative_to(release).as_posix()]
+    assert "is not the size of a mammogram" in reasons[fourth.relative_to(release).as_posix()]
     unread = (cohort.excluded["kind"] == "file").sum()
     assert len(cohort.images) + unread == len(dicoms(release))
 
 
-def test_missing_and_broken_things_are_one_sentence(tmp_path, release):
+def test_missing_and_broken_files_are_one_sentence(tmp_path, release):
     with pytest.raises(DataError, match=r"There is no data folder .*nowhere"):
         read_cohort("cmmd", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -145,7 +145,7 @@ def test_missing_and_broken_things_are_one_sentence(tmp_path, release):
         read_cohort("cmmd", release)
 
 
-def test_a_release_without_images_says_so(release):
+def test_a_release_without_images_is_an_error(release):
     for path in dicoms(release):
         path.unlink()
     with pytest.raises(DataError, match="no readable DICOM"):
@@ -157,13 +157,13 @@ def test_a_release_without_images_says_so(release):
     [
         (lambda lesions: lesions[0]["cgPoints"].append({"x": 500.0, "y": 10.0}), "outside the image of 56 x 64"),
         (lambda lesions: lesions[0].update(label="thing"), "the label 'thing' is none of"),
-        (lambda lesions: lesions[0].update(cgPoints=[]), "0 points are no outline"),
+        (lambda lesions: lesions[0].update(cgPoints=[]), "needs 3 points or more, but this one has 0"),
         (lambda lesions: lesions[0]["cgPoints"].append({"x": float("nan"), "y": 1.0}), "not finite"),
         (lambda lesions: lesions[0]["cgPoints"].append({"x": 1.0}), "no points"),
         (None, "cannot be read as JSON"),
     ],
 )
-def test_a_wrong_annotation_is_listed(release, change, words):
+def test_an_invalid_annotation_is_listed(release, change, words):
     path = next(p for p in sorted(release.rglob(ANNOTATION)) if not p.name.startswith("._"))
     before = len(read_cohort("cmmd", release).lesions)
     if change:
@@ -187,7 +187,7 @@ def test_points_just_outside_are_clipped(release):
     assert [56.0, 0.0] in points and all(0 <= x <= 56 and 0 <= y <= 64 for x, y in points)
 
 
-def test_cohorts(pristine):
+def test_the_three_cohorts_keep_the_exams_of_their_rule(pristine):
     usable, annotated, complete = (read_cohort("cmmd", pristine, cohort=c) for c in ("usable", "annotated", "complete"))
     assert (annotated.exams[["L_lesions", "R_lesions"]].sum(axis=1) > 0).all()
     assert complete.exams[list(VIEWS)].all(axis=None)
@@ -198,7 +198,7 @@ def test_cohorts(pristine):
         read_cohort("cmmd", pristine, cohort="all")
 
 
-def test_saved_tables_come_back_as_they_were(pristine, tmp_path):
+def test_saved_tables_are_loaded_unchanged(pristine, tmp_path):
     cohort = read_cohort("cmmd", pristine)
     save_cohort(cohort, tmp_path)
     loaded = load_cohort(tmp_path)
@@ -229,11 +229,10 @@ def test_the_real_sample_of_the_workbook_is_read():
     file = SHARED / "data" / "tompei_sample" / "TOMPEI-CMMD_clinical_data_v01_20250121.SAMPLE.xlsx"
     if not file.is_file():
         pytest.skip("the real sample tables are not beside this checkout")
-    labels, ages, odd = read_workbook(file)
-    assert len(labels) == 41 and not odd
+    labels, ages, unusable = read_workbook(file)
+    assert len(labels) == 41 and not unusable
     first = labels["D1-0001", "R"]
-    assert (first["class"], first["birads"], first["density"]) == ("benign", 2, "heterogeneous") and ages[
-        "D1-0001"
-    ] == 44
+    assert (first["class"], first["birads"], first["density"]) == ("benign", 2, "heterogeneous")
+    assert ages["D1-0001"] == 44
     kept = [label for label in labels.values() if not label["reason"]]
     assert all(label["birads"] > 0 for label in kept), "every usable breast has a BI-RADS category"

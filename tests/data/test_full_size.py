@@ -1,6 +1,6 @@
-"""The whole of CMMD, 5,202 images, in headers: how long reading takes, how much memory, and that the sums are right.
+"""The whole of CMMD, 5,202 images, in headers: time and memory of the reader, and whether its sums are right.
 
-``pytest -m slow tests/data/test_full_size.py -s`` prints the figures.
+`pytest -m slow tests/data/test_full_size.py -s` prints the figures.
 """
 
 import json
@@ -16,14 +16,14 @@ IMAGES = 5202  # of CMMD
 READ = """
 import json, sys, time
 from pathlib import Path
-from mammo_utils.data import read_cohort
 from mammo_utils.data.download import check_folder
-from mammo_utils.data.exclusions import flow
+from mammo_utils.data.exclusions import exclusion_flow
+from mammo_utils.data.sources import read_cohort
 from tests.fuzz import peak_memory
 start = time.perf_counter()
 cohort = read_cohort("synthetic", sys.argv[1])
 seconds = time.perf_counter() - start
-rows = flow(cohort)
+rows = exclusion_flow(cohort)
 start = time.perf_counter()
 check_folder(Path(sys.argv[1]))
 print(json.dumps({

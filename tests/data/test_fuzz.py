@@ -1,4 +1,4 @@
-"""Damaged files are read, listed or refused: a few here, ten thousand with ``python -m tests.fuzz``."""
+"""Damaged files are read, listed or refused: a few here, ten thousand with `python -m tests.fuzz`."""
 
 import io
 import json
@@ -19,13 +19,13 @@ def test_damaged_files_are_read_or_listed_or_refused():
     assert found["slowest"] < LONGEST and found["memory"] < LARGEST
 
 
-def test_a_harness_that_can_fail(monkeypatch, tmp_path):
-    """A reader that loses a file, or raises another error, is told on."""
+def test_the_harness_can_fail(monkeypatch, tmp_path):
+    """A reader that raises an unexpected error is reported."""
     from tests import fuzz as module
 
-    folder = module.build(tmp_path / "release")
+    folder = module.build_folder(tmp_path / "release")
     monkeypatch.setattr(module, "read_cohort", lambda *_: (_ for _ in ()).throw(KeyError("lost")))
-    outcomes = {module.one(folder, number, 0)[1] for number in range(3)}
+    outcomes = {module.try_input(folder, number, 0)[1] for number in range(3)}
     assert all(outcome.startswith("wrong: ") and "lost" in outcome for outcome in outcomes)
 
 
@@ -39,20 +39,20 @@ def test_a_number_too_large_for_a_float_is_listed(tmp_path):
     assert listed["reason"].eq("lesion 1 has no label or no points {x, y}").sum() == 1
 
 
-@pytest.mark.parametrize("what", ["blown up", "a million rows"])
-def test_a_workbook_that_is_larger_than_it_looks(tmp_path, what):
+@pytest.mark.parametrize("fault", ["blown up", "a million rows"])
+def test_a_workbook_that_is_larger_than_it_looks(tmp_path, fault):
     folder = build_release(tmp_path)
     path = next(folder.glob("*.xlsx"))
     with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     name = "xl/worksheets/sheet2.xml"
-    if what == "blown up":
+    if fault == "blown up":
         parts[name] += b" " * 2**28
     else:
         parts[name] = parts[name].replace(b"</sheetData>", b'<row r="1048576"><c r="A1048576"/></row></sheetData>')
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for part, content in parts.items():
             archive.writestr(part, content)
-    sentence = "unpacks to more than 100 MB" if what == "blown up" else "more than 100,000 rows"
+    sentence = "unpacks to more than 100 MB" if fault == "blown up" else "more than 100,000 rows"
     with pytest.raises(DataError, match=sentence):
         read_cohort("cmmd", folder)

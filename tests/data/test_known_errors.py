@@ -1,4 +1,4 @@
-"""Every known error of CMMD ends as documented, in every layout: right side, right label, one split, or set aside."""
+"""Every known error of CMMD is handled as documented in every layout: side, label, duplicates, damaged image."""
 
 import os
 import random
@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from mammo_utils.data.cohort import DataError
-from mammo_utils.data.corrections import KINDS, correct, known_errors, suspect_corrections
+from mammo_utils.data.corrections import KINDS, apply_corrections, known_errors, suspect_corrections
 from mammo_utils.data.exclusions import contradictions, exclude_conflicting_duplicates, exclusion_flow
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.data.split import make_split, patient_groups
@@ -19,22 +19,22 @@ from mammo_utils.images.build_store import apply_store, build_store
 from tests.cmmd_builder import (
     BOTH_REVERSED,
     DAMAGED,
+    DUPLICATES,
     LABEL_MOVED,
     LAYOUTS,
     MIRRORED,
     SWAPPED,
-    TWINS,
     build_cmmd,
-    facts,
-    images,
-    labels,
+    list_images,
+    list_labels,
+    read_facts,
     write_clinical,
 )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """layout -> the folder; csv and xlsx sheets alternate."""
+    """The folder of each layout; csv and xlsx sheets alternate."""
     root = tmp_path_factory.mktemp("cmmd")
     sheets = dict(zip(LAYOUTS, ("xlsx", "csv", "xlsx"), strict=True))
     return {layout: build_cmmd(root / layout, layout, sheets[layout]) for layout in LAYOUTS}
@@ -57,16 +57,16 @@ def store(first, tmp_path_factory):
 
 def test_every_image_is_on_the_side_that_it_shows(cohort):
     found = cohort.images.set_index("image")
-    assert len(found) == len(images())
-    for row in images():
+    assert len(found) == len(list_images())
+    for row in list_images():
         assert found.loc[row["uid"], ["exam", "view"]].tolist() == [row["exam"], f"{row['side']}_{row['view']}"]
     assert not found.duplicated(["exam", "view"]).any()
-    wrong = [row for row in images() if row["side"] != row["tag"]]
+    wrong = [row for row in list_images() if row["side"] != row["tag"]]
     assert {row["exam"] for row in wrong} == {*BOTH_REVERSED, *SWAPPED} and len(wrong) == 16
 
 
 def test_every_label_is_on_the_breast_of_its_images(cohort):
-    rows = {(row[0], row[1]): row for row in labels()}
+    rows = {(row[0], row[1]): row for row in list_labels()}
     breasts = cohort.breasts.set_index(["exam", "side"])
     for exam, (wrong, right) in LABEL_MOVED.items():
         row = rows[exam, right]
@@ -102,11 +102,11 @@ def test_the_three_layouts_give_the_same_tables(cohort, first):
 def test_sixteen_bits_and_file_order_and_junk_and_totals(cohort):
     found = cohort.images.set_index(["exam", "view"])
     assert found.loc["D1-1343", "bits_stored"].tolist() == [16, 16] and (found.loc["D1-1343", "status"] == "used").all()
-    order = [row["view"] for row in images() if row["exam"] == "D1-1506"]
+    order = [row["view"] for row in list_images() if row["exam"] == "D1-1506"]
     assert order == ["MLO", "CC"] and set(found.loc["D1-1506"].index) == {"R_CC", "R_MLO"}
     (junk,) = cohort.excluded[cohort.excluded["kind"] == "junk"].to_dict("records")
-    assert junk["what"] == f"{sum(row[3] == 'Malignant' for row in labels())} files"
-    assert exclusion_flow(cohort).iloc[0][["images", "breasts"]].tolist() == [len(images()), len(labels())]
+    assert junk["what"] == f"{sum(row[3] == 'Malignant' for row in list_labels())} files"
+    assert exclusion_flow(cohort).iloc[0][["images", "breasts"]].tolist() == [len(list_images()), len(list_labels())]
 
 
 def test_every_known_error_is_listed_and_applied(cohort):
@@ -115,7 +115,7 @@ def test_every_known_error_is_listed_and_applied(cohort):
     assert (listed["source"] != "").all() and set(listed["kind"]) == set(KINDS)
     assert not listed.duplicated(["exam", "where", "kind"]).any()
     side = listed[listed["kind"] == "side"]
-    assert {f"{row['exam']} {row['tag']}_{row['view']}" for row in images() if row["side"] != row["tag"]} == {
+    assert {f"{row['exam']} {row['tag']}_{row['view']}" for row in list_images() if row["side"] != row["tag"]} == {
         f"{row['exam']} {row['where']}" for row in side.to_dict("records")
     }
     label = listed[listed["kind"] == "label"]
@@ -124,16 +124,16 @@ def test_every_known_error_is_listed_and_applied(cohort):
 
 def test_every_breast_of_the_store_has_its_chest_wall_at_the_left(first, store):
     assert store.index["agrees"].all() and len(store.index) == (first.images["status"] == "used").sum()
-    for picture in store.images:
-        assert picture[:, :2].mean() > 30 and picture[:, -2:].mean() == 0
+    for image in store.images:
+        assert image[:, :2].mean() > 30 and image[:, -2:].mean() == 0
     row = store.index.set_index(["exam", "view"]).loc[(MIRRORED[0], "_".join(MIRRORED[1:]))]
     assert row["flipped"] and row["chest_wall"] == "right", "a left breast, stored mirrored"
 
 
-def test_a_mirrored_image_is_turned_by_its_pixels_alone(folders, tmp_path):
-    """Also in a copy of the release where it is not stored mirrored (any more), it ends with its chest wall left."""
+def test_a_mirrored_image_is_flipped_only_if_its_pixels_are_mirrored(folders, tmp_path):
+    """In a copy of the release where the image is no longer stored mirrored, its chest wall is at the left too."""
     folder = shutil.copytree(folders["flat"], tmp_path / "release")
-    turn(folder, MIRRORED[0], "cranio-caudal", MIRRORED[1])
+    mirror_image(folder, MIRRORED[0], "cranio-caudal", MIRRORED[1])
     cohort = read_cohort("cmmd", folder)
     exam = cohort.images["exam"] == MIRRORED[0]
     cohort = replace(cohort, images=cohort.images[exam].reset_index(drop=True))
@@ -143,7 +143,7 @@ def test_a_mirrored_image_is_turned_by_its_pixels_alone(folders, tmp_path):
     assert store.index["agrees"].all() and (store.images[:, :, :2].mean(axis=(1, 2)) > 30).all()
 
 
-def turn(folder, exam, meaning, side):
+def mirror_image(folder, exam, meaning, side):
     """Mirror an image's pixels in its file."""
     for path in folder.rglob("*.dcm"):
         dataset = pydicom.dcmread(path)
@@ -153,13 +153,13 @@ def turn(folder, exam, meaning, side):
             dataset.save_as(path)
 
 
-def test_a_side_that_a_repaired_copy_has_right_is_told_on(folders, first, store, tmp_path):
-    """The MLO of D1-0999 with the right tags already: the correction swaps them, and the pixels say so."""
+def test_a_correction_that_a_repaired_copy_does_not_need_is_reported(folders, first, store, tmp_path):
+    """The tags of D1-0999's MLO are right already: the correction swaps them, which the pixels contradict."""
     assert not len(suspect_corrections(first.corrections, store.index))
     folder = shutil.copytree(folders["flat"], tmp_path / "release")
     for side in "LR":
-        turn(folder, "D1-0999", "medio-lateral oblique", side)
-    turn(folder, "D1-0252", "cranio-caudal", "R")
+        mirror_image(folder, "D1-0999", "medio-lateral oblique", side)
+    mirror_image(folder, "D1-0252", "cranio-caudal", "R")
     cohort = read_cohort("cmmd", folder)
     found = suspect_corrections(cohort.corrections, build_store(cohort, tmp_path / "store", size=16, workers=1).index)
     notes = {(row["exam"], row["view"]): row["note"] for row in found.to_dict("records")}
@@ -168,11 +168,11 @@ def test_a_side_that_a_repaired_copy_has_right_is_told_on(folders, first, store,
         notes["D1-0999", "L_MLO"].startswith("corrected from R_MLO") and "data.corrections" in notes["D1-0252", "L_CC"]
     )
     off = read_cohort("cmmd", folder, corrections=False)
-    odd = suspect_corrections(off.corrections, build_store(off, tmp_path / "off", size=16, workers=1).index)
-    assert (odd["note"] == "").all() and "D1-0999" not in set(odd["exam"])
+    suspects = suspect_corrections(off.corrections, build_store(off, tmp_path / "off", size=16, workers=1).index)
+    assert (suspects["note"] == "").all() and "D1-0999" not in set(suspects["exam"])
 
 
-def test_twins_stay_in_one_part_or_are_excluded_with_their_reason(first, store):
+def test_duplicates_stay_in_one_part_or_are_excluded_with_their_reason(first, store):
     after = exclude_conflicting_duplicates(apply_store(first, store), store.index)
     left = {"D1-0808", "D1-1292"}  # benign and malignant with the same pixels
     assert set(first.exams.index) - set(after.exams.index) == left
@@ -185,38 +185,38 @@ def test_twins_stay_in_one_part_or_are_excluded_with_their_reason(first, store):
         split = make_split(after.exams, groups, seed=seed, validation=0.3, test=0.3)
         assert split.part["D1-0202"] == split.part["D2-0284"]
         split = make_split(first.exams, kept, seed=seed, validation=0.3, test=0.3)
-        assert all(split.part[one] == split.part[other] for one, other in TWINS.items())
+        assert all(split.part[one] == split.part[other] for one, other in DUPLICATES.items())
 
 
-def test_twins_in_the_list_stay_together_where_pixels_do_not_tell(first, store):
+def test_listed_duplicates_stay_together_although_their_pixels_differ(first, store):
     index = store.index.assign(sha256=[str(number) for number in range(len(store.index))])
     groups = patient_groups(first, index)
-    assert all(groups[one] == groups[other] for one, other in TWINS.items())
+    assert all(groups[one] == groups[other] for one, other in DUPLICATES.items())
     off = patient_groups(read_cohort("cmmd", first.folder, corrections=False), index)
-    assert all(off[one] != off[other] for one, other in TWINS.items())
+    assert all(off[one] != off[other] for one, other in DUPLICATES.items())
 
 
-def test_without_corrections_each_error_shows(folders, tmp_path):
+def test_without_corrections_each_error_is_visible(folders, tmp_path):
     cohort = read_cohort("cmmd", folders["flat"], corrections=False)
     assert len(cohort.corrections) == len(known_errors()) and not cohort.corrections["applied"].any()
     assert (cohort.corrections["why_not"] == "corrections are switched off").all()
     found = cohort.images.set_index("image")
-    assert all(found.loc[row["uid"], "side"] == row["tag"] for row in images())
+    assert all(found.loc[row["uid"], "side"] == row["tag"] for row in list_images())
     assert (found.loc[found["exam"].isin(BOTH_REVERSED), "step"] == "labels").all(), (
         "the labels lie on the other breast"
     )
-    told = contradictions(cohort)
-    assert set(LABEL_MOVED) - set(BOTH_REVERSED) <= {what.split()[0] for what in told["what"]}
+    found = contradictions(cohort)
+    assert set(LABEL_MOVED) - set(BOTH_REVERSED) <= {what.split()[0] for what in found["what"]}
     store = build_store(cohort, tmp_path / "store", size=16, workers=1)
-    odd = store.index[~store.index["agrees"]]
-    assert set(odd["exam"]) == {*SWAPPED, MIRRORED[0]}, "the pixels tell, where the labels let an image in"
+    suspects = store.index[~store.index["agrees"]]
+    assert set(suspects["exam"]) == {*SWAPPED, MIRRORED[0]}, "the pixels reveal them in the images that have a label"
 
 
-def test_a_label_is_not_moved_onto_another():
-    """A sheet that has labels for both breasts of D2-0048 is left as it is."""
+def test_a_label_does_not_replace_another():
+    """A sheet that has labels for both breasts of D2-0048 is not changed."""
     headers = [{"patient": "D2-0048", "side": "L", "view": "CC"}]
     sheet = {("D2-0048", "L"): "malignant", ("D2-0048", "R"): "benign"}
-    _, moved, rows = correct(headers, sheet)
+    _, moved, rows = apply_corrections(headers, sheet)
     assert moved == sheet and [row["why_not"] for row in rows] == ["CMMD's sheet has a label for R too"]
 
 
@@ -225,20 +225,20 @@ def test_the_clinical_sheet_alone_gives_diagnoses(folders, tmp_path, clinical):
     folder = shutil.copytree(folders["rest"] / "tciaDownload", tmp_path / "cmmd" / "tciaDownload").parent
     with pytest.raises(DataError, match="should hold one workbook"):
         read_cohort("cmmd", folder)
-    build = facts("clinical")
+    expected = read_facts("clinical")
     write_clinical(folder / f"CMMD_clinicaldata_revision.{clinical}")
     cohort = read_cohort("cmmd", folder)
     assert cohort.label == "CMMD" and (cohort.breasts["birads"] == -1).all() and cohort.corrections["applied"].all()
     breasts = cohort.breasts.set_index(["exam", "side"])
-    for row in build.to_dict("records"):
+    for row in expected.to_dict("records"):
         side = LABEL_MOVED.get(row["ID1"], (row["LeftRight"],))[-1]
         assert breasts.loc[(row["ID1"], side), "class"] == row["classification"].lower()
     unlabelled = breasts[breasts["class"] == ""]
-    assert len(breasts) - len(unlabelled) == len(build) and (unlabelled["status"] == "used").all()
+    assert len(breasts) - len(unlabelled) == len(expected) and (unlabelled["status"] == "used").all()
     assert cohort.exams["age"].notna().all()
 
 
-def test_a_partial_download_has_what_concerns_it(folders, tmp_path):
+def test_a_partial_download_has_the_corrections_that_concern_it(folders, tmp_path):
     folder = shutil.copytree(folders["descriptive"], tmp_path / "part")
     for path in sorted(folder.rglob("*.dcm")):
         exam = path.parts[-4]
@@ -253,11 +253,11 @@ def test_a_partial_download_has_what_concerns_it(folders, tmp_path):
     assert listed.loc[("D1-0999", "R_MLO"), "why_not"] == "no image of it is tagged R_MLO"
     assert (listed.loc["D1-0202", "why_not"] == "D2-0284 is not in this folder").all()
     rows = exclusion_flow(cohort).set_index(["step", "reason"])
-    assert rows.loc[("reading", "the folder has no image of it"), "breasts"] == len(labels()) - 5
+    assert rows.loc[("reading", "the folder has no image of it"), "breasts"] == len(list_labels()) - 5
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_names_and_order_of_files_decide_nothing(folders, first, store, tmp_path, monkeypatch, seed):
+def test_names_and_order_of_files_do_not_matter(folders, first, store, tmp_path, monkeypatch, seed):
     draw = random.Random(seed)
     folder = tmp_path / "again"
     paths = sorted(folders["descriptive"].rglob("*.dcm"))

@@ -1,4 +1,4 @@
-"""VinDr-Mammo and CBIS-DDSM in their true layouts, small, onto the same exam table."""
+"""The readers of VinDr-Mammo and CBIS-DDSM on small folders in the layouts of the releases."""
 
 import csv
 
@@ -22,7 +22,7 @@ def write_csv(path, columns, rows):
 
 @pytest.fixture
 def vindr(tmp_path):
-    """Three studies of four images; the second has an unknown BI-RADS left, the third rows that disagree right."""
+    """Three studies of four images; the second has an unknown BI-RADS left, the third conflicting rows right."""
     rows = []
     for study in range(3):
         for number, (side, view) in enumerate(VIEWS):
@@ -45,17 +45,17 @@ def test_vindr_has_birads_and_density_of_each_breast(vindr):
     assert cohort.exams["L_birads"].tolist() == [1, -1, 3] and cohort.exams["R_birads"].tolist() == [5, 5, -1]
     assert (cohort.exams[["L_diagnosis", "R_diagnosis"]] == -1).all(axis=None)
     assert cohort.exams.loc["study0", "L_density"] == "heterogeneous"
-    aside = cohort.breasts[cohort.breasts["status"] == "excluded"].set_index(["exam", "side"])["reason"].to_dict()
-    assert aside == {
-        ("study1", "L"): "its BI-RADS 'BI-RADS 9' is not a known one",
-        ("study2", "R"): "the csv has rows for it that disagree",
+    excluded = cohort.breasts[cohort.breasts["status"] == "excluded"].set_index(["exam", "side"])["reason"].to_dict()
+    assert excluded == {
+        ("study1", "L"): "its BI-RADS 'BI-RADS 9' is unknown",
+        ("study2", "R"): "the csv has conflicting rows for this breast",
     }
     assert cohort.exams.loc["study1", ["L_CC", "L_MLO", "R_CC", "R_MLO"]].tolist() == [False, False, True, True]
     assert exclusion_flow(cohort).at[0, "images"] == 12
 
 
 def test_vindr_loses_nothing(vindr):
-    """An image without a row, a row without an image, tags that contradict the csv, a file that is none."""
+    """An image without a row, a row without an image, tags that contradict the csv, a file that is not DICOM."""
     write_dicom(vindr / "images" / "study9" / "stray.dicom", "anonymous", "L", "CC", 90)
     (vindr / "images" / "study0" / "image03.dicom").unlink()
     (vindr / "images" / "study2" / "image20.dicom").write_bytes(b"no image")
@@ -65,14 +65,14 @@ def test_vindr_loses_nothing(vindr):
     assert listed["study0/image03"] == "the folder has no file of this image"
     assert listed["images/study2/image20.dicom"] == "not a DICOM file; download it again"
     assert listed["images/study9/stray.dicom"] == "the labels have no row for its breast"
-    assert "study2/image20" not in listed, "its file is there"
+    assert "study2/image20" not in listed, "its file exists"
     noted = cohort.images.set_index("path").loc["images/study0/image00.dicom"]
-    assert noted["view"] == "L_CC" and "the csv says L, the tags R" in noted["note"]
+    assert noted["view"] == "L_CC" and "side: L in the csv, R in the tags" in noted["note"]
     found = exclusion_flow(cohort)
-    assert found.at[0, "images"] == 12, "11 of the 12 and the stray one"
+    assert found.at[0, "images"] == 12, "11 of the 12 and the stray image"
 
 
-def test_vindrs_mistakes_are_one_sentence(vindr):
+def test_errors_of_vindr_are_one_sentence(vindr):
     table = vindr / "breast-level_annotations.csv"
     text = table.read_text()
     table.write_text(text.replace("breast_birads", "birads"))
@@ -116,28 +116,25 @@ def ddsm(tmp_path):
     return tmp_path
 
 
-def test_ddsm_takes_the_worst_of_each_breast(ddsm):
+def test_ddsm_labels_a_breast_by_its_worst_lesion(ddsm):
     cohort = read_cohort("ddsm", ddsm)
     assert list(cohort.exams.index) == ["P_00001", "P_00002"]
     found = cohort.exams[["L_diagnosis", "L_birads", "L_density", "R_diagnosis", "R_birads", "R_density"]]
     assert found.loc["P_00001"].tolist() == [1, 5, "scattered", -1, -1, ""]
     assert found.loc["P_00002"].tolist() == [-1, -1, "", 0, 3, "extreme"]
     reasons = cohort.images.set_index("path")["reason"]
-    assert reasons["Mass-Training_P_00001_LEFT_CC_1/1-1.dcm"] == "a lesion's mask or crop, no mammogram"
+    assert reasons["Mass-Training_P_00001_LEFT_CC_1/1-1.dcm"] == "a lesion's mask or crop, not a mammogram"
     assert reasons["Mass-Training_P_00003_LEFT_CC/1-1.dcm"] == "no row for it has a known pathology or assessment"
     assert reasons["Mass-Training_P_00009_LEFT_CC/1-1.dcm"] == "the labels have no row for its breast"
     breasts = cohort.breasts.set_index(["exam", "side"])
     assert breasts.loc[("P_00004", "L"), "reason"] == "the folder has no image of it"
-    odd = cohort.excluded[cohort.excluded["kind"] == "annotation"]["reason"].tolist()
-    assert (
-        len(odd) == 3
-        and "it has no ID, but a side and a label: LEFT, BENIGN" in odd
-        and any("pathology 'UNPROVEN'" in o for o in odd)
-        and any("side 'BOTH'" in o for o in odd)
-    )
+    unusable = cohort.excluded[cohort.excluded["kind"] == "annotation"]["reason"].tolist()
+    assert len(unusable) == 3 and "it has no ID, but a side and a label: LEFT, BENIGN" in unusable
+    assert any("pathology 'UNPROVEN'" in reason for reason in unusable)
+    assert any("side 'BOTH'" in reason for reason in unusable)
 
 
-def test_ddsm_without_a_table_has_no_labels_and_with_a_damaged_one_says_so(ddsm):
+def test_ddsm_has_no_labels_without_a_table_and_a_damaged_table_is_an_error(ddsm):
     table = ddsm / "mass_case_description_train_set.csv"
     table.write_text(table.read_text().replace("pathology", "path"))
     with pytest.raises(DataError, match=r"mass_case_description_train_set\.csv: the column 'pathology' is missing"):
@@ -148,13 +145,13 @@ def test_ddsm_without_a_table_has_no_labels_and_with_a_damaged_one_says_so(ddsm)
     assert len(exams) == 4 and np.all(exams[["L_diagnosis", "R_birads"]] == -1)
 
 
-def test_vindrs_rows_without_an_image_are_listed_and_its_cohort_is_held(vindr):
+def test_a_row_of_vindr_without_an_id_is_listed_and_the_cohort_follows_its_rule(vindr):
     table = vindr / "breast-level_annotations.csv"
     table.write_text(table.read_text() + "study0,s,,L,CC,BI-RADS 2,DENSITY A\n")
     cohort = read_cohort("vindr", vindr, cohort="complete")
-    assert list(cohort.exams.index) == ["study0"], "the others lost a breast to their labels"
+    assert list(cohort.exams.index) == ["study0"], "the others have a breast without a label"
     assert "it has no ID, but a side and a label: L, BI-RADS 2" in set(cohort.excluded["reason"])
-    with pytest.raises(DataError, match="VinDr-Mammo has no lesion outlines here"):
+    with pytest.raises(DataError, match="VinDr-Mammo has no lesion outlines"):
         read_cohort("vindr", vindr, cohort="annotated")
     with pytest.raises(ValueError, match="accepted are usable"):
         read_cohort("vindr", vindr, cohort="all")

@@ -1,4 +1,4 @@
-"""The reader on a release built without the synthetic writer, and on cells and files that say nothing usable."""
+"""The reader of CMMD on a release built without the synthetic writer, and on unusable cells and files."""
 
 import json
 
@@ -23,8 +23,8 @@ def test_the_exam_table_of_the_true_layout(release):
     cohort = read_cohort("cmmd", release)
     assert not cohort.synthetic and cohort.label == "TOMPEI-CMMD"
     exams = cohort.exams
-    assert list(exams.index) == ["D1-0001", "D1-0002", "D2-0001"], "D2-0002 has an invisible breast alone"
-    assert exams["age"].tolist() == [44, 51, 60], "the age stands in one of two rows"
+    assert list(exams.index) == ["D1-0001", "D1-0002", "D2-0001"], "D2-0002 has only an invisible breast"
+    assert exams["age"].tolist() == [44, 51, 60], "the age is in one of two rows"
     assert exams[["L_class", "R_class"]].to_numpy().tolist() == [
         ["normal", "benign"],
         ["malignant", ""],
@@ -39,7 +39,7 @@ def test_the_exam_table_of_the_true_layout(release):
     assert (cohort.images["note"] == "").all(), "the tags of the header pattern agree"
 
 
-def test_outlines_are_cleaned_clipped_or_listed_and_junk_is_none(release):
+def test_outlines_are_cleaned_clipped_or_listed_and_junk_is_ignored(release):
     cohort = read_cohort("cmmd", release)
     assert cohort.lesions[["exam", "view", "kind"]].to_numpy().tolist() == [
         ["D1-0002", "L_MLO", "mass"],
@@ -51,27 +51,27 @@ def test_outlines_are_cleaned_clipped_or_listed_and_junk_is_none(release):
     assert "D1-0001_MLO_R" in listed["what"] and "outside the image of 20 x 24" in listed["reason"]
 
 
-def test_outlines_on_a_breast_excluded_count_for_no_exam(release):
+def test_outlines_of_an_excluded_breast_do_not_count(release):
     exams = read_cohort("cmmd", release).exams
     assert exams["L_lesions"].tolist() == [0, 2, 0], "D2-0001 L is excluded"
     assert list(read_cohort("cmmd", release, cohort="annotated").exams.index) == ["D1-0002"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_rows_that_disagree_set_the_breast_aside(tmp_path, order):
+def test_conflicting_rows_exclude_the_breast(tmp_path, order):
     twice = [BREASTS[2], ("D1-0002", "L", 51, "Invisible", "extremely dense", None)][::order]
     release = build_release(tmp_path / "r", [*BREASTS[:2], twice[0]])
     write_workbook(next(release.glob("*.xlsx")), [*BREASTS[:2], *twice])
     cohort = read_cohort("cmmd", release)
     breast = cohort.breasts.set_index(["exam", "side"]).loc[("D1-0002", "L")]
-    assert breast["reason"] == "the workbook has rows for it that disagree" and breast["diagnosis"] == -1
+    assert breast["reason"] == "the workbook has conflicting rows for this breast" and breast["diagnosis"] == -1
     assert "D1-0002" not in cohort.exams.index
 
 
-def test_cells_that_say_nothing_are_listed(tmp_path):
-    odd = [("D1-0002", "L", 51, "Malignant", "fatty", "4A"), ("D2-0009", "Left", 51, "Malignant", "fatty", 5)]
-    release = build_release(tmp_path / "r", [*BREASTS[:2], odd[0]])
-    write_workbook(next(release.glob("*.xlsx")), [*BREASTS[:2], *odd])
+def test_unusable_cells_are_listed(tmp_path):
+    rows = [("D1-0002", "L", 51, "Malignant", "fatty", "4A"), ("D2-0009", "Left", 51, "Malignant", "fatty", 5)]
+    release = build_release(tmp_path / "r", [*BREASTS[:2], rows[0]])
+    write_workbook(next(release.glob("*.xlsx")), [*BREASTS[:2], *rows])
     cohort = read_cohort("cmmd", release)
     listed = cohort.excluded[cohort.excluded["kind"] == "annotation"].set_index("what")["reason"]
     assert "'4A' in the workbook is none of 1 to 5" in listed["D1-0002 L"]
@@ -79,7 +79,7 @@ def test_cells_that_say_nothing_are_listed(tmp_path):
     assert cohort.exams.loc["D1-0002", ["L_diagnosis", "L_birads"]].tolist() == [1, -1]
 
 
-def test_a_file_too_large_is_one_sentence(release, monkeypatch):
+def test_a_file_that_is_too_large_is_listed(release, monkeypatch):
     monkeypatch.setattr(outlines, "LARGEST", 10)
     cohort = read_cohort("cmmd", release)
     listed = cohort.excluded[cohort.excluded["kind"] == "annotation"]
@@ -94,7 +94,7 @@ def test_a_deflated_file_is_not_opened(tmp_path):
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     dataset.add_new(0x00091001, "OB", bytes(2**20))
     dataset.save_as(path)
-    assert path.stat().st_size < 2**14, "it would grow a hundredfold"
+    assert path.stat().st_size < 2**14, "it would expand a hundredfold"
     header, reason = read_header(path)
     assert header == {} and "deflated" in reason
 
@@ -108,7 +108,7 @@ def test_images_without_tags_are_listed_each_with_that_reason(tmp_path):
             del dataset.ImageLaterality, dataset.PatientOrientation, dataset.ViewCodeSequence
         dataset.save_as(path)
     cohort = read_cohort("ddsm", tmp_path)
-    assert sorted(cohort.images["reason"]) == ["", *["no DICOM tag says the side"] * 2]
+    assert sorted(cohort.images["reason"]) == ["", *["no DICOM tag has the side"] * 2]
     assert list(cohort.exams.index) == ["P_00001"]
 
 
@@ -134,7 +134,7 @@ def test_a_repaired_file_of_the_same_size_is_read_again(release, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cohort.json", "images.parquet", "excluded.csv"])
-def test_saved_tables_that_are_gone_are_named(release, tmp_path, name):
+def test_a_missing_file_of_saved_tables_is_named(release, tmp_path, name):
     save_cohort(read_cohort("cmmd", release), tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=f"has no {name}; run notebook 01"):
