@@ -47,7 +47,7 @@ def patient_groups(cohort: Cohort, hashes: pd.DataFrame) -> pd.Series:
     Images are identical if they have the same hash, whether they are used or not (see `find_duplicates`), or if they
     are a pair in the list of known errors.
     """
-    exams = cohort.exams.index
+    exams = list(cohort.exams.index)
     listed = cohort.corrections.query("kind == 'duplicate' and applied")
     shared = hashes[hashes["sha256"].duplicated(keep=False)]
     first = shared.groupby("sha256")["exam"].transform("first")
