@@ -119,7 +119,7 @@ def apply_rule(cohort: Cohort, step: str = "cohort") -> Cohort:
     "usable" keeps every exam, "annotated" those with an outlined lesion, "complete" those with all four views.
     """
     if cohort.rule not in RULES:
-        raise ValueError(f"There is no cohort {cohort.rule!r}; choose one of {', '.join(RULES)}.")
+        raise ValueError(f"There is no cohort {cohort.rule!r}; accepted are {', '.join(RULES)}.")
     exams = cohort.exams
     kept = {
         "usable": pd.Series(True, exams.index),

@@ -113,8 +113,7 @@ def check_split(split: Split, cohort: Cohort, hashes: pd.DataFrame) -> None:
         hashes: `exam`, `view` and `sha256` of every image, see `Store.hashes`.
 
     Raises:
-        DataError: Patients who share an image are in two parts, or an exam is in none, so that the split was drawn
-            from other data.
+        DataError: Patients who share an image are in two parts, or an exam is in none: the split is of other data.
     """
     groups = patient_groups(cohort, hashes)
     parts = split.part.reindex(groups.index)
@@ -145,13 +144,13 @@ def make_split(
 
     Args:
         exams: The exam table.
-        groups: Exam -> group, from `patient_groups`; other exams are in no part.
-        kind: "paper" (train and validation, §3), "nested" (a test part as well, not used for any selection) or "kfold"
-            (the same, with fold number `fold` as the test part, so that all folds together test every group once).
+        groups: Exam -> group, see `patient_groups`.
+        kind: "paper" (train and validation, §3), "nested" (also a test part, not used for any selection) or "kfold"
+            (nested, with one of the folds as the test part: all folds together test every group once).
         seed: Seed of the draw.
         validation: Share of the groups for validation.
         test: Share of the groups for the test part of "nested".
-        folds: Number of folds of "kfold".
+        folds: Number of folds.
         fold: Number of the fold, from 0.
 
     Raises:

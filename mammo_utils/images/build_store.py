@@ -73,11 +73,11 @@ def build_store(
             if read_json(folder / "store.json")["identity"] == identity and read_json(folder / "files.json") == sources:
                 return load_store(folder)
         (folder / "store.json").unlink(missing_ok=True)  # it marks a finished store, and is written last
-        parts = folder / f"parts-{sources['files'][:12]}"  # named after its sources: no chunk of other data is reused
-        for stale in set(folder.glob("parts-*")) - {parts}:
+        building = folder / f"chunks-{sources['files'][:12]}"  # named after its sources: never resumed with others
+        for stale in set(folder.glob("chunks-*")) - {building}:
             shutil.rmtree(stale)
         chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
-        names = [parts / f"{number:05d}" for number in range(len(chunks))]
+        names = [building / f"{number:05d}" for number in range(len(chunks))]
         waiting = [i for i, name in enumerate(names) if not name.with_suffix(".json").is_file()]
         done = len(jobs) - sum(len(chunks[i]) for i in waiting)
         progress(done, len(jobs))
@@ -92,7 +92,7 @@ def build_store(
         content = _join_chunks(names, folder, size)
         write_json(folder / "files.json", sources)
         write_json(folder / "store.json", {"identity": identity, **settings, "content": content})
-        shutil.rmtree(parts, ignore_errors=True)  # a worker of a killed build may still be writing its chunk there
+        shutil.rmtree(building, ignore_errors=True)  # a worker of a killed build may still be writing its chunk there
     store = load_store(folder)
     if store.index.empty:
         reason = store.excluded["reason"].iloc[0] if len(store.excluded) else "there is none"

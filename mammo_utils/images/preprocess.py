@@ -170,7 +170,7 @@ def pixel_hash(values: np.ndarray, bits: int, photometric: str) -> str:
 
 
 def crop_box(image: np.ndarray, resize: str) -> tuple[int, int, int, int]:
-    """Return the box (left, top, width, height) of an image with the chest wall at the left that is to be resized.
+    """Return the box (left, top, width, height) to be resized of an image with the chest wall at the left.
 
     "stretch" takes the whole image (§3.1), "pad" a square around it that keeps the proportions, "crop" a square around
     what is brighter than air, for which `image` must be in [0, 1]. Both squares start at the left, as the breast does.
@@ -199,10 +199,8 @@ def crop(image: np.ndarray, box: tuple[int, int, int, int], air: float = 0) -> n
     if box == (0, 0, columns, rows):
         return image
     inside = image[max(top, 0) : top + height, max(left, 0) : left + width]
-    result = np.full((height, width), air, image.dtype)
-    y, x = max(-top, 0), max(-left, 0)
-    result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
-    return result
+    beyond = (max(-top, 0), max(top + height - rows, 0)), (max(-left, 0), max(left + width - columns, 0))
+    return np.pad(inside, beyond, constant_values=air)
 
 
 def to_store(points: np.ndarray, row: Mapping[str, Any], size: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from mammo_utils.data.cohort import STEPS, load_cohort, save_cohort
+from mammo_utils.data.cohort import STEPS, DataError, load_cohort, save_cohort
 from mammo_utils.data.exclusions import UNITS, exclude_conflicting_duplicates, exclusion_flow
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.data.split import select_subset
@@ -112,3 +112,9 @@ def test_exams_with_conflicting_duplicates_are_listed(release, tmp_path, conflic
     assert rows.loc["duplicates", list(UNITS)].to_numpy().tolist() == [[6, 3, 2]]
     listed = after.excluded.set_index("what")["reason"]
     assert listed["D1-0001"].endswith(": D1-0004") and listed["D1-0004"].endswith(": D1-0001")
+
+
+@pytest.mark.parametrize(("folder", "notebook"), [("found", "01_data_exploration"), ("cohort", "02_preprocessing")])
+def test_the_message_for_a_missing_cohort_names_the_notebook_that_saves_it(tmp_path, folder, notebook):
+    with pytest.raises(DataError, match=f"has no cohort.json; run notebook {notebook} of the study first"):
+        load_cohort(tmp_path / folder)

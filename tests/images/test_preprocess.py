@@ -161,9 +161,9 @@ def test_the_store_is_the_same_whatever_the_workers_and_after_a_kill(pristine, t
 
     with pytest.raises(Stop):
         build_store(cohort, tmp_path / "two", size=16, workers=1, progress=stop)
-    parts = sorted((tmp_path / "two").glob("parts-*/*.npy"))
-    assert parts and not (tmp_path / "two" / "store.json").exists()
-    before = parts[0].stat().st_mtime_ns
+    chunks = sorted((tmp_path / "two").glob("chunks-*/*.npy"))
+    assert chunks and not (tmp_path / "two" / "store.json").exists()
+    before = chunks[0].stat().st_mtime_ns
     seen = []
     two = build_store(cohort, tmp_path / "two", size=16, workers=2, progress=lambda d, t: seen.append(d))
     assert seen[0] > 0 and before, "the finished chunk is not built again"

@@ -245,7 +245,7 @@ def test_a_killed_build_ends_with_the_same_bytes(release, tmp_path, monkeypatch,
     process = multiprocessing.get_context("spawn").Process(target=slow_build, args=(release, folder, workers))
     process.start()
     deadline = time.monotonic() + 60
-    while not list(folder.glob("parts-*/*.json")) and time.monotonic() < deadline:
+    while not list(folder.glob("chunks-*/*.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
