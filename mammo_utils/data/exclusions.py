@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pandas as pd
@@ -74,28 +75,25 @@ def exclusion_rows(images: pd.DataFrame, breasts: pd.DataFrame, column: str = "r
     ]
 
 
-def exclude_images(
-    cohort: Cohort, reasons: dict[str, str], step: str = "pixels", replacements: frozenset[str] | set[str] = frozenset()
-) -> Cohort:
-    """Exclude images, breasts that have no other image, and exams that no longer fulfil the cohort's rule.
+def exclude_images(cohort: Cohort, reasons: dict[str, str], replacements: Collection[str] = ()) -> Cohort:
+    """Exclude images by their pixels, breasts without other images, and exams that then break the cohort's rule.
 
     Args:
         cohort: The cohort.
         reasons: Path of an image -> why it is excluded.
-        step: One of STEPS.
         replacements: Paths of images that were excluded on reading because another image shows the same view, and
             that now take its place.
     """
     images, breasts, excluded = cohort.images.copy(), cohort.breasts.copy(), cohort.excluded
-    lost = _exclude(images, images["path"], reasons, step)
+    lost = _exclude(images, images["path"], reasons, "pixels")
     used = images["path"].isin(replacements) & (images["status"] == EXCLUDED) & (images["step"] == "reading")
     images.loc[used, ["status", "step", "reason"]] = USED, "", ""
     excluded = excluded[(excluded["kind"] != "image") | ~excluded["what"].isin(images.loc[used, "path"])]
     names = _breast_names(breasts)
     without_image = set(names) - set(_breast_names(images[images["status"] == USED]))
-    bare = _exclude(breasts, names, dict.fromkeys(without_image, "none of its images can be used"), step)
+    bare = _exclude(breasts, names, dict.fromkeys(without_image, "none of its images can be used"), "pixels")
     rows = exclusion_rows(images[lost], breasts[bare])
-    return apply_rule(_update(replace(cohort, excluded=excluded), images, breasts, rows), step)
+    return apply_rule(_update(replace(cohort, excluded=excluded), images, breasts, rows), "pixels")
 
 
 def exclude_exams(cohort: Cohort, reasons: dict[str, str], step: str) -> Cohort:

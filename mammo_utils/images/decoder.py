@@ -94,7 +94,7 @@ class _Decoder:
 def _serve(pipe: Connection) -> None:
     """Decode files until the parent closes the pipe: a path comes in, a JSON header and the raw pixels go out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the parent, which closes the pipe
-    if sys.platform == "linux":  # macOS ignores the limit
+    if sys.platform == "linux":  # the only system with /proc, where the size before decoding is read
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -20,6 +20,7 @@ from mammo_utils.data.split import check_split, duplicate_views, find_duplicates
 from mammo_utils.images import build_store as stores
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.images.store import load_store
+from mammo_utils.provenance import imported_modules
 from tests.release_builder import BREASTS, build_release, write_dicom
 
 FILES = ("images.npy", "index.parquet", "store.json", "excluded.csv", "unused.parquet")
@@ -220,6 +221,13 @@ def test_the_hash_covers_the_prepared_pixels_and_how_they_were_made(release, tmp
     monkeypatch.setattr(stores, "prepare_image", brighter)
     other = build(cohort, tmp_path / "other")
     assert other.index.equals(store.index) and other.hash != store.hash
+
+
+def test_reading_a_store_imports_no_code_that_prepares_images():
+    """Code that training imports is part of its provenance."""
+    modules = imported_modules(["mammo_utils.images.store"])
+    builders = ("images.build_store", "images.preprocess", "images.decoder", "data.exclusions")
+    assert "mammo_utils.images.store" in modules and not {f"mammo_utils.{name}" for name in builders} & set(modules)
 
 
 def slow_build(release, folder, workers):
