@@ -1,7 +1,8 @@
-"""The split by patient, stratified, drawn once a study and saved with a hash."""
+"""Groups of patients who share an image, the split into parts by group, and the subsets of §4.2."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,56 @@ from mammo_utils.provenance import hash_of
 from mammo_utils.vocabulary import SIDES, SUBSETS, VIEWS
 
 
+def find_duplicates(cohort: Cohort, hashes: pd.DataFrame) -> pd.DataFrame:
+    """Find images with the same pixels under two patients of the cohort: `sha256`, `exam`, `view`, `conflicting`.
+
+    Duplicates conflict if the breast's diagnosis or BI-RADS is known under both patients and differs. `hashes` has
+    `exam`, `view` and `sha256` of every image, used or not, see `Store.hashes`.
+    """
+    hashes = hashes[hashes["exam"].isin(cohort.exams.index)]  # excluded exams have hashes too
+    shared = hashes.groupby("sha256")["exam"].transform("nunique") > 1
+    found = hashes.loc[shared, ["sha256", "exam", "view"]].sort_values(["sha256", "exam"], ignore_index=True)
+    found["conflicting"] = False
+    for task in ("diagnosis", "birads"):
+        labels = [cohort.exams.at[exam, f"{view[0]}_{task}"] for exam, view in found[["exam", "view"]].to_numpy()]
+        known = pd.Series(labels, found.index, dtype=float).where(lambda label: label >= 0)  # absent contradicts none
+        found["conflicting"] |= known.groupby(found["sha256"]).transform("nunique") > 1
+    return found
+
+
+def duplicate_views(hashes: pd.DataFrame) -> pd.DataFrame:
+    """Find images with the same pixels under two views of one exam, at most one of which is right."""
+    hashes = hashes.drop_duplicates(["exam", "view", "sha256"])
+    again = hashes.duplicated(["exam", "sha256"], keep=False)
+    return hashes.loc[again, ["exam", "view", "sha256"]].sort_values(["exam", "view"], ignore_index=True)
+
+
+def patient_groups(cohort: Cohort, hashes: pd.DataFrame) -> pd.Series:
+    """Group exams joined by identical images, directly or through others: exam -> first exam of its group.
+
+    Images are identical if they have the same hash, whether they are used or not (see `find_duplicates`), or if they
+    are a pair in the list of known errors.
+    """
+    exams = list(cohort.exams.index)
+    listed = cohort.corrections.query("kind == 'duplicate' and applied")
+    shared = hashes[hashes["sha256"].duplicated(keep=False)]
+    first = shared.groupby("sha256")["exam"].transform("first")
+    everyone = pd.Index(sorted({*exams, *hashes["exam"], *listed["exam"], *listed["value"]}))
+    ends = [everyone.get_indexer([*a, *b]) for a, b in ((shared["exam"], listed["exam"]), (first, listed["value"]))]
+    graph = coo_matrix((np.ones(len(ends[0])), ends), shape=(len(everyone), len(everyone)))
+    component = connected_components(graph, directed=False)[1][everyone.get_indexer(exams)]
+    return pd.Series(exams, exams, dtype=object).groupby(component).transform("first").rename("group")
+
+
 @dataclass(frozen=True)
 class Split:
-    """part: exam -> "train", "validation" or "test"; groups: exam -> group (patients that share an image).
+    """A split of exams into parts that no group straddles.
 
-    With "paper" the best epoch is chosen on the part that is reported, validation, as the paper did, which
-    flatters; with "nested" and "kfold" the part test has chosen nothing.
+    Attributes:
+        kind: "paper", "nested" or "kfold", see `make_split`.
+        seed: Seed of the draw.
+        part: Exam -> "train", "validation" or "test".
+        groups: Exam -> group of patients who share an image.
     """
 
     kind: str
@@ -31,10 +76,12 @@ class Split:
 
     @property
     def reported(self) -> str:
+        """The part that is reported: the test part, or, as in the paper, the one that also chose the best epoch."""
         return "validation" if self.kind == "paper" else "test"
 
     @property
     def hash(self) -> str:
+        """Hash of all values."""
         return hash_of(self._values())
 
     def _values(self) -> dict:
@@ -42,96 +89,44 @@ class Split:
         return {"kind": self.kind, "seed": self.seed, "exams": exams}
 
     def save(self, path: Path) -> None:
+        """Write the split and its hash as JSON."""
         write_json(path, {"hash": self.hash, **self._values()})
 
 
 def load_split(path: Path) -> Split:
-    """Read a saved split. Raises DataError where it was edited or where a patient is in two parts."""
+    """Read a saved split. Raises DataError if it was edited or if a group is in two parts."""
     values = read_json(path)
     exams = pd.DataFrame.from_dict(values["exams"], orient="index", columns=["part", "group"])
     split = Split(values["kind"], values["seed"], exams["part"], exams["group"])
     if split.hash != values["hash"]:
-        raise DataError(
-            f"{display_path(path)} does not match its hash: it was changed by hand; delete it and run notebook 02."
-        )
-    leaks = exams.groupby("group")["part"].nunique()
-    if (leaks > 1).any():
-        raise DataError(
-            f"{display_path(path)} has {leaks[leaks > 1].index[0]} in two parts; delete it and run notebook 02."
-        )
+        raise DataError(f"{display_path(path)} was changed by hand; delete it and run notebook 02 again.")
+    _check_parts(split.part, split.groups, path)
     return split
 
 
-def check_split(split: Split, cohort: Cohort, index: pd.DataFrame) -> None:
-    """Hold a split against the data that it is to divide: the cohort whose images can be used, and `index` as
-    :func:`twins` takes it. What the file says of groups is not believed.
+def check_split(split: Split, cohort: Cohort, hashes: pd.DataFrame) -> None:
+    """Check a split against the data it divides, without trusting the groups stored in it.
 
-    Raises DataError where patients who share an image are in two parts, or where an exam is in no part and no twin in
-    conflict: the split was drawn from other data.
+    Args:
+        split: The split.
+        cohort: The final cohort, which notebook 02 saves.
+        hashes: `exam`, `view` and `sha256` of every image, see `Store.hashes`.
+
+    Raises:
+        DataError: Patients who share an image are in two parts, or an exam is in none: the split is of other data.
     """
-    groups = patient_groups(cohort, index, "keep")
+    groups = patient_groups(cohort, hashes)
     parts = split.part.reindex(groups.index)
-    leaks = parts.groupby(groups).nunique()
+    _check_parts(parts, groups, Path("split.json"))
+    if parts.isna().any():
+        raise DataError(f"split.json is of other data: it lacks {parts.index[parts.isna()][0]}; run notebook 02 again.")
+
+
+def _check_parts(part: pd.Series, groups: pd.Series, path: Path) -> None:
+    leaks = part.groupby(groups).nunique()
     if (leaks > 1).any():
-        raise DataError(f"split.json has {leaks[leaks > 1].index[0]} or a twin in two parts; run notebook 02 again.")
-    unknown = parts.index[parts.isna()]
-    if len(unknown):
-        raise DataError(f"split.json does not have {unknown[0]}, so it is of other data; run notebook 02 again.")
-
-
-def find_duplicates(cohort: Cohort, index: pd.DataFrame) -> pd.DataFrame:
-    """Images with the same pixels under two patients: sha256, exam, view, conflicting (labels differ).
-
-    `index`: exam, view, sha256, as Store.hashes has them. Twins conflict where one breast's diagnosis or BI-RADS is
-    known under both IDs and not the same.
-    """
-    index = index[index["exam"].isin(cohort.exams.index)]  # also exams that are not used, or left since, have a hash
-    shared = index.groupby("sha256")["exam"].transform("nunique") > 1
-    found = index.loc[shared, ["sha256", "exam", "view"]].sort_values(["sha256", "exam"], ignore_index=True)
-    exams = cohort.exams
-
-    def labels(row: dict) -> tuple:
-        side = row["view"][0]
-        return exams.at[row["exam"], f"{side}_diagnosis"], exams.at[row["exam"], f"{side}_birads"]
-
-    pairs = pd.DataFrame(map(labels, found.to_dict("records")), index=found.index, columns=["diagnosis", "birads"])
-    known = pairs.where(pairs >= 0)  # an absent label contradicts none
-    found["conflicting"] = (known.groupby(found["sha256"]).transform("nunique") > 1).any(axis=1)
-    return found
-
-
-def duplicate_views(index: pd.DataFrame) -> pd.DataFrame:
-    """Images with the same pixels on two views of one exam, which cannot both be right: exam, view, sha256."""
-    index = index.drop_duplicates(["exam", "view", "sha256"])
-    again = index.duplicated(["exam", "sha256"], keep=False)
-    return index.loc[again, ["exam", "view", "sha256"]].sort_values(["exam", "view"], ignore_index=True)
-
-
-def patient_groups(cohort: Cohort, index: pd.DataFrame, conflicts: str = "exclude") -> pd.Series:
-    """exam -> group: the first exam among those joined by identical images, directly or through others.
-
-    Twins are found by their pixels, those of images that are not used too (`index`, see :func:`twins`), and in the list
-    of known errors (``cohort.corrections``). Exams with twins in conflict are left out (``conflicts="exclude"``) or
-    stay in one group ("keep").
-    """
-    exams = list(cohort.exams.index)
-    listed = cohort.corrections.query("kind == 'duplicate' and applied")
-    everyone = sorted({*exams, *index["exam"], *listed["exam"], *listed["value"]})
-    position = {exam: i for i, exam in enumerate(everyone)}
-    shared = index[index["sha256"].duplicated(keep=False)]
-    first = shared.groupby("sha256")["exam"].transform("first")
-    pairs = [*zip(shared["exam"], first, strict=True), *zip(listed["exam"], listed["value"], strict=True)]
-    edges = np.array([[position[one], position[other]] for one, other in pairs], int).reshape(-1, 2).T
-    graph = coo_matrix((np.ones(edges.shape[1]), tuple(edges)), shape=(len(everyone), len(everyone)))
-    component = connected_components(graph, directed=False)[1]
-    names = pd.Series(exams, exams, dtype=object)
-    of = component[[position[exam] for exam in exams]]
-    groups = names.groupby(of).transform("first").rename("group")
-    if conflicts == "exclude":
-        found = find_duplicates(cohort, index)
-        out = set(found.loc[found["conflicting"], "exam"])
-        groups = groups[~groups.isin(set(groups[groups.index.isin(out)]))]
-    return groups
+        group = leaks[leaks > 1].index[0]
+        raise DataError(f"{display_path(path)} has {group} or its duplicate in two parts; run notebook 02 again.")
 
 
 def make_split(
@@ -145,13 +140,21 @@ def make_split(
     folds: int = 5,
     fold: int = 0,
 ) -> Split:
-    """Split groups of exams into parts: "paper" train and validation, "nested" and "kfold" a test part as well.
+    """Split groups of exams into parts, stratified by the worst BI-RADS of the group and by whether all views exist.
 
-    `validation` and `test` are shares of the groups. Groups of the same stratum (worst BI-RADS of the group,
-    all four views or not) are shuffled and dealt out one by one to the part that lacks most, so that each part
-    has its share of each stratum. "kfold" deals out `folds` parts alike, the one numbered `fold` is the test part,
-    and validation is dealt out of the others: over all folds every group is tested once. Raises ValueError for an
-    unknown kind or shares that leave nothing to train on.
+    Args:
+        exams: The exam table.
+        groups: Exam -> group, see `patient_groups`.
+        kind: "paper" (train and validation, §3), "nested" (also a test part, not used for any selection) or "kfold"
+            (nested, with one of the folds as the test part: all folds together test every group once).
+        seed: Seed of the draw.
+        validation: Share of the groups for validation.
+        test: Share of the groups for the test part of "nested".
+        folds: Number of folds.
+        fold: Number of the fold, from 0.
+
+    Raises:
+        ValueError: The kind is unknown, or no group is left for training.
     """
     shares = {"paper": {"validation": validation}, "nested": {"validation": validation, "test": test}}
     shares["kfold"] = {"validation": validation, "test": 1 / folds}
@@ -166,22 +169,21 @@ def make_split(
             "complete": exams[list(VIEWS)].all(axis=1).groupby(groups).max(),
         }
     )
-    random = np.random.default_rng(seed)
-    order = strata.sort_index().sample(frac=1, random_state=random).sort_values(["birads", "complete"], kind="stable")
-    chosen = {}
+    # Sorted before they are shuffled, so that the order of the exam table does not matter.
+    shuffled = strata.sort_index().sample(frac=1, random_state=np.random.default_rng(seed))
+    order = shuffled.sort_values(["birads", "complete"], kind="stable").index
     if kind == "kfold":
-        of = _deal(order.index, dict.fromkeys(range(folds), 1 / folds))
-        chosen = {group: "test" for group in order.index if of[group] == fold}
-        left = order.index[[of[group] != fold for group in order.index]]
+        numbers = _deal(order, dict.fromkeys(range(folds), 1 / folds))
         share = validation / (1 - 1 / folds)
-        chosen |= _deal(left, {"train": 1 - share, "validation": share})
+        others = [group for group in order if numbers[group] != fold]
+        part = dict.fromkeys(order, "test") | _deal(others, {"train": 1 - share, "validation": share})
     else:
-        chosen = _deal(order.index, {"train": 1 - sum(shares[kind].values()), **shares[kind]})
-    return Split(kind, seed, groups.map(chosen).rename("part"), groups)
+        part = _deal(order, {"train": 1 - sum(shares[kind].values()), **shares[kind]})
+    return Split(kind, seed, groups.map(part).rename("part"), groups)
 
 
-def _deal(groups: pd.Index, shares: dict) -> dict:
-    """group -> part: each, in their order, to the part that lacks most of its share."""
+def _deal(groups: Iterable[str], shares: dict) -> dict:
+    """Deal groups, in their order, each to the part that lacks most of its share, so every stratum is divided alike."""
     parts, wanted = list(shares), np.array(list(shares.values()))
     dealt, chosen = np.zeros(len(shares)), {}
     for count, group in enumerate(groups, 1):
@@ -191,14 +193,16 @@ def _deal(groups: pd.Index, shares: dict) -> dict:
     return chosen
 
 
-# --- subsets (§4.2) ------------------------------------------------------------------------------------
-
-
 def select_subset(exams: pd.DataFrame, subset: str, rule: str = "exams") -> pd.DataFrame:
-    """The rows of the exam table that a subset keeps; BI-RADS outside of it becomes -1.
+    """Select the exams of a subset (§4.2) and set BI-RADS categories outside of it to -1.
 
-    rule "exams" keeps an exam with at least one breast in the subset, its diagnosis labels with it; "mask"
-    keeps every exam. Raises ValueError for a subset or a rule that does not exist.
+    Args:
+        exams: The exam table.
+        subset: One of SUBSETS.
+        rule: "exams" keeps exams with at least one breast in the subset, diagnoses included; "mask" keeps all exams.
+
+    Raises:
+        ValueError: The subset or the rule is unknown.
     """
     if subset not in SUBSETS or rule not in ("exams", "mask"):
         raise ValueError(f"There is no subset {subset!r} with the rule {rule!r}: {', '.join(SUBSETS)}; exams, mask.")

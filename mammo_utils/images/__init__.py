@@ -1,0 +1,1 @@
+"""Decoding, preprocessing and the image store."""

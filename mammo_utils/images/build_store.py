@@ -1,20 +1,23 @@
-"""The image store: every used image once, as one array on disk, built in parallel and resumable.
+"""Building the image store, in parallel and resumable.
 
-A part of PART images is written whole; a build that was killed goes on after the parts that are there. The
-result is the same to the byte whatever the number of workers.
+The store holds every used image once. If one cannot be used, a second image of the same view takes its place. Unused
+images, of an excluded breast for example, are hashed and not kept, because two patients who share any image are one
+person, and must not be in two parts of the split. For TOMPEI-CMMD these are 330 images beside the 4,872 used; for the
+cohort "annotated" some 1,500.
 
-Images that are not used (of an excluded breast, say) belong to persons too, and two patients who share one are one:
-their pixels are hashed and not kept. That is decoding alone: of TOMPEI-CMMD 330 images more than the 4,872 used, of
-the cohort "annotated" some 1,500. Of two images of one view the second takes the place of a first that cannot be used.
+The images are prepared in chunks, each written atomically, so that a killed build continues after the last finished
+chunk. The store's bytes depend neither on that nor on the number of workers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,9 @@ from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, w
 from mammo_utils.provenance import code_hash, hash_of
 from mammo_utils.vocabulary import VIEWS
 
-PART = 64  # images
+CHUNK = 64  # images
+SOURCE = ["exam", "view", "side", "image", "path"]  # columns of the index: which image it is,
+MEASURED = ["sha256", "rows", "columns", "flipped", "chest_wall", "agrees"]  # and what preparing it found
 
 
 def build_store(
@@ -41,144 +46,110 @@ def build_store(
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Store:
-    """Build the store of the cohort's used images in `folder`, or read it where it is already there.
+    """Build the store of the cohort's used images, or load it if it is up to date.
 
-    size: pixels a side; resize: "stretch", "pad" or "crop", see images.geometry.box_of; workers: processes, 0 for
-    one a core. An image whose pixels cannot be used is listed in excluded with its reason, and the build goes on.
-    Raises DataError where not one image can be used.
+    Images whose pixels cannot be used are listed in the store's table `excluded`.
+
+    Args:
+        cohort: The cohort that notebook 01 saves.
+        folder: Where the store is kept.
+        size: Pixels per side.
+        resize: "stretch", "pad" or "crop", see `preprocess.crop_box`.
+        workers: Number of processes, 0 for one per core.
+        progress: Called with the numbers of images done and in total.
+
+    Raises:
+        DataError: No image can be used.
     """
-    wanted = _wanted(cohort.images)
-    files = [(cohort.folder / path).stat() for row in wanted for path in (row["path"], *_paths(row["spares"]))]
-    sizes, times = [file.st_size for file in files], [file.st_mtime_ns for file in files]
-    settings = {
-        "size": size,
-        "resize": resize,
-        "filter": "bilinear, antialiased",
-        "code": code_hash("mammo_utils.images.preprocess"),
-    }
-    identity = hash_of([settings, wanted, sizes])
-    made_of = {"files": hash_of([identity, times])}  # in a file of its own: the store is the same whenever it is built
-    with folder_lock(folder):
+    jobs = _list_jobs(cohort.images)
+    files = [(cohort.folder / row["path"]).stat() for job in jobs for row in (job, *job["spares"])]
+    code = code_hash("mammo_utils.images.preprocess")
+    settings = {"size": size, "resize": resize, "filter": "bilinear, antialiased", "code": code}
+    identity = hash_of([settings, jobs, [file.st_size for file in files]])
+    # Times are kept in a file of their own, so that store.json does not depend on when the data were downloaded.
+    sources = {"files": hash_of([identity, [file.st_mtime_ns for file in files]])}
+    with folder_lock(folder):  # a second process waits, and then finds the store finished
         if all((folder / name).is_file() for name in ("store.json", "files.json")):
-            if read_json(folder / "store.json")["identity"] == identity and read_json(folder / "files.json") == made_of:
+            if read_json(folder / "store.json")["identity"] == identity and read_json(folder / "files.json") == sources:
                 return load_store(folder)
-        (folder / "store.json").unlink(missing_ok=True)
-        parts = folder / f"parts-{made_of['files'][:12]}"
-        for stale in folder.glob("parts-*"):
-            if stale != parts:
-                shutil.rmtree(stale)
-        chunks = [wanted[start : start + PART] for start in range(0, len(wanted), PART)]
-        _build_parts(cohort.folder, chunks, parts, (size, resize), workers, progress)
-        _join(parts, len(chunks), folder, size)
-        write_json(folder / "files.json", made_of)
-        write_json(folder / "store.json", {"identity": identity, **settings})
-        shutil.rmtree(parts, ignore_errors=True)  # a worker of a killed build may be writing its last part there
+        (folder / "store.json").unlink(missing_ok=True)  # it marks a finished store, and is written last
+        building = folder / f"chunks-{sources['files'][:12]}"  # named after its sources: never resumed with others
+        for stale in set(folder.glob("chunks-*")) - {building}:
+            shutil.rmtree(stale)
+        chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
+        names = [building / f"{number:05d}" for number in range(len(chunks))]
+        waiting = [i for i, name in enumerate(names) if not name.with_suffix(".json").is_file()]
+        done = len(jobs) - sum(len(chunks[i]) for i in waiting)
+        progress(done, len(jobs))
+        tasks = [(cohort.folder, chunks[i], names[i], size, resize) for i in waiting]
+        workers = min(workers or os.cpu_count() or 1, len(tasks))
+        # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context) if workers > 1 else nullcontext() as pool:
+            for count in (pool.map if pool else map)(_build_chunk, tasks):
+                done += count
+                progress(done, len(jobs))
+        content = _join_chunks(names, folder, size)
+        write_json(folder / "files.json", sources)
+        write_json(folder / "store.json", {"identity": identity, **settings, "content": content})
+        shutil.rmtree(building, ignore_errors=True)  # a worker of a killed build may still be writing its chunk there
     store = load_store(folder)
-    if not len(store.index):
+    if store.index.empty:
         reason = store.excluded["reason"].iloc[0] if len(store.excluded) else "there is none"
-        raise DataError(f"Not one image of {display_path(cohort.folder)} can be used; the first: {reason}.")
+        raise DataError(f"No image of {display_path(cohort.folder)} can be used; the reason for the first: {reason}.")
     return store
 
 
 def apply_store(cohort: Cohort, store: Store) -> Cohort:
-    """The cohort without the images whose pixels could not be used, with those that took their place, and without
-    what had no other image."""
+    """Exclude the images whose pixels cannot be used; a second image of the view takes the place of the first."""
     reasons = dict(zip(store.excluded["path"], store.excluded["reason"], strict=True))
-    return exclude_images(cohort, reasons, instead=set(store.index["path"])) if reasons else cohort
+    return exclude_images(cohort, reasons, replacements=set(store.index["path"])) if reasons else cohort
 
 
-# --- building -------------------------------------------------------------------------------------------
-
-
-def _wanted(images: pd.DataFrame) -> list[dict]:
-    """The images to prepare, in the order of the store, each with its `spares`; then those to hash alone."""
-    order = {view: position for position, view in enumerate(VIEWS)}
-    images = images.sort_values(
-        ["exam", "view", "image", "path"], key=lambda c: c.map(order) if c.name == "view" else c, kind="stable"
-    )
-    columns = ["exam", "view", "side", "image", "path", "mirrored"]
-    aside = images[(images["status"] == EXCLUDED) & images["view"].isin(VIEWS)]
-    beside = aside[(aside["step"] == "reading") & aside["reason"].str.startswith((SECOND, COPY))]
+def _list_jobs(images: pd.DataFrame) -> list[dict]:
+    """List the images to prepare, in the order of the store and each with its spare images, then those to hash."""
+    images = images.sort_values(["exam", "view", "image", "path"], kind="stable")  # VIEWS are in alphabetical order
+    excluded = images[(images["status"] == EXCLUDED) & images["view"].isin(VIEWS)]
+    read = excluded["step"] == "reading"
+    second, copy = (excluded["reason"].str.startswith(text) for text in (SECOND, COPY))
+    columns = [*SOURCE, "mirrored"]
     spares: dict[tuple[str, str], list[dict]] = {}
-    for row in beside[columns].to_dict("records"):
+    for row in excluded.loc[read & (second | copy), columns].to_dict("records"):
         spares.setdefault((row["exam"], row["view"]), []).append(row)
     used = images.loc[images["status"] == USED, columns].to_dict("records")
-    used = [row | {"spares": spares.get((row["exam"], row["view"]), []), "unused": False} for row in used]
-    # what was set aside while reading is a copy, or a mask, and black masks would make twins of strangers
-    others = aside[(aside["step"] != "reading") | aside["reason"].str.startswith(SECOND)]
-    return used + [row | {"spares": [], "unused": True} for row in others[columns].to_dict("records")]
+    used = [{**row, "unused": False, "spares": spares.get((row["exam"], row["view"]), [])} for row in used]
+    # Other images excluded on reading are copies or masks, and equal black masks would join strangers.
+    unused = excluded.loc[~read | second, columns].to_dict("records")
+    return used + [{**row, "unused": True, "spares": []} for row in unused]
 
 
-def _paths(rows: list[dict]) -> list[str]:
-    return [row["path"] for row in rows]
-
-
-def _build_parts(
-    source: Path,
-    chunks: list[list[dict]],
-    parts: Path,
-    shape: tuple[int, str],
-    workers: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    total = sum(map(len, chunks))
-    waiting = [number for number in range(len(chunks)) if not (parts / f"{number:05d}.json").is_file()]
-    done = total - sum(len(chunks[number]) for number in waiting)
-    progress(done, total)
-    jobs = [(source, chunks[number], parts / f"{number:05d}", shape) for number in waiting]
-    for count in _spread(jobs, workers or os.cpu_count() or 1):
-        done += count
-        progress(done, total)
-
-
-def _spread(jobs: list[tuple], workers: int) -> Iterator[int]:
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        yield from (_build_part(job) for job in jobs)
-        return
-    # fresh processes: a fork of a kernel with torch's or numba's threads can hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_build_part, jobs)
-
-
-def _build_part(job: tuple[Path, list[dict], Path, tuple[int, str]]) -> int:
-    """Write one part, its images then its facts, and return how many images it was asked for."""
-    source, rows, part, (size, resize) = job
-    pictures, facts = [], []
-    for wanted in rows:
-        if wanted["unused"]:
-            facts.append({**wanted, "reason": "", "sha256": _digest(source / wanted["path"])})
+def _build_chunk(task: tuple[Path, list[dict], Path, int, str]) -> int:
+    """Prepare the images of one chunk, write pixels and then facts, and return how many jobs it had."""
+    source, jobs, name, size, resize = task
+    pixels, facts = [], []
+    for job in jobs:
+        if job["unused"]:
+            facts.append({**job, "reason": "", "sha256": _hash_unused(source / job["path"])})
             continue
-        for row in ({**wanted, "spares": []}, *wanted["spares"]):
+        for row in (job, *job["spares"]):  # spares are tried until one can be used
+            fact = {**row, "unused": False, "spares": []}
             try:
-                picture = prepare_image(source / row["path"], row["side"], size, row["mirrored"], resize)
+                image = prepare_image(source / row["path"], row["side"], size, row["mirrored"], resize)
             except PixelError as error:
-                facts.append({**row, "unused": False, "reason": str(error)})
+                facts.append({**fact, "reason": str(error)})
                 continue
-            pictures.append(picture.pixels)
-            facts.append(
-                {
-                    **row,
-                    "unused": False,
-                    "reason": "",
-                    "sha256": picture.sha256,
-                    "rows": picture.rows,
-                    "columns": picture.columns,
-                    "flipped": picture.flipped,
-                    "chest_wall": picture.chest_wall,
-                    "agrees": (picture.chest_wall == "right") == picture.flipped,
-                    **dict(zip(BOX, picture.box, strict=True)),
-                }
-            )
-            break  # its spares are not needed
-    with atomic_write(part.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
-        np.save(file, np.array(pictures, np.uint8).reshape(-1, size, size))
-    write_json(part.with_suffix(".json"), facts)
-    return len(rows)
+            pixels.append(image.pixels)
+            measured = {column: getattr(image, column) for column in MEASURED}
+            facts.append({**fact, "reason": "", **measured, **dict(zip(BOX, image.box, strict=True))})
+            break
+    with atomic_write(name.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(pixels, np.uint8).reshape(-1, size, size))
+    write_json(name.with_suffix(".json"), facts)  # last: it marks the chunk as finished
+    return len(jobs)
 
 
-def _digest(path: Path) -> str:
-    """The hash of an image's pixels; "" where they cannot be read or are all alike, which says nothing of a person."""
+def _hash_unused(path: Path) -> str:
+    """Hash an image's pixels; "" if they cannot be read or are all equal, which identifies nobody."""
     try:
         values, bits, photometric = read_pixels(path)
     except PixelError:
@@ -186,23 +157,26 @@ def _digest(path: Path) -> str:
     return pixel_hash(values, bits, photometric) if values.min() < values.max() else ""
 
 
-def _join(parts: Path, count: int, folder: Path, size: int) -> None:
-    """Put the parts together: the array, the index and the list of what was set aside."""
-    facts = [row for number in range(count) for row in read_json(parts / f"{number:05d}.json")]
+def _join_chunks(names: list[Path], folder: Path, size: int) -> str:
+    """Join the chunks to the store's array and tables, and return the SHA-256 of its pixels."""
+    facts = [row for name in names for row in read_json(name.with_suffix(".json"))]
     used = [row for row in facts if not row["reason"] and not row["unused"]]
-    shape = (len(used), size, size)
-    with atomic_write(folder / "images.npy") as temporary:
-        with temporary.open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for number in range(count):
-                np.load(parts / f"{number:05d}.npy", allow_pickle=False).tofile(file)
-    columns = ["exam", "view", "side", "image", "path", "sha256", "rows", "columns", "flipped", "chest_wall", "agrees"]
-    columns += BOX
-    with atomic_write(folder / "index.parquet") as temporary:
-        pd.DataFrame(used, columns=columns).to_parquet(temporary)
+    content = hashlib.sha256()
+    with atomic_write(folder / "images.npy") as temporary, temporary.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(used), size, size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for name in names:  # one chunk at a time: all images may not fit into memory
+            pixels = np.load(name.with_suffix(".npy"), allow_pickle=False).tobytes()
+            file.write(pixels)
+            content.update(pixels)
     unused = [row for row in facts if row["unused"] and row["sha256"]]
-    with atomic_write(folder / "unused.parquet") as temporary:
-        pd.DataFrame(unused, columns=["exam", "view", "path", "sha256"], dtype=object).to_parquet(temporary)
-    lost = pd.DataFrame([row for row in facts if row["reason"]], columns=["image", "path", "reason"])
-    write_text(folder / "excluded.csv", lost.to_csv(index=False))
+    tables = {
+        "index": pd.DataFrame(used, columns=[*SOURCE, *MEASURED, *BOX]),
+        "unused": pd.DataFrame(unused, columns=["exam", "view", "path", "sha256"], dtype=object),
+    }
+    for name, frame in tables.items():
+        with atomic_write(folder / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary)
+    excluded = pd.DataFrame([row for row in facts if row["reason"]], columns=["image", "path", "reason"])
+    write_text(folder / "excluded.csv", excluded.to_csv(index=False))
+    return content.hexdigest()

@@ -1,10 +1,10 @@
-"""Every image and breast found has one fate, and the sums agree at every step."""
+"""Every image and breast found is used or excluded for one reason, and the sums agree at every step."""
 
 import pandas as pd
 import pydicom
 import pytest
 
-from mammo_utils.data.cohort import STEPS, load_cohort, save_cohort
+from mammo_utils.data.cohort import STEPS, DataError, load_cohort, save_cohort
 from mammo_utils.data.exclusions import UNITS, exclude_conflicting_duplicates, exclusion_flow
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.data.split import select_subset
@@ -27,7 +27,7 @@ def release(tmp_path):
     return build_release(tmp_path / "release", BREASTS, annotate=False)
 
 
-def path_of(release, exam, side, view):
+def find_path(release, exam, side, view):
     for path in release.rglob("*.dcm"):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         meaning = {"CC": "cranio-caudal", "MLO": "medio-lateral oblique"}[view]
@@ -37,7 +37,7 @@ def path_of(release, exam, side, view):
 
 
 def reconcile(cohort, release, subset=""):
-    """Hold the flow against counts that are made another way."""
+    """Compare the flow with counts made in another way."""
     rows = exclusion_flow(cohort, subset)
     kept = select_subset(cohort.exams, subset).index if subset else cohort.exams.index
     first, last = rows.iloc[0], rows.iloc[-1]
@@ -55,14 +55,14 @@ def reconcile(cohort, release, subset=""):
     assert rows["step"].iloc[1:].isin(STEPS).all() and not rows.duplicated(["step", "reason"]).any()
     assert list(rows["step"].iloc[1:]) == sorted(rows["step"].iloc[1:], key=STEPS.index)
     for frame in (cohort.images, cohort.breasts):
-        aside = frame["status"] == "excluded"
-        assert ((frame["reason"] != "") == aside).all() and ((frame["step"] != "") == aside).all()
+        excluded = frame["status"] == "excluded"
+        assert ((frame["reason"] != "") == excluded).all() and ((frame["step"] != "") == excluded).all()
     return rows.set_index(["step", "reason"])
 
 
 def test_the_flow_of_a_release_reconciles_at_every_step(release, tmp_path):
-    path_of(release, "D1-0001", "L", "CC").write_bytes(b"no dicom at all")
-    bad = path_of(release, "D1-0003", "R", "MLO")
+    find_path(release, "D1-0001", "L", "CC").write_bytes(b"no dicom at all")
+    bad = find_path(release, "D1-0003", "R", "MLO")
     dataset = pydicom.dcmread(bad)
     dataset.PixelData = bytes(len(dataset.PixelData))
     dataset.save_as(bad)
@@ -76,13 +76,13 @@ def test_the_flow_of_a_release_reconciles_at_every_step(release, tmp_path):
     rows = reconcile(cohort, release)
     assert rows.loc[("pixels", "every pixel is 0"), "images"] == 1
     rows = reconcile(cohort, release, "1v5")
-    assert rows.loc["subset", list(UNITS)].to_numpy().tolist() == [[3, 2, 1]], "D1-0001 has BI-RADS 2 alone"
+    assert rows.loc["subset", list(UNITS)].to_numpy().tolist() == [[3, 2, 1]], "D1-0001 has BI-RADS 2 only"
     save_cohort(cohort, tmp_path / "tables")
     pd.testing.assert_frame_equal(exclusion_flow(load_cohort(tmp_path / "tables")), exclusion_flow(cohort))
 
 
 def test_an_exam_that_loses_an_image_is_no_longer_complete(release, tmp_path):
-    bad = path_of(release, "D1-0003", "R", "MLO")
+    bad = find_path(release, "D1-0003", "R", "MLO")
     dataset = pydicom.dcmread(bad)
     dataset.PixelData = bytes(len(dataset.PixelData))
     dataset.save_as(bad)
@@ -95,12 +95,12 @@ def test_an_exam_that_loses_an_image_is_no_longer_complete(release, tmp_path):
 
 
 @pytest.mark.parametrize("conflicts", ["exclude", "keep"])
-def test_exams_whose_twins_contradict_them_are_listed(release, tmp_path, conflicts):
-    source = pydicom.dcmread(path_of(release, "D1-0001", "L", "CC"))
-    path = path_of(release, "D1-0004", "L", "CC")
-    twin = pydicom.dcmread(path)
-    twin.PixelData = source.PixelData
-    twin.save_as(path)
+def test_exams_with_conflicting_duplicates_are_listed(release, tmp_path, conflicts):
+    source = pydicom.dcmread(find_path(release, "D1-0001", "L", "CC"))
+    path = find_path(release, "D1-0004", "L", "CC")
+    duplicate = pydicom.dcmread(path)
+    duplicate.PixelData = source.PixelData
+    duplicate.save_as(path)
     cohort = read_cohort("cmmd", release)
     store = build_store(cohort, tmp_path / "store", size=8, workers=1)
     after = exclude_conflicting_duplicates(cohort, store.index, conflicts)
@@ -112,3 +112,9 @@ def test_exams_whose_twins_contradict_them_are_listed(release, tmp_path, conflic
     assert rows.loc["duplicates", list(UNITS)].to_numpy().tolist() == [[6, 3, 2]]
     listed = after.excluded.set_index("what")["reason"]
     assert listed["D1-0001"].endswith(": D1-0004") and listed["D1-0004"].endswith(": D1-0001")
+
+
+@pytest.mark.parametrize(("folder", "notebook"), [("found", "01_data_exploration"), ("cohort", "02_preprocessing")])
+def test_the_message_for_a_missing_cohort_names_the_notebook_that_saves_it(tmp_path, folder, notebook):
+    with pytest.raises(DataError, match=f"has no cohort.json; run notebook {notebook} of the study first"):
+        load_cohort(tmp_path / folder)

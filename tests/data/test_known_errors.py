@@ -180,7 +180,7 @@ def test_duplicates_stay_in_one_part_or_are_excluded_with_their_reason(first, st
     assert set(reasons.index) == left and reasons["D1-0808"].endswith(": D1-1292")
     assert (after.images.loc[after.images["exam"].isin(left), "step"] == "duplicates").all()
     groups = patient_groups(after, store.index)
-    kept = patient_groups(first, store.index, conflicts="keep")
+    kept = patient_groups(first, store.index)
     for seed in range(20):
         split = make_split(after.exams, groups, seed=seed, validation=0.3, test=0.3)
         assert split.part["D1-0202"] == split.part["D2-0284"]

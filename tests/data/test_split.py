@@ -21,12 +21,12 @@ def exams():
     return frame.assign(L_CC=True, L_MLO=True, R_CC=four, R_MLO=four)
 
 
-def cohort_of(exams):
+def make_cohort(exams):
     return SimpleNamespace(exams=exams, corrections=table("corrections", []))
 
 
-def index_of(exams, same=()):
-    """One image an exam, each with pixels of its own but for the groups of exams in `same`."""
+def make_hashes(exams, same=()):
+    """One image per exam, each with its own pixels, except that each group of exams in `same` shares one."""
     index = pd.DataFrame({"exam": exams.index, "view": "L_CC", "sha256": [f"{i}" for i in range(len(exams))]})
     for number, names in enumerate(same):
         index.loc[index["exam"].isin(names), "sha256"] = f"same{number}"
@@ -34,43 +34,42 @@ def index_of(exams, same=()):
 
 
 def test_shares_strata_and_determinism(exams):
-    groups = patient_groups(cohort_of(exams), index_of(exams))
+    groups = patient_groups(make_cohort(exams), make_hashes(exams))
     split = make_split(exams, groups, kind="nested", seed=3, validation=0.2, test=0.3)
     counts = split.part.value_counts()
     assert (counts["test"], counts["validation"], counts["train"]) == (60, 40, 100)
     worst = exams[["L_birads", "R_birads"]].max(axis=1)
     for stratum in (worst == 5, worst == 1, exams["R_CC"]):
         share = (split.part[stratum] == "test").mean()
-        assert abs(share - 0.3) < 0.05, "each stratum is dealt out in proportion"
+        assert abs(share - 0.3) < 0.05, "each stratum is divided in proportion"
     shuffled = exams.sample(frac=1, random_state=1)
     again = make_split(shuffled, groups.loc[shuffled.index], kind="nested", seed=3, validation=0.2, test=0.3)
-    assert again.hash == split.hash, "the order of the exams says nothing"
+    assert again.hash == split.hash, "the order of the exams does not matter"
     assert make_split(exams, groups, kind="nested", seed=4, validation=0.2, test=0.3).hash != split.hash
     assert split.reported == "test"
     paper = make_split(exams, groups, kind="paper", seed=0, validation=0.2, test=0.2)
     assert paper.part.value_counts().to_dict() == {"train": 160, "validation": 40} and paper.reported == "validation"
 
 
-def test_twins_are_joined_through_others_and_stay_in_one_part(exams):
+def test_duplicates_are_joined_through_others_and_stay_in_one_part(exams):
     a, b, c, d = exams.index[:4]
     exams.loc[[a, b, c, d], ["L_birads", "L_diagnosis"]] = [1, 0]
-    index = pd.concat([index_of(exams, [(a, b)]), pd.DataFrame({"exam": [b, c], "view": "L_MLO", "sha256": "more"})])
-    groups = patient_groups(cohort_of(exams), index.reset_index(drop=True))
+    index = pd.concat([make_hashes(exams, [(a, b)]), pd.DataFrame({"exam": [b, c], "view": "L_MLO", "sha256": "more"})])
+    groups = patient_groups(make_cohort(exams), index.reset_index(drop=True))
     assert groups[a] == groups[b] == groups[c] == a and groups[d] == d
     for seed in range(20):
         part = make_split(exams, groups, seed=seed).part
         assert part[a] == part[b] == part[c]
 
 
-def test_twins_in_conflict_are_excluded_or_kept_together(exams):
+def test_conflicting_duplicates_are_found_and_in_one_group(exams):
     a, b = exams.index[:2]
     exams.loc[a, ["L_birads", "L_diagnosis"]] = [1, 0]
     exams.loc[b, ["L_birads", "L_diagnosis"]] = [5, 1]
-    index = index_of(exams, [(a, b)])
-    assert find_duplicates(cohort_of(exams), index)["conflicting"].tolist() == [True, True]
-    assert not {a, b} & set(patient_groups(cohort_of(exams), index).index)
-    kept = patient_groups(cohort_of(exams), index, conflicts="keep")
-    assert kept[a] == kept[b]
+    index = make_hashes(exams, [(a, b)])
+    assert find_duplicates(make_cohort(exams), index)["conflicting"].tolist() == [True, True]
+    groups = patient_groups(make_cohort(exams), index)
+    assert groups[a] == groups[b]
 
 
 @pytest.mark.parametrize("task", ["birads", "diagnosis"])
@@ -78,16 +77,16 @@ def test_one_label_is_enough_for_a_conflict(exams, task):
     a, b = exams.index[:2]
     exams.loc[[a, b], ["L_birads", "L_diagnosis"]] = [4, 1]
     exams.loc[b, f"L_{task}"] = {"birads": 5, "diagnosis": 0}[task]
-    index = index_of(exams, [(a, b)])
-    assert find_duplicates(cohort_of(exams), index)["conflicting"].all()
+    index = make_hashes(exams, [(a, b)])
+    assert find_duplicates(make_cohort(exams), index)["conflicting"].all()
     exams.loc[b, f"L_{task}"] = -1
-    assert not find_duplicates(cohort_of(exams), index)["conflicting"].any(), "an absent label contradicts none"
+    assert not find_duplicates(make_cohort(exams), index)["conflicting"].any(), "an absent label contradicts none"
 
 
-def test_within_a_birads_class_four_views_and_fewer_are_dealt_out_alike(exams):
-    """Without that stratum the share of four views in a part is a matter of luck, here of many draws."""
+def test_within_a_birads_category_exams_with_and_without_four_views_are_divided_alike(exams):
+    """Without this stratum the share of exams with four views would vary with the seed."""
     exams[["L_birads", "R_birads"]] = 1
-    groups = patient_groups(cohort_of(exams), index_of(exams))
+    groups = patient_groups(make_cohort(exams), make_hashes(exams))
     for seed in range(10):
         split = make_split(exams, groups, kind="nested", seed=seed, validation=0.2, test=0.3)
         for part, share in (("train", 0.5), ("validation", 0.2), ("test", 0.3)):
@@ -96,7 +95,7 @@ def test_within_a_birads_class_four_views_and_fewer_are_dealt_out_alike(exams):
 
 
 def test_a_saved_split_comes_back_and_refuses_edits_and_leaks(exams, tmp_path):
-    split = make_split(exams, patient_groups(cohort_of(exams), index_of(exams, [exams.index[:2]]), "keep"))
+    split = make_split(exams, patient_groups(make_cohort(exams), make_hashes(exams, [exams.index[:2]])))
     path = tmp_path / "split.json"
     split.save(path)
     loaded = load_split(path)
@@ -110,12 +109,12 @@ def test_a_saved_split_comes_back_and_refuses_edits_and_leaks(exams, tmp_path):
     parts = loaded.part.copy()
     parts[first] = "test" if parts[first] == "train" else "train"
     type(loaded)(loaded.kind, loaded.seed, parts, loaded.groups).save(path)
-    with pytest.raises(DataError, match=f"has {first} in two parts"):
+    with pytest.raises(DataError, match=f"has {first} or its duplicate in two parts"):
         load_split(path)
 
 
 def test_impossible_splits_are_refused(exams):
-    groups = patient_groups(cohort_of(exams), index_of(exams))
+    groups = patient_groups(make_cohort(exams), make_hashes(exams))
     with pytest.raises(ValueError, match="not possible"):
         make_split(exams, groups, kind="nested", validation=0.6, test=0.4)
     with pytest.raises(ValueError, match="'other'"):
@@ -123,7 +122,7 @@ def test_impossible_splits_are_refused(exams):
 
 
 def test_folds_test_every_group_once(exams):
-    groups = patient_groups(cohort_of(exams), index_of(exams, [exams.index[:2]]), "keep")
+    groups = patient_groups(make_cohort(exams), make_hashes(exams, [exams.index[:2]]))
     splits = [make_split(exams, groups, kind="kfold", seed=3, folds=4, fold=fold) for fold in range(4)]
     tested = [set(split.part.index[split.part == "test"]) for split in splits]
     assert set.union(*tested) == set(groups.index) and sum(map(len, tested)) == len(groups)

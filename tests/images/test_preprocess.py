@@ -9,11 +9,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 from mammo_utils.data.cbis_ddsm import packaged_exams
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.images import preprocess as geometry
 from mammo_utils.images import preprocess as pixels
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.images.store import load_store
 from mammo_utils.synthetic.release import write_release
+from mammo_utils.vocabulary import VIEWS
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def release(pristine, tmp_path):
 
 
 def make(path, values, bits=8, photometric="MONOCHROME2", signed=0):
-    """A DICOM file of the given stored values."""
+    """Write a DICOM file with the given stored values."""
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -64,7 +64,7 @@ def test_intensities_are_scaled_by_bits_and_inverted_for_monochrome1(tmp_path):
         (lambda d: setattr(d, "BitsStored", 17), "17 of 16 bits"),
     ],
 )
-def test_pixels_that_are_no_mammogram_are_refused_with_a_reason(tmp_path, change, words):
+def test_pixels_that_are_not_a_mammogram_are_refused_with_a_reason(tmp_path, change, words):
     path = make(tmp_path / "a.dcm", np.ones((8, 8), np.uint16), 16)
     dataset = pydicom.dcmread(path)
     del dataset.PixelData
@@ -89,8 +89,8 @@ def test_right_breasts_are_flipped_and_the_chest_wall_is_found(tmp_path):
 @pytest.mark.parametrize("side", ["L", "R"])
 @pytest.mark.parametrize("bits", [7, 8, 12, 16])
 @pytest.mark.parametrize("mode", ["stretch", "pad", "crop"])
-def test_the_fast_order_of_steps_gives_what_the_plain_one_gives(tmp_path, photometric, side, bits, mode):
-    """Scaled, flipped, cut, resized, in float, as §3.1 says it: a grey level off at most, in 8 bits alone."""
+def test_the_fast_order_of_steps_gives_what_the_order_of_the_paper_gives(tmp_path, photometric, side, bits, mode):
+    """The steps of §3.1 in their order, in float, as the oracle; at most one grey level off, in 8 bits only."""
     random = np.random.default_rng(bits)
     values = np.zeros((90, 60), np.uint8 if bits <= 8 else np.uint16)
     values[10:70, :40] = random.integers(2**bits // 3, 2**bits, (60, 40))
@@ -100,7 +100,7 @@ def test_the_fast_order_of_steps_gives_what_the_plain_one_gives(tmp_path, photom
     path = make(tmp_path / "a.dcm", np.ascontiguousarray(values), bits, photometric=photometric)
     image = pixels.rescale(values, bits, photometric)
     turned = np.ascontiguousarray(image[:, ::-1] if side == "R" else image)
-    expected = pixels.resize(geometry.crop(turned, geometry.crop_box(turned, mode)), 32)
+    expected = pixels.resize(pixels.crop(turned, pixels.crop_box(turned, mode)), 32)
     found = pixels.prepare_image(path, side, 32, mode=mode)
     assert found.chest_wall == {"L": "left", "R": "right"}[side] and found.flipped == (side == "R")
     assert np.abs(found.pixels.astype(int) - expected).max() <= 1 and (found.pixels > 0).any()
@@ -124,14 +124,14 @@ def test_resizing_antialiases_and_keeps_the_mean():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: setattr(d, "PhotometricInterpretation", "RGB"), "not grey"),
-        (lambda d: setattr(d, "NumberOfFrames", 3), "no single grey image"),
-        (lambda d: setattr(d, "Rows", 65000), "cannot be decoded|no single grey image"),
+        (lambda d: setattr(d, "PhotometricInterpretation", "RGB"), "not greyscale"),
+        (lambda d: setattr(d, "NumberOfFrames", 3), "not one greyscale image"),
+        (lambda d: setattr(d, "Rows", 65000), "cannot be decoded|not one greyscale image"),
         (lambda d: setattr(d, "PixelData", d.PixelData[:100]), "cannot be decoded"),
         (lambda d: setattr(d, "PixelData", bytes(len(d.PixelData))), "every pixel is 0"),
     ],
 )
-def test_a_bad_image_is_excluded_with_its_reason_and_the_rest_goes_on(release, tmp_path, change, words):
+def test_a_bad_image_is_excluded_with_its_reason_and_the_build_continues(release, tmp_path, change, words):
     cohort = read_cohort("cmmd", release)
     victim = cohort.images[cohort.images["status"] == "used"].iloc[3]
     dataset = pydicom.dcmread(release / victim["path"])
@@ -161,12 +161,12 @@ def test_the_store_is_the_same_whatever_the_workers_and_after_a_kill(pristine, t
 
     with pytest.raises(Stop):
         build_store(cohort, tmp_path / "two", size=16, workers=1, progress=stop)
-    parts = sorted((tmp_path / "two").glob("parts-*/*.npy"))
-    assert parts and not (tmp_path / "two" / "store.json").exists()
-    before = parts[0].stat().st_mtime_ns
+    chunks = sorted((tmp_path / "two").glob("chunks-*/*.npy"))
+    assert chunks and not (tmp_path / "two" / "store.json").exists()
+    before = chunks[0].stat().st_mtime_ns
     seen = []
     two = build_store(cohort, tmp_path / "two", size=16, workers=2, progress=lambda d, t: seen.append(d))
-    assert seen[0] > 0 and before, "the part that was there is not built again"
+    assert seen[0] > 0 and before, "the finished chunk is not built again"
     for name in ("images.npy", "index.parquet", "store.json", "excluded.csv", "unused.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert one.hash == two.hash == load_store(tmp_path / "one").hash
@@ -180,8 +180,6 @@ def test_rows_follow_exams_and_views(pristine, tmp_path):
     store = build_store(cohort, tmp_path / "store", size=16, workers=1)
     names = list(cohort.exams.index)
     rows = store.rows_of(names)
-    from mammo_utils.vocabulary import VIEWS
-
     assert ((rows >= 0) == cohort.exams[list(VIEWS)].to_numpy()).all()
     for i, j in [(0, 0), (3, 1), (5, 2)]:
         if rows[i, j] >= 0:
@@ -189,10 +187,10 @@ def test_rows_follow_exams_and_views(pristine, tmp_path):
             picture = pixels.prepare_image(pristine / entry["path"], entry["side"], 16)
             assert (entry["exam"], entry["view"]) == (names[i], VIEWS[j])
             np.testing.assert_array_equal(store.images[rows[i, j]], picture.pixels)
-    assert store.index["agrees"].all(), "in a clean release the chest wall lies where the side says"
+    assert store.index["agrees"].all(), "in a clean release every chest wall is where the side puts it"
 
 
-def test_an_unfinished_store_says_which_notebook_to_run(tmp_path):
+def test_the_message_for_an_unfinished_store_names_the_notebook_to_run(tmp_path):
     with pytest.raises(DataError, match="run notebook 02"):
         load_store(tmp_path)
 
@@ -207,4 +205,4 @@ def test_the_real_exams_come_out_the_right_way_round(tmp_path):
     store = build_store(cohort, tmp_path / "store", size=64, workers=2)
     assert len(store.index) == 8 and store.index["agrees"].all()
     left, right = store.images[:, :, :4].mean((1, 2)), store.images[:, :, -4:].mean((1, 2))
-    assert (left > 2 * right).all(), "the chest wall is at the left for all eight"
+    assert (left > 2 * right).all(), "the chest wall of all eight is at the left"

@@ -1,10 +1,12 @@
-"""What the store does beyond pictures: second images, the hashes of images that are not used, staleness, kills."""
+"""The store apart from its pixels: second images, hashes of unused images, staleness, killed builds."""
 
+import hashlib
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from mammo_utils.data.split import check_split, duplicate_views, find_duplicates
 from mammo_utils.images import build_store as stores
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.images.store import load_store
+from mammo_utils.provenance import imported_modules
 from tests.release_builder import BREASTS, build_release, write_dicom
 
 FILES = ("images.npy", "index.parquet", "store.json", "excluded.csv", "unused.parquet")
@@ -45,7 +48,7 @@ def paint(folder, number, seed):
 
 
 def share(folder, number, other):
-    """Give one image the pixels of another."""
+    """Give an image the pixels of another."""
     dataset = pydicom.dcmread(folder / path_of(number))
     dataset.PixelData = pydicom.dcmread(folder / path_of(other)).PixelData
     dataset.save_as(folder / path_of(number))
@@ -66,7 +69,7 @@ def build(cohort, folder, **options):
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_second_image_takes_the_place_of_one_that_cannot_be_used(release, tmp_path, copy):
-    """Of two L-CC of D1-0002, or two copies of one, the first is black."""
+    """The first of two L-CC images of D1-0002, or of two copies of one, is black."""
     first, second = path_of(4), "zzz.dcm"
     if copy:
         shutil.copy(release / first, release / second)
@@ -107,11 +110,11 @@ def test_a_breast_without_a_decodable_image_leaves(release, tmp_path):
     assert breast[["status", "step"]].tolist() == ["excluded", "pixels"] and "D1-0002" not in after.exams.index
 
 
-# --- persons ----------------------------------------------------------------------------------------------
+# --- patients ----------------------------------------------------------------------------------------------
 
 
 def test_patients_who_share_an_image_that_is_not_used_are_one(release, tmp_path):
-    """An excluded breast's image of D2-0001 stands under D1-0002, and one of D2-0002, who is not used at all, too."""
+    """An image of D2-0001's excluded breast has the pixels of one of D1-0002."""
     share(release, 6, 4)
     cohort = read_cohort("cmmd", release)
     store = build(cohort, tmp_path / "store")
@@ -135,7 +138,7 @@ def test_patients_are_joined_through_one_who_is_not_used(release, tmp_path):
     assert groups["D2-0001"] == groups["D1-0002"] == "D1-0002" and "D2-0002" not in groups.index
 
 
-def test_black_or_broken_images_make_no_twins(release, tmp_path):
+def test_black_or_broken_images_are_no_duplicates(release, tmp_path):
     for number in (6, 10):
         blacken(release / path_of(number))
     (release / path_of(7)).write_bytes((release / path_of(7)).read_bytes()[:-100])
@@ -151,10 +154,10 @@ def test_the_same_pixels_on_two_views_of_an_exam_are_listed(release, tmp_path):
     store = build(cohort, tmp_path / "store")
     found = duplicate_views(store.hashes)
     assert found[["exam", "view"]].to_numpy().tolist() == [["D2-0001", "L_MLO"], ["D2-0001", "R_CC"]]
-    assert len(patient_groups(cohort, store.hashes)) == 3, "they are not removed"
+    assert len(patient_groups(cohort, store.hashes)) == 3, "they are listed only"
 
 
-def test_a_split_is_held_against_the_data_not_against_itself(release, tmp_path):
+def test_a_split_is_checked_against_the_data_not_against_itself(release, tmp_path):
     share(release, 6, 4)
     cohort = read_cohort("cmmd", release)
     hashes = build(cohort, tmp_path / "store").hashes
@@ -163,29 +166,32 @@ def test_a_split_is_held_against_the_data_not_against_itself(release, tmp_path):
     check_split(split, cohort, hashes)
     alone = pd.Series(groups.index, groups.index)
     leaking = pd.Series({"D1-0001": "train", "D1-0002": "train", "D2-0001": "validation"})
-    with pytest.raises(DataError, match="has D1-0002 or a twin in two parts; run notebook 02"):
+    with pytest.raises(DataError, match="has D1-0002 or its duplicate in two parts; run notebook 02"):
         check_split(type(split)("paper", 0, leaking, alone), cohort, hashes)
     old = type(split)("paper", 0, split.part.drop("D1-0001"), split.groups.drop("D1-0001"))
-    with pytest.raises(DataError, match="does not have D1-0001, so it is of other data"):
+    with pytest.raises(DataError, match="is of other data: it lacks D1-0001"):
         check_split(old, cohort, hashes)
 
 
-def test_a_split_may_lack_twins_in_conflict(release, tmp_path):
+def test_the_final_cohort_has_no_conflicting_duplicates_and_needs_no_other_exam_in_the_split(release, tmp_path):
     share(release, 2, 4)  # the normal left breast of D1-0001 and the malignant one of D1-0002
     blacken(release / path_of(9))
     cohort = read_cohort("cmmd", release)
     store = build(cohort, tmp_path / "store")
-    hashes, cohort = store.hashes, apply_store(cohort, store)
-    left = exclude_conflicting_duplicates(cohort, hashes)
-    assert list(left.exams.index) == ["D2-0001"]
-    assert list(apply_store(left, store).exams.index) == ["D2-0001"], "the store brings none of them back"
-    check_split(make_split(left.exams, patient_groups(left, hashes), kind="paper"), cohort, hashes)
+    found, hashes = apply_store(cohort, store), store.hashes
+    final = exclude_conflicting_duplicates(found, hashes)
+    assert list(final.exams.index) == ["D2-0001"]
+    assert list(apply_store(final, store).exams.index) == ["D2-0001"], "the store brings none of them back"
+    split = make_split(final.exams, patient_groups(final, hashes), kind="paper")
+    check_split(split, final, hashes)
+    with pytest.raises(DataError, match="is of other data: it lacks D1-0001"):
+        check_split(split, found, hashes)
 
 
 # --- staleness and kills ----------------------------------------------------------------------------------
 
 
-def test_a_file_written_anew_is_read_anew_and_touching_changes_no_byte(release, tmp_path):
+def test_a_changed_file_is_read_again_and_touching_changes_no_byte(release, tmp_path):
     cohort = read_cohort("cmmd", release)
     old = build(cohort, tmp_path / "store")
     before = {name: (tmp_path / "store" / name).read_bytes() for name in FILES}
@@ -200,30 +206,54 @@ def test_a_file_written_anew_is_read_anew_and_touching_changes_no_byte(release, 
     assert new.hash != old.hash and load_store(tmp_path / "store").hash == new.hash
 
 
+def test_the_hash_covers_the_prepared_pixels_and_how_they_were_made(release, tmp_path, monkeypatch):
+    """Training's provenance leaves out the preprocessing code, so the store's hash must show what that code made."""
+    cohort = read_cohort("cmmd", release)
+    store = build(cohort, tmp_path / "store")
+    assert store.settings["content"] == hashlib.sha256(store.images.tobytes()).hexdigest()
+    assert build(cohort, tmp_path / "pad", resize="pad").hash != store.hash
+
+    def brighter(*arguments):
+        image = stores_prepare(*arguments)
+        return replace(image, pixels=np.minimum(image.pixels, 254) + np.uint8(1))
+
+    stores_prepare = stores.prepare_image
+    monkeypatch.setattr(stores, "prepare_image", brighter)
+    other = build(cohort, tmp_path / "other")
+    assert other.index.equals(store.index) and other.hash != store.hash
+
+
+def test_reading_a_store_imports_no_code_that_prepares_images():
+    """Code that training imports is part of its provenance."""
+    modules = imported_modules(["mammo_utils.images.store"])
+    builders = ("images.build_store", "images.preprocess", "images.decoder", "data.exclusions")
+    assert "mammo_utils.images.store" in modules and not {f"mammo_utils.{name}" for name in builders} & set(modules)
+
+
 def slow_build(release, folder, workers):
-    """A build that takes its time after each part, to be killed in between."""
-    stores.PART = 1
-    build_part = stores._build_part
+    """Build with a pause after each chunk, so that it can be killed in between."""
+    stores.CHUNK = 1
+    build_chunk = stores._build_chunk
 
     def slow(job):
-        count = build_part(job)
+        count = build_chunk(job)
         time.sleep(0.2)
         return count
 
-    stores._build_part = slow if workers == 1 else build_part
+    stores._build_chunk = slow if workers == 1 else build_chunk
     build_store(read_cohort("cmmd", release), folder, size=8, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_the_middle_it_ends_with_the_same_bytes(release, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(stores, "PART", 1)
+def test_a_killed_build_ends_with_the_same_bytes(release, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(stores, "CHUNK", 1)
     cohort = read_cohort("cmmd", release)
     build(cohort, tmp_path / "one")
     folder = tmp_path / "two"
     process = multiprocessing.get_context("spawn").Process(target=slow_build, args=(release, folder, workers))
     process.start()
     deadline = time.monotonic() + 60
-    while not list(folder.glob("parts-*/*.json")) and time.monotonic() < deadline:
+    while not list(folder.glob("chunks-*/*.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -231,16 +261,16 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(release, tmp_path, mon
         assert process.exitcode == -signal.SIGKILL and not (folder / "store.json").exists()
     seen = []
     build_store(cohort, folder, size=8, workers=workers, progress=lambda done, total: seen.append(done))
-    assert not seen or seen[0] > 0, "what was there is not built again"
+    assert not seen or seen[0] > 0, "finished chunks are not built again"
     assert workers == 2 or 0 < seen[0] < 12
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_saved_fates_come_back(release, tmp_path):
+def test_saved_exclusions_come_back(release, tmp_path):
     blacken(release / path_of(0))
     cohort = read_cohort("cmmd", release)
     after = apply_store(cohort, build(cohort, tmp_path / "store"))
-    save_cohort(after, tmp_path / "fates")
-    pd.testing.assert_frame_equal(exclusion_flow(load_cohort(tmp_path / "fates")), exclusion_flow(after))
+    save_cohort(after, tmp_path / "cohort")
+    pd.testing.assert_frame_equal(exclusion_flow(load_cohort(tmp_path / "cohort")), exclusion_flow(after))
     assert BREASTS[0][0] == "D1-0001" and not after.exams.loc["D1-0001", "R_CC"]

@@ -1,4 +1,4 @@
-"""Compressed DICOM decodes to the pixels that were compressed, or is set aside with its reason."""
+"""Compressed DICOM decodes to the pixels that were compressed, or is excluded with its reason."""
 
 import os
 from functools import partial
@@ -29,7 +29,7 @@ def write(path, dtype):
 
 
 def jpeg_lossless(dataset):
-    """The dataset's pixels as JPEG Lossless (ITU-T T.81, process 14, predictor 1), for which pydicom has no encoder.
+    """Compress with JPEG Lossless (ITU-T T.81, process 14, predictor 1), for which pydicom has no encoder.
 
     Every category of difference has a Huffman code of five bits.
     """
@@ -104,23 +104,23 @@ def test_a_damaged_stream_is_excluded_with_a_reason(syntax, tmp_path):
 
 
 def test_a_large_image_may_take_longer():
-    """Seven times what JPEG 2000 takes for the largest film, and no more than a moment for a small damaged one."""
-    assert decoder.allowed(LARGEST_IMAGE) > 7 * 0.08e-6 * LARGEST_IMAGE and decoder.allowed(64 * 48) < 4
+    """The limit is over seven times what JPEG 2000 needs for the largest film, and short for a small damaged file."""
+    assert decoder.time_limit(LARGEST_IMAGE) > 7 * 0.08e-6 * LARGEST_IMAGE and decoder.time_limit(64 * 48) < 4
 
 
 @pytest.mark.parametrize("how", ["ends", "never ends", "takes all memory"])
 def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
-    """The next image is decoded all the same."""
+    """The next image is decoded nevertheless."""
     good, bad = tmp_path / "good.dcm", tmp_path / "bad.dcm"
     for path in (good, bad):
         dataset = write(tmp_path / "plain.dcm", np.uint8)
         dataset.compress(RLELossless)
         dataset.save_as(path)
-    child = decoder._Child()
-    monkeypatch.setattr(decoder, "_child", lambda _: child)
+    child = decoder._Decoder()
+    monkeypatch.setattr(decoder, "_decoder", lambda _: child)
     monkeypatch.setattr(decoder, "_serve", partial(misbehave, how))
     reason = {
-        "ends": "ended their decoder",
+        "ends": "crashed the decoder",
         "never ends": "took too long to decode",
         "takes all memory": "MemoryError",
     }[how]
@@ -131,7 +131,7 @@ def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
 
 
 def misbehave(how, pipe):
-    """The decoding process, but for a file of the name bad.dcm."""
+    """Serve as the decoding process, except for a file named bad.dcm."""
 
     def read(path):
         while path.name == "bad.dcm" and how == "never ends":

@@ -147,11 +147,11 @@ def test_a_split_of_other_data_or_with_a_twin_in_two_parts_is_refused(small_stud
     twin = shared.assign(exam=other)[["exam", "view", "path", "sha256"]]
     try:
         pd.concat([unused, twin]).to_parquet(folder / "store" / "unused.parquet")
-        with pytest.raises(DataError, match="in two parts; run notebook 02"):
+        with pytest.raises(DataError, match="or its duplicate in two parts; run notebook 02"):
             runs.load_data(spec)
         unused.to_parquet(folder / "store" / "unused.parquet")
         Split(split.kind, split.seed, split.part.drop(first), split.groups.drop(first)).save(path)
-        with pytest.raises(DataError, match=f"{first}"):
+        with pytest.raises(DataError, match=f"is of other data: it lacks {first}"):
             runs.load_data(spec)
     finally:
         path.write_bytes(good)
