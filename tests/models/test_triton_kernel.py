@@ -142,7 +142,7 @@ def test_where_it_cannot_run(monkeypatch):
         scan_paths(*values, four_paths(2, 2), backend="triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     one = torch.ones(1, 2, 2)
-    with pytest.raises(ValueError, match="scans images alone"):
+    with pytest.raises(ValueError, match="only scans images"):
         selective_scan(one, one, -one[0], one, one, backend="triton")
 
 
@@ -150,7 +150,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mammo_utils.models import scan_triton as s
+from mammo_utils.models.kernels import triton_kernel as s
 
 half, options = ("u", "delta", "B", "C", "ddelta"), {"N": 16, "T": s.STEPS, "LANES": s.LANES}
 kernels = {

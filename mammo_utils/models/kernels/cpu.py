@@ -56,8 +56,8 @@ class Scan(torch.autograd.Function):
         y = torch.zeros_like(u)
         start = delta.new_empty(batch, K, chunks, states, channels)
         last = delta.new_empty(batch, K, states, channels)
-        ctx.save_for_backward(u, delta, A, B, C, W, D, bias, start)
-        ctx.use_softplus, ctx.path = use_softplus, path
+        ctx.save_for_backward(u, delta, A, B, C, W, D, bias, start, path)  # refuses a path changed in place
+        ctx.use_softplus = use_softplus
         inputs = _inputs(u, delta, A, B, C, W, D, bias, use_softplus, path)
         tasks = batch * -(-channels // kernels.LANES)
         outputs = (y.expand(-1, K, -1, -1), start, last)
@@ -67,14 +67,14 @@ class Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        u, delta, A, B, C, W, D, bias, start = ctx.saved_tensors
+        u, delta, A, B, C, W, D, bias, start, path = ctx.saved_tensors
         batch, K, _, channels = delta.shape
         blocks = -(-channels // kernels.LANES)
         du, ddelta = torch.zeros_like(u), torch.zeros_like(delta)
         dA, dD, dbias = (delta.new_zeros(batch, *shape) for shape in (A.shape, (K, channels), (K, channels)))
         dW = delta.new_zeros(batch, *(A.shape if W is not None else (0, 0, 0)))
         dB, dC = delta.new_empty(blocks, *B.shape), delta.new_empty(blocks, *C.shape)
-        inputs = _inputs(u, delta, A, B, C, W, D, bias, ctx.use_softplus, ctx.path)
+        inputs = _inputs(u, delta, A, B, C, W, D, bias, ctx.use_softplus, path)
         given = (start, dlast, dy.expand(-1, K, -1, -1))
         outputs = (du.expand(-1, K, -1, -1), ddelta, dA, dB, dC, dW, dD, dbias)
         work = 3 * delta.numel() * A.shape[1]
