@@ -1,19 +1,20 @@
-"""What a system costs (parameters, operations, seconds per exam), its layers with their shapes, and what it can see."""
+"""What a system costs: operations and seconds per exam; its layers with their shapes; its receptive field."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from mammo_utils.models.encoders import Encoder
-from mammo_utils.models.ss2d import PATHS, SS2D
+from mammo_utils.models.ss2d import PATHS, SS2D, PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.system import System
 
 
@@ -24,7 +25,7 @@ class Layer:
     Attributes:
         name: Its name within its parent module.
         kind: Name of its class.
-        shape: Shape of its output: channels, rows, columns.
+        shape: Channels, rows and columns of its output.
         parameters: Number of its parameters.
     """
 
@@ -35,17 +36,16 @@ class Layer:
 
 
 @contextmanager
-def _run_with_hooks(model: nn.Module, hooks: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
-    """Within it, the model is in evaluation mode, without gradients, and has the forward hooks."""
-    training, handles = model.training, [module.register_forward_hook(hook) for module, hook in hooks]
+def _observe(model: nn.Module, hook: Callable[[nn.Module, tuple, Tensor], None]) -> Iterator[None]:
+    """Put the model into evaluation mode without gradients; call `hook` after the forward of every module."""
+    training, handle = model.training, register_module_forward_hook(hook)
     try:
         with torch.no_grad():
             model.eval()
             yield
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def scan_operations(pixels: int, channels: int, states: int, paths: int = len(PATHS)) -> int:
@@ -60,20 +60,20 @@ def scan_operations(pixels: int, channels: int, states: int, paths: int = len(PA
 def count_operations(system: System, size: int) -> int:
     """Count the operations of one exam's forward pass at size x size pixels; a multiply-add counts as two.
 
-    Matrix products and convolutions are counted by torch, the scans by `scan_operations`, because torch does not see
-    them; element-wise steps are left out. The encoders are counted at 64 pixels and scaled by the area, which is exact
-    for multiples of 32.
+    torch counts matrix products and convolutions, but does not see the scans; element-wise steps are left out. The
+    encoders are counted at 64 pixels and scaled by the area, which is exact for multiples of 32.
     """
     small = 64 if size % 32 == 0 else size
     scans = 0
 
-    def add_scan(module: SS2D, inputs: tuple[Tensor], output: Tensor) -> None:
+    def add_scan(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal scans
-        batch, height, width, _ = output.shape
-        scans += batch * scan_operations(height * width, module.D.shape[1], module.states)
+        if isinstance(module, SS2D):
+            batch, height, width, _ = output.shape
+            scans += batch * scan_operations(height * width, module.D.shape[1], module.states)
 
     images, present = _draw_noise(next(system.parameters()), small)
-    with _run_with_hooks(system, [(m, add_scan) for m in system.modules() if isinstance(m, SS2D)]):
+    with _observe(system, add_scan):
         with FlopCounterMode(display=False) as of_encoders:
             v = system.encode_views(images, present)
         with FlopCounterMode(display=False) as of_rest:
@@ -116,21 +116,19 @@ def _draw_noise(like: Tensor, size: int, exams: int = 1) -> tuple[Tensor, Tensor
 def trace_layers(encoder: Encoder, size: int) -> list[Layer]:
     """List the layers of an encoder in the order in which they run on an image of size x size pixels."""
     layers: list[Layer] = []
+    names: dict[nn.Module, str] = {}
+    for name, module in encoder.named_children():  # the members of a Sequential are layers, not the Sequential itself
+        members = module.named_children() if isinstance(module, nn.Sequential) else [(name, module)]
+        names |= {member: member_name for member_name, member in members}
 
-    def record(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            kind = type(module).__name__
-            channels_last = kind in ("PatchEmbedding", "PatchMerging", "SSConvSSM")
-            channels, rows, columns = (output.permute(0, 3, 1, 2) if channels_last else output).shape[1:]
-            layers.append(Layer(name, kind, (channels, rows, columns), sum(p.numel() for p in module.parameters())))
+    def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if module in names:
+            channels_last = isinstance(module, PatchEmbedding | PatchMerging | SSConvSSM)
+            shape = (output.permute(0, 3, 1, 2) if channels_last else output).shape[1:]  # channels, rows, columns
+            parameters = sum(p.numel() for p in module.parameters())
+            layers.append(Layer(names[module], type(module).__name__, tuple(shape), parameters))
 
-        return hook
-
-    hooks = []
-    for name, module in encoder.named_children():
-        inner = module.named_children() if isinstance(module, nn.Sequential) else [(name, module)]
-        hooks += [(child, record(inner_name)) for inner_name, child in inner]
-    with _run_with_hooks(encoder, hooks):
+    with _observe(encoder, record):
         encoder(torch.zeros(1, 3, size, size, device=next(encoder.parameters()).device))
     return layers
 

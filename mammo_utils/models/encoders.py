@@ -49,14 +49,8 @@ class ResNet(Encoder):
 class VSSM(Encoder):
     """A pure state space encoder (§2.1.2): patch embedding, then stages of SS-Conv-SSM blocks.
 
-    Patch merging between the stages halves the sides and doubles the channels.
-
-    Args:
-        blocks: Number of SS-Conv-SSM blocks, 2 to 10 (§4.2).
-        width: Channels of the first stage.
-        patch: Side of a patch in pixels.
-        variant: Form of the block, see `SSConvSSM`.
-        backend: Backend of the scan, see `selective_scan`.
+    Between stages, patch merging halves the sides and doubles the channels. `width` is the channels of the first stage,
+    `patch` the side of a patch in pixels; for `variant` and `backend` see `SSConvSSM` and `selective_scan`.
     """
 
     def __init__(
@@ -76,12 +70,8 @@ class VSSM(Encoder):
 class Hybrid(Encoder):
     """The paper's hybrid (§2.1.3): the early layers of ResNet-18, then stages of SS-Conv-SSM blocks on their map.
 
-    Args:
-        blocks: Number of SS-Conv-SSM blocks, 1 to 5; the paper has half as many as in the VSSM.
-        cut: The last layer of ResNet-18 that is kept, a key of `CUT_CHANNELS`. The paper does not name it.
-        weights: ImageNet weights of ResNet-18, see `load_resnet_weights`; "" for random ones.
-        variant: Form of the block, see `SSConvSSM`.
-        backend: Backend of the scan, see `selective_scan`.
+    `cut` is the last layer of ResNet-18 that is kept, which the paper does not name; for `weights` see
+    `load_resnet_weights` ("" for random ones). Two blocks are half as many as in the VSSM (§4.2).
     """
 
     def __init__(

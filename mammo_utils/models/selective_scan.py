@@ -12,7 +12,7 @@ can replace the other.
 from __future__ import annotations
 
 import os
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -256,16 +256,12 @@ def _expand_to_channels(x: Tensor, u: Tensor) -> Tensor:
     return x.flatten(1, 2)
 
 
-def _count_groups(B: Tensor, C: Tensor) -> int:
-    return max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
-
-
 def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
     """Bring mamba-ssm's shapes into those of the CPU kernel: each group is a path that visits 0, 1, ..., L - 1."""
     from mammo_utils.models.kernels.cpu import Scan
 
     batch, channels, length = u.shape
-    states, groups = A.shape[1], _count_groups(B, C)
+    states, groups = A.shape[1], max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
     W = None  # a constant B or C becomes 1 in the scan and a factor of state n of channel d in the output
     for constant in (x for x in (B, C) if x.dim() == 2):
         W = constant if W is None else W * constant
@@ -291,11 +287,11 @@ def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
 
 
 def _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """Run mamba-ssm's kernel on inputs of the form that it takes."""
+    """Run mamba-ssm's kernel, which takes one number of groups, on inputs of the dtypes that it takes."""
     if A.shape[1] > 256:
         raise ValueError(f"The backend 'mamba_ssm' scans at most 256 states, not {A.shape[1]}; use 'reference'.")
-    groups = _count_groups(B, C)  # the kernel takes one number of groups and counts those of B
-    if groups > 1 and B.dim() == 2:  # a constant B counts as one group: make each channel a group
+    groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
+    if groups > 1 and B.dim() == 2:  # the kernel counts the groups of B, 1 if constant: make each channel a group
         B, C = _expand_to_channels(B, u), _expand_to_channels(C, u)
     elif groups > 1:
         B, C = (x if x.dim() == 2 else x.expand(-1, groups, -1, -1) for x in (B, C))
@@ -306,14 +302,11 @@ def _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     return _import_mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
 
 
-@cache
 def _import_mamba_ssm():
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError as error:
-        raise ValueError(
-            f"The backend 'mamba_ssm' cannot be imported ({error}); install mamba-ssm or take another."
-        ) from error
+        raise ValueError(f"The backend 'mamba_ssm' cannot be imported ({error}); install it or use another.") from error
     return selective_scan_fn
 
 

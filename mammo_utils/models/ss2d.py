@@ -43,9 +43,9 @@ class SS2D(nn.Module):
 
     Args:
         channels: C.
-        states: N, the number of states of each channel.
+        states: N, the states of each channel.
         expand: E / C.
-        backend: Backend of the scan, see `selective_scan`.
+        backend: See `selective_scan`.
     """
 
     def __init__(self, channels: int, states: int = 16, expand: int = 2, backend: str = "auto"):
@@ -108,13 +108,9 @@ class SS2D(nn.Module):
 class SSConvSSM(nn.Module):
     """MedMamba's block: half of the channels are convolved, half scanned, then joined and added to the input.
 
-    Args:
-        channels: C, even.
-        states: N, the number of states of each channel of the scan.
-        variant: How the halves are joined. "shuffle": concatenated, then their channels shuffled in two groups.
-            "inner", the published code's first version: the scanned half has a residual connection of its own, and a
-            1x1 convolution takes the place of the shuffle.
-        backend: Backend of the scan, see `selective_scan`.
+    The variant "shuffle" concatenates the halves and shuffles their channels in two groups. "inner" is the first
+    version of the published code: the scanned half has a residual connection of its own, and a 1x1 convolution takes
+    the place of the shuffle.
     """
 
     def __init__(self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto"):
@@ -128,15 +124,10 @@ class SSConvSSM(nn.Module):
         self.ss2d = SS2D(half, states, backend=backend)
         self.convolutions = nn.Sequential(
             nn.BatchNorm2d(half),
-            nn.Conv2d(half, half, 3, padding=1),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 3, padding=1),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 1),
-            nn.ReLU(),
-        )
+            nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, half, 1), nn.ReLU(),
+        )  # fmt: skip
         self.mix = nn.Conv2d(channels, channels, 1) if variant == "inner" else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.ss2d.conv:

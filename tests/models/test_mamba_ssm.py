@@ -86,11 +86,10 @@ def test_more_states_than_it_takes(kernel):
 
 
 def test_without_it_a_sentence_says_so():
-    module._import_mamba_ssm.cache_clear()
     try:
         import mamba_ssm  # noqa: F401
     except ImportError:
-        with pytest.raises(ValueError, match=r"'mamba_ssm' cannot be imported .* install mamba-ssm"):
+        with pytest.raises(ValueError, match=r"'mamba_ssm' cannot be imported .* install it"):
             module._import_mamba_ssm()
     else:
         assert callable(module._import_mamba_ssm())
