@@ -48,20 +48,12 @@ def _observe(model: nn.Module, hook: Callable[[nn.Module, tuple, Tensor], None])
         handle.remove()
 
 
-def scan_operations(pixels: int, channels: int, states: int, paths: int = len(PATHS)) -> int:
-    """Count the operations of Eq. 6 along the paths, an exponential and a product as one each.
-
-    A state of a channel at a pixel takes 7: delta A, its exponential, times h, times B, their sum, times C, added up.
-    A channel at a pixel takes 4: delta u, D u and two sums.
-    """
-    return paths * pixels * channels * (7 * states + 4)
-
-
 def count_operations(system: System, size: int) -> int:
     """Count the operations of one exam's forward pass at size x size pixels; a multiply-add counts as two.
 
-    torch counts matrix products and convolutions, but does not see the scans; element-wise steps are left out. The
-    encoders are counted at 64 pixels and scaled by the area, which is exact for multiples of 32.
+    torch counts matrix products and convolutions, but does not see the scans, whose operations in Eq. 6 are added here.
+    Element-wise steps are left out. The encoders are counted at 64 pixels and scaled by the area, which is exact for
+    multiples of 32.
     """
     small = 64 if size % 32 == 0 else size
     scans = 0
@@ -70,7 +62,10 @@ def count_operations(system: System, size: int) -> int:
         nonlocal scans
         if isinstance(module, SS2D):
             batch, height, width, _ = output.shape
-            scans += batch * scan_operations(height * width, module.D.shape[1], module.states)
+            # A state takes 7: delta A, its exponential, times h, times B, their sum, times C, added up.
+            # Each channel also takes 4: delta u, D u and two sums.
+            per_channel = 7 * module.states + 4
+            scans += batch * height * width * len(PATHS) * module.D.shape[1] * per_channel
 
     images, present = _draw_noise(next(system.parameters()), small)
     with _observe(system, add_scan):

@@ -260,29 +260,20 @@ def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
     """Bring mamba-ssm's shapes into those of the CPU kernel: each group is a path that visits 0, 1, ..., L - 1."""
     from mammo_utils.models.kernels.cpu import Scan
 
-    batch, channels, length = u.shape
-    states, groups = A.shape[1], max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
+    batch, _, length = u.shape
+    groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
     W = None  # a constant B or C becomes 1 in the scan and a factor of state n of channel d in the output
     for constant in (x for x in (B, C) if x.dim() == 2):
         W = constant if W is None else W * constant
-
-    def split(x):  # (batch, D, L) -> (batch, G, L, D/G)
-        return x.reshape(batch, groups, channels // groups, length).transpose(2, 3)
-
-    def by_group(x):  # (D, N) -> (G, N, D/G)
-        return None if x is None else x.reshape(groups, channels // groups, -1).transpose(1, 2)
-
-    def varying(x):  # -> (batch, G, L, N)
-        if x.dim() == 2:
-            return u.new_ones(1).expand(batch, groups, length, states)
-        return x.transpose(2, 3).expand(-1, groups, -1, -1)
-
+    ones = u.new_ones(1).expand(batch, groups, length, A.shape[1])
+    rates = [ones if x.dim() == 2 else x.transpose(2, 3).expand(-1, groups, -1, -1) for x in (B, C)]  # (batch, G, L, N)
+    u, delta = (x.unflatten(1, (groups, -1)).transpose(2, 3) for x in (u, delta))  # (batch, G, L, D/G)
+    A, W, D, delta_bias = (None if x is None else x.unflatten(0, (groups, -1)) for x in (A, W, D, delta_bias))
+    A, W = (None if x is None else x.transpose(1, 2) for x in (A, W))  # (G, D/G, N) -> (G, N, D/G)
     path = torch.arange(length).expand(groups, -1)
-    D, delta_bias = (None if x is None else x.reshape(groups, -1) for x in (D, delta_bias))  # (G, D/G)
-    inputs = (split(u), split(delta), by_group(A), varying(B), varying(C), by_group(W), D, delta_bias)
-    y, last = Scan.apply(*inputs, delta_softplus, path)
-    y = y.transpose(2, 3).reshape(batch, channels, length)  # (batch, G, L, D/G) -> (batch, D, L)
-    last = last.transpose(2, 3).reshape(batch, channels, states)  # (batch, G, N, D/G) -> (batch, D, N)
+    y, last = Scan.apply(u, delta, A, *rates, W, D, delta_bias, delta_softplus, path)
+    y = y.transpose(2, 3).flatten(1, 2)  # (batch, G, L, D/G) -> (batch, D, L)
+    last = last.transpose(2, 3).flatten(1, 2)  # (batch, G, N, D/G) -> (batch, D, N)
     return y, (last * B if B.dim() == 2 else last)
 
 

@@ -256,6 +256,7 @@ class Scan2D(torch.autograd.Function):
                 ADD=p > 0, **options,
             )  # fmt: skip
         ctx.save_for_backward(u, delta, scaled, B, C, D, bias, path, state, total)
+        ctx.launch = grid, sizes, options
         return y
 
     @staticmethod
@@ -264,12 +265,9 @@ class Scan2D(torch.autograd.Function):
         """Return the gradients of all tensors but the path."""
         u, delta, scaled, B, C, D, bias, path, state, total = ctx.saved_tensors
         dy = dy.contiguous()
-        batch, length, channels = u.shape
+        batch, length, _ = u.shape
         K, states, _ = scaled.shape
-        P, tiles = K // 2, state.shape[1]
-        grid = (batch * tiles, triton.cdiv(channels, LANES))
-        sizes = (length, channels, tiles, P)
-        options = {"N": states, "T": STEPS, "LANES": LANES, "num_warps": WARPS}
+        grid, sizes, options = ctx.launch
         strides = delta.stride()[:3]
         grad = torch.empty_like(state)
         numbers = (*sizes, *dy.stride()[:2], *strides, *C.stride())
@@ -278,7 +276,7 @@ class Scan2D(torch.autograd.Function):
         ddelta = delta.new_empty(delta.shape)
         dA, dbias = torch.empty_like(state), torch.empty_like(total)
         dB, dC = (u.new_empty(grid[1], batch, K, length, states, dtype=torch.float32) for _ in range(2))
-        for p in range(P):
+        for p in range(K // 2):
             _gradients[grid](
                 u, delta, scaled, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, batch,
                 *sizes, *u.stride()[:2], *dy.stride()[:2], *strides, *B.stride(), *C.stride(), ADD=p > 0, **options,
