@@ -183,7 +183,9 @@ class Reorder(torch.autograd.Function):
         return Reorder.apply(g, inverse, order), None, None
 
 
-@lru_cache(maxsize=64)  # each check waits for the GPU; the version is a key so that changed paths are checked again
+# Cached, because each check waits for the GPU. The version, a part of the key, counts a tensor's in-place changes, so
+# that changed paths are checked again; it misses changes through `.data` or numpy.
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # autograd cannot save tensors that are made in inference mode
 def _check_paths(paths: Tensor, version: int) -> tuple[Tensor, bool]:
     """Return the step at which path k visits each pixel (K, L), and whether the second half reverses the first.

@@ -18,7 +18,7 @@ def test_operations_of_resnet18_are_the_published_ones():
 
 
 def test_operations_of_ss2d_by_hand():
-    """The scans are counted, the rest is torch's count: here one VSSM of two narrow blocks."""
+    """One VSSM of two narrow blocks: the scans by formula, the rest as torch counts it."""
     system = System([VSSM(2, width=8)], FUSIONS["concat"](16), {"birads": 2})
     pixels, heads = (16 * 16, 8 * 8), 2 * 2 * 4 * 16 * 2
     expected = 2 * 3 * 16 * 8 * pixels[0] + 2 * 32 * 16 * pixels[1]  # embedding, merging
@@ -44,12 +44,12 @@ def test_each_layer_is_listed_with_its_shape():
     assert sum(x.parameters for x in trace_layers(encoder, 32)) == sum(p.numel() for p in encoder.parameters())
 
 
-def test_receptive_field_of_convolutions_is_that_of_arithmetic():
+def test_receptive_field_of_convolutions_agrees_with_arithmetic():
     field = receptive_field(ResNet(18).eval().body[:5], 96)  # up to layer1: 1 + 6 + 2*2 + 4*2*4 = 43 px
     assert (field > 0).any(0).sum() == 43 and (field > 0).any(1).sum() == 43
 
 
-def test_timing_leaves_the_system_as_it_was():
+def test_measuring_does_not_change_the_system():
     system = build_system("hybrid_shared").train()
     assert time_exam(system, 32, backward=True, repeats=1) > 0
     count_operations(system, 32)

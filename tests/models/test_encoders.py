@@ -57,6 +57,6 @@ def test_feature_maps_and_vectors(name, size):
         (lambda: Hybrid(cut="layer4"), "cannot be cut after 'layer4'; accepted are layer1, layer2, layer3"),
     ],
 )
-def test_what_does_not_fit_is_named(build, sentence):
+def test_unfit_arguments_are_named(build, sentence):
     with pytest.raises(ValueError, match=sentence):
         build()

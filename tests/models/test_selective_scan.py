@@ -79,7 +79,7 @@ def test_recurrence_is_convolution_where_parameters_do_not_vary():
 
 
 def test_exact_discretisation_is_the_matrix_exponential():
-    """Eq. 5: one step of h' = A h + B x with x held is exp of [[A, B], [0, 0]] delta, here for each state."""
+    """Eq. 5: one step of h' = A h + B x with x constant is exp of [[A, B], [0, 0]] delta, here for each state."""
     A, B, delta = -1.7, 0.8, 0.3
     step = scipy.linalg.expm([[A * delta, B * delta], [0.0, 0.0]])
     one = torch.ones(1, 1, 1, dtype=F64)
@@ -202,7 +202,7 @@ def test_growing_states_overflow_as_in_the_reference():
 @pytest.mark.parametrize(("B", "C"), [("varying", "varying"), ("constant", "grouped"), ("grouped", "constant")])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
-def test_what_is_not_finite_stays_so_at_the_same_places(name, value, B, C):
+def test_values_that_are_not_finite_appear_at_the_same_places(name, value, B, C):
     """Output, last state and every gradient."""
     x = make(2, 4, 20, 3, B=B, C=C, groups=2)
     x[name].view(-1)[x[name].numel() // 2] = value
@@ -229,7 +229,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 
 def test_paths_are_gathered_scans():
-    """scan_paths of the CPU backend against the reference backend, on paths that are any permutation."""
+    """scan_paths of the CPU backend against the reference backend, on random permutations."""
     torch.manual_seed(0)
     batch, K, length, channels, states = 2, 3, 21, 5, 4
     shapes = [(batch, length, channels), (batch, K, length, channels), (K, channels, states)]
@@ -248,7 +248,7 @@ def test_paths_are_gathered_scans():
 
 
 def images(batch=1, K=2, length=6, channels=3, states=2):
-    """Arguments of scan_paths, all ones but for A, along a path and its reverse."""
+    """Arguments of scan_paths: all ones except A, along a path and its reverse."""
     ones = torch.ones
     path = torch.arange(length)
     return {
@@ -276,7 +276,7 @@ def images(batch=1, K=2, length=6, channels=3, states=2):
         ({"paths": torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 4, 5]])}, "must each visit the pixels"),
     ],
 )
-def test_paths_that_do_not_fit_are_named(change, sentence, backend, monkeypatch):
+def test_unfit_paths_and_shapes_are_named(change, sentence, backend, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match=sentence):
         scan_paths(**(images() | change), backend=backend)
@@ -376,7 +376,7 @@ def test_other_backends_get_one_copy_each_way(monkeypatch):
         ({"discretisation": "zoh"}, "must be 'simplified' or 'exact'"),
     ],
 )
-def test_what_does_not_fit_is_named(change, sentence):
+def test_unfit_arguments_are_named(change, sentence):
     arguments = {
         "u": torch.ones(2, 4, 5), "delta": torch.ones(2, 4, 5), "A": -torch.ones(4, 3),
         "B": torch.ones(2, 3, 5), "C": torch.ones(2, 3, 5),
@@ -386,7 +386,7 @@ def test_what_does_not_fit_is_named(change, sentence):
         scan(**(arguments | change))
 
 
-def test_the_backend_that_auto_means(monkeypatch):
+def test_the_backend_of_auto(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert pick_backend("auto", cpu) == "cpu"
     assert pick_backend("auto", cpu, F64) == "reference"

@@ -105,7 +105,7 @@ def test_each_pixel_receives_information_from_all_others():
 
 
 def naive_block(block, x):
-    """The block written once more with functions, channels shuffled as ShuffleNet words it."""
+    """The block written a second time with functions, its channels shuffled as in ShuffleNet."""
     half = x.shape[-1] // 2
     left, right = x[..., :half].permute(0, 3, 1, 2), x[..., half:]
     n1, c1, n2, _, c2, n3, _, c3, _ = block.convolutions
@@ -171,7 +171,7 @@ def test_initialisation():
     assert marked == {"A_log", "D"}
 
 
-def test_what_does_not_fit_is_named():
+def test_unfit_arguments_are_named():
     with pytest.raises(ValueError, match="7 is odd"):
         SSConvSSM(7)
     with pytest.raises(ValueError, match="'shuffle' or 'inner'"):

@@ -1,4 +1,4 @@
-"""The six systems as the training sees them."""
+"""The six systems as training uses them."""
 
 import pytest
 import torch
@@ -108,15 +108,15 @@ def test_backends_agree():
 
 @pytest.mark.parametrize("fusion", ["gated", "concat", "mean"])
 @pytest.mark.parametrize(("task_mode", "tasks"), [("diagnosis", {"diagnosis": 2}), ("birads", {"birads": 5})])
-def test_single_tasks_have_their_heads_alone(fusion, task_mode, tasks):
+def test_single_task_systems_have_only_their_heads(fusion, task_mode, tasks):
     model = build_system("hybrid_shared", task_mode=task_mode, n_birads=5, fusion=fusion)
     assert model.classes == tasks
     assert sorted(model.heads) == [f"L_{task_mode}", f"R_{task_mode}"]
     step(model, batch((32, 32)))
 
 
-def test_a_system_by_a_studys_settings():
-    """Every setting of the model arrives; options take their place."""
+def test_a_system_follows_the_settings_of_its_study():
+    """Every model setting reaches the system; changes replace settings."""
     settings = ModelSettings(
         resnet_cut="layer1", vssm_blocks=3, hybrid_blocks=1, block="inner", fusion="concat", missing="masked",
         dropout=0.25, backend="reference",
@@ -154,6 +154,6 @@ def test_the_backend_is_named():
         ({"weights": None}, "weights is None: .* valid string"),
     ],
 )
-def test_what_is_not_accepted_is_named(arguments, sentence):
+def test_values_that_are_not_accepted_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         build_system(**({"system": "hybrid_shared"} | arguments))

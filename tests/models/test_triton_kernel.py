@@ -153,11 +153,11 @@ from mammo_utils.models.kernels import triton_kernel as s
 
 half, options = ("u", "v", "delta", "B", "C", "ddelta"), {"N": 16, "T": s.STEPS, "LANES": s.LANES}
 kernels = [
-    (s._ends, options | {"UP": True, "REVERSE": False}),
-    (s._ends, options | {"UP": True, "REVERSE": True}),
-    (s._join, {"N": 16, "S": 128, "STATES": 16, "LANES": s.LANES, "UP": True, "REVERSE": False}),
-    (s._outputs, options | {"ADD": True}),
-    (s._gradients, options | {"ADD": True}),
+    (s._scan_tiles, options | {"UP": True, "REVERSE": False}),
+    (s._scan_tiles, options | {"UP": True, "REVERSE": True}),
+    (s._carry_states, {"N": 16, "S": 128, "STATES": 16, "LANES": s.LANES, "UP": True, "REVERSE": False}),
+    (s._write_outputs, options | {"ADD": True}),
+    (s._write_gradients, options | {"ADD": True}),
 ]
 numbers = ("L", "E", "S", "P", "p", "images")
 for kernel, constants in kernels:
@@ -179,4 +179,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     options = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=options, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["_ends", "_ends", "_join", "_outputs", "_gradients"]
+    assert done.stdout.split() == ["_scan_tiles", "_scan_tiles", "_carry_states", "_write_outputs", "_write_gradients"]

@@ -86,7 +86,7 @@ def test_imagenet_is_read_from_torchs_folder_or_downloaded(tmp_path, state, monk
     assert torch.equal(first(ResNet(18, good.parent)), state["conv1.weight"]), "a folder of torchvision's files"
 
 
-def test_offline_is_one_sentence(tmp_path, monkeypatch):
+def test_no_network_gives_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(*args, **kwargs):
@@ -99,7 +99,7 @@ def test_offline_is_one_sentence(tmp_path, monkeypatch):
         ResNet(50, "imagenet")
 
 
-def test_torchs_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
     with pytest.raises(WeightsError, match="could not be downloaded"):
@@ -113,7 +113,7 @@ def test_files_that_hold_something_else(tmp_path, held):
         ResNet(18, vouched(tmp_path / "x.pth"))
 
 
-def test_files_that_do_not_fit(tmp_path, state):
+def test_unfit_files(tmp_path, state):
     with pytest.raises(WeightsError, match="There is no weights file"):
         ResNet(18, tmp_path / "none.pth")
     torch.save(state, tmp_path / "eighteen.pth")

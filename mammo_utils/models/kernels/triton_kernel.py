@@ -61,7 +61,7 @@ def _softplus(x):
 
 
 @triton.jit
-def _steps(delta, bias, pixels, channels, stride, mask):
+def _load_steps(delta, bias, pixels, channels, stride, mask):
     """Return a tile's delta after bias and softplus (0 outside, where a step changes nothing) and softplus's slope."""
     raw = _load(delta, pixels, channels, stride, mask) + tl.load(bias + channels, mask=mask, other=0.0)
     value, slope = _softplus(raw)
@@ -75,7 +75,7 @@ def _decay(step, a, mask):
 
 
 @triton.jit
-def _place(path, p, L, E, S, T: tl.constexpr, LANES: tl.constexpr):
+def _locate(path, p, L, E, S, T: tl.constexpr, LANES: tl.constexpr):
     """Return this program's image, tile, steps, pixels and channels, and which of them exist."""
     image, tile = (tl.program_id(0) // S).to(tl.int64), tl.program_id(0) % S
     t = tile * T + tl.arange(0, T)
@@ -85,21 +85,22 @@ def _place(path, p, L, E, S, T: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def _ends(
+def _scan_tiles(
     v, delta, A, B, bias, path, state, total, L, E, S, P,
     v_b, v_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n,
     UP: tl.constexpr, REVERSE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Pass 1: the state that a tile ends with, from a state of 0; v is u. UP: time runs up the tile, as REVERSE does.
+    """Pass 1: scan a tile from a state of 0 along path p, or its reverse; store the state that the tile ends with.
 
-    Where they differ, in the backward: the gradient that a tile hands to the state before it. Then v is dy, B is C, and
+    UP is the direction of the scan within the tile. In the forward it equals REVERSE, and v is u. In the backward it is
+    the opposite, v is dy and B is C, and the scan gives the gradient that the tile hands to the state before it:
     decay_t g_t = decay_t (decay_(t+1) g_(t+1) + C_t dy_t).
     """
     p = tl.program_id(2)
-    image, tile, t, pixels, e, mask = _place(path, p, L, E, S, T, LANES)
+    image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
     k = p + P if REVERSE else p
     last = tl.arange(0, T)[:, None] == (0 if UP else T - 1)
-    step, _ = _steps(delta + image * d_b + k * d_k, bias + k * E, pixels, e, d_l, mask)
+    step, _ = _load_steps(delta + image * d_b + k * d_k, bias + k * E, pixels, e, d_l, mask)
     x = _load(v + image * v_b, pixels, e, v_l, mask)
     place = (image * S + tile) * 2 * P + k
     if UP == REVERSE:
@@ -113,7 +114,7 @@ def _ends(
 
 
 @triton.jit
-def _join(
+def _carry_states(
     state, total, A, E, P,
     UP: tl.constexpr, REVERSE: tl.constexpr, S: tl.constexpr, N: tl.constexpr,
     STATES: tl.constexpr, LANES: tl.constexpr,
@@ -135,13 +136,13 @@ def _join(
 
 
 @triton.jit
-def _outputs(
+def _write_outputs(
     u, delta, A, B, C, D, bias, path, state, y, p, L, E, S, P,
     u_b, u_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
     ADD: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Pass 3: y of path p and of its reverse, added up, and added to y if ADD."""
-    image, tile, t, pixels, e, mask = _place(path, p, L, E, S, T, LANES)
+    image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
     rows = tl.arange(0, T)[:, None]
     x_u = _load(u + image * u_b, pixels, e, u_l, mask)
     at = y + (image * L + pixels)[:, None] * E + e[None, :]
@@ -149,7 +150,7 @@ def _outputs(
     for REVERSE in tl.static_range(2):
         k = p + REVERSE * P
         first = rows == (T - 1 if REVERSE else 0)
-        step, _ = _steps(delta + image * d_b + k * d_k, bias + k * E, pixels, e, d_l, mask)
+        step, _ = _load_steps(delta + image * d_b + k * d_k, bias + k * E, pixels, e, d_l, mask)
         x = step * x_u
         out += tl.load(D + k * E + e, mask=e < E, other=0.0)[None, :] * x_u
         place = (image * S + tile) * 2 * P + k
@@ -164,7 +165,7 @@ def _outputs(
 
 
 @triton.jit
-def _gradients(
+def _write_gradients(
     u, delta, A, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, images, L, E, S, P,
     u_b, u_l, y_b, y_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
     ADD: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
@@ -176,7 +177,7 @@ def _gradients(
 
         du = g B delta + D dy    ddelta = g (A q + B u)    dB = g delta u    dC = dy h    dA = g q delta
     """
-    image, tile, t, pixels, e, mask = _place(path, p, L, E, S, T, LANES)
+    image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
     rows = tl.arange(0, T)
     x_u = _load(u + image * u_b, pixels, e, u_l, mask)
     d = _load(dy + image * y_b, pixels, e, y_l, mask)
@@ -192,11 +193,11 @@ def _gradients(
         earlier = tl.load(path + p * L + before, mask=has_before, other=0)
         later = tl.load(path + p * L + after, mask=has_after, other=0)
         delta_k, bias_k = delta + image * d_b + k * d_k, bias + k * E
-        step, slope = _steps(delta_k, bias_k, pixels, e, d_l, mask)
+        step, slope = _load_steps(delta_k, bias_k, pixels, e, d_l, mask)
         mask_before, mask_after = has_before[:, None] & (e < E)[None, :], has_after[:, None] & (e < E)[None, :]
-        x_before, _ = _steps(delta_k, bias_k, earlier, e, d_l, mask_before)
+        x_before, _ = _load_steps(delta_k, bias_k, earlier, e, d_l, mask_before)
         x_before *= _load(u + image * u_b, earlier, e, u_l, mask_before)
-        step_after, _ = _steps(delta_k, bias_k, later, e, d_l, mask_after)
+        step_after, _ = _load_steps(delta_k, bias_k, later, e, d_l, mask_after)
         x = step * x_u
         d_step = tl.zeros((T, LANES), tl.float32)
         d_u += tl.load(D + k * E + e, mask=e < E, other=0.0)[None, :] * d
@@ -251,7 +252,7 @@ class Scan2D(torch.autograd.Function):
         _find_states((u, delta, scaled, B, bias, path, state, total), (*sizes, *strides, *B.stride()), options)
         y = u.new_empty(batch, length, channels, dtype=torch.float32)
         for p in range(P):
-            _outputs[grid](
+            _write_outputs[grid](
                 u, delta, scaled, B, C, D, bias, path, state, y, p, *sizes, *strides, *B.stride(), *C.stride(),
                 ADD=p > 0, **options,
             )  # fmt: skip
@@ -277,7 +278,7 @@ class Scan2D(torch.autograd.Function):
         dA, dbias = torch.empty_like(state), torch.empty_like(total)
         dB, dC = (u.new_empty(grid[1], batch, K, length, states, dtype=torch.float32) for _ in range(2))
         for p in range(K // 2):
-            _gradients[grid](
+            _write_gradients[grid](
                 u, delta, scaled, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, batch,
                 *sizes, *u.stride()[:2], *dy.stride()[:2], *strides, *B.stride(), *C.stride(), ADD=p > 0, **options,
             )  # fmt: skip
@@ -294,5 +295,5 @@ def _find_states(tensors: tuple[Tensor, ...], numbers: tuple[int, ...], options:
     sizes = {"S": tiles, "N": states, "STATES": padded, "LANES": LANES}
     for reverse in (False, True):
         up = reverse != gradient
-        _ends[batch * tiles, blocks, P](*tensors, *numbers, UP=up, REVERSE=reverse, **options)
-        _join[batch * P, blocks](state, total, A, channels, P, UP=up, REVERSE=reverse, **sizes)
+        _scan_tiles[batch * tiles, blocks, P](*tensors, *numbers, UP=up, REVERSE=reverse, **options)
+        _carry_states[batch * P, blocks](state, total, A, channels, P, UP=up, REVERSE=reverse, **sizes)
