@@ -51,7 +51,11 @@ def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> N
                 f"or set model.weights to 'imagenet' or ''."
             )
     _check_hash(file, published=_hash_in_name(name))
-    state = _read_state(file)
+    try:
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes, torch's restricted unpickler raises anything, even KeyError
+        raise WeightsError(f"{file} is not a file of weights that torch or safetensors can read.") from error
     try:
         resnet.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:  # other tensors, not a dict, keys that are no strings
@@ -82,16 +86,6 @@ def _check_hash(file: Path, published: str) -> None:
         f"{file} is not torchvision's published file, whose SHA-256 begins with {published}; to use it anyway, "
         f"give it a name that ends in -{found[:8]}{file.suffix}."
     )
-
-
-def _read_state(file: Path) -> dict[str, torch.Tensor]:
-    """Read a .safetensors or .pth file without unpickling anything but tensors."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # on foreign bytes, torch's restricted unpickler raises anything, even KeyError
-        raise WeightsError(f"{file} is not a file of weights that torch or safetensors can read.") from error
 
 
 def _hash_in_name(name: str) -> str | None:
