@@ -80,7 +80,7 @@ def selective_scan(
         if backend == "cpu":
             y, last = _scan_on_cpu(*inputs, delta_softplus)
         else:
-            y, last = reference_scan(*inputs, delta_softplus, discretisation)
+            y, last = _scan_by_reference(*inputs, delta_softplus, discretisation)
         y = (y if z is None else y * F.silu(z.to(work))).to(u.dtype)
     return (y, last) if return_last_state else y
 
@@ -224,7 +224,7 @@ def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.
     return backend
 
 
-def reference_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, discretisation="simplified"):
+def _scan_by_reference(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, discretisation="simplified"):
     """Run Eq. 5-6 step by step in the dtype of the inputs; B and C are (D, N) or (batch, G, N, L).
 
     Its backward keeps every state, L x D x N numbers: it is the yardstick, not meant for training.

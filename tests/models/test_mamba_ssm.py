@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mammo_utils.models import selective_scan as module
-from mammo_utils.models.selective_scan import reference_scan, scan_paths
+from mammo_utils.models.selective_scan import _scan_by_reference, scan_paths
 from mammo_utils.models.selective_scan import selective_scan as scan
 from mammo_utils.models.ss2d import four_paths
 
@@ -54,7 +54,7 @@ def kernel(monkeypatch):
         assert states <= 256 and channels % groups == 0
         assert delta_bias.stride(-1) == 1 or len(delta_bias) == 1
         calls.append(u.dtype)
-        y, last = reference_scan(*(x.float() for x in (u, delta, A, B, C, D, delta_bias)), delta_softplus)
+        y, last = _scan_by_reference(*(x.float() for x in (u, delta, A, B, C, D, delta_bias)), delta_softplus)
         return (y * torch.nn.functional.silu(z.float())).to(u.dtype), last
 
     monkeypatch.setattr(module, "pick_backend", lambda backend, *_: "mamba_ssm" if backend != "reference" else backend)
