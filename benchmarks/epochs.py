@@ -133,7 +133,7 @@ def epochs_of(
     def system(backend: str, changes: dict[str, Any] | None = None) -> System:
         torch.manual_seed(0)
         model = study.model.model_copy(update=changes or {})
-        return build_system(name, model, n_birads=len(CATEGORIES), weights=None, backend=backend).to(device)
+        return build_system(name, model, n_birads=len(CATEGORIES), weights="", backend=backend).to(device)
 
     def naive(backend: str) -> Callable[[], Any]:
         model = system(backend)

@@ -180,7 +180,7 @@ def step_of(name: str, study: Study, size: int, batch: int, rounds: int, device:
     whole step without the clock, and the peak of memory above the weights. Medians over `rounds`, with the clock
     and without in turn, after one."""
     torch.manual_seed(0)
-    system = build_system(name, study.model, weights=None).to(device)  # which weights does not matter to the time
+    system = build_system(name, study.model, weights="").to(device)  # which weights does not matter to the time
     step = training_step(system, size, batch, study, device)
     step(None)
     plain: list[float] = []

@@ -1,0 +1,1 @@
+"""Models: encoders, fusion, systems, the selective scan, and what they cost."""

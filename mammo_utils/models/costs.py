@@ -1,24 +1,33 @@
-"""What a system costs: parameters, operations and time per exam, and its parts with their shapes."""
+"""What a system costs: operations and seconds per exam; its layers with their shapes; its receptive field."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from mammo_utils.models.encoders import Encoder
-from mammo_utils.models.ss2d import PATHS, SS2D
+from mammo_utils.models.ss2d import PATHS, SS2D, PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.system import System
 
 
 @dataclass(frozen=True)
-class Part:
-    """One step of an encoder: its name, kind, the shape (channels, h, w) that leaves it, its parameters."""
+class Layer:
+    """One layer of an encoder as it ran.
+
+    Attributes:
+        name: Its name within its parent module.
+        kind: Name of its class.
+        shape: Channels, rows and columns of its output.
+        parameters: Number of its parameters.
+    """
 
     name: str
     kind: str
@@ -26,50 +35,59 @@ class Part:
     parameters: int
 
 
-def scan_operations(pixels: int, channels: int, states: int, paths: int = len(PATHS)) -> int:
-    """Operations of Eq. 6 along the paths, an exponential and a product counted as one each.
-
-    A state of a channel at a pixel: delta A, its exponential, times h, times B, their sum, times C, added up: 7.
-    A channel at a pixel: delta u, D u and two sums: 4.
-    """
-    return paths * pixels * channels * (7 * states + 4)
+@contextmanager
+def _observe(model: nn.Module, hook: Callable[[nn.Module, tuple, Tensor], None]) -> Iterator[None]:
+    """Put the model into evaluation mode without gradients; call `hook` after the forward of every module."""
+    training, handle = model.training, register_module_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        model.train(training)
+        handle.remove()
 
 
 def count_operations(system: System, size: int) -> int:
-    """Operations of one exam's forward pass at size x size pixels; a multiply-add counts as two.
+    """Count the operations of one exam's forward pass at size x size pixels; a multiply-add counts as two.
 
-    Matrix products and convolutions as torch counts them, and the scans, which torch does not see; element-wise
-    steps are left out. The encoders are counted at 64 pixels and scaled by area, exact for multiples of 32.
+    torch counts matrix products and convolutions, but does not see the scans, whose operations in Eq. 6 are added here.
+    Element-wise steps are left out. The encoders are counted at 64 pixels and scaled by the area, which is exact for
+    multiples of 32.
     """
     small = 64 if size % 32 == 0 else size
     scans = 0
 
-    def add_scan(module: SS2D, inputs: tuple[Tensor], output: Tensor) -> None:
+    def add_scan(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal scans
-        batch, height, width, _ = output.shape
-        scans += batch * scan_operations(height * width, module.D.shape[1], module.states)
+        if isinstance(module, SS2D):
+            batch, height, width, _ = output.shape
+            # A state takes 7: delta A, its exponential, times h, times B, their sum, times C, added up.
+            # Each channel also takes 4: delta u, D u and two sums.
+            per_channel = 7 * module.states + 4
+            scans += batch * height * width * len(PATHS) * module.D.shape[1] * per_channel
 
-    hooks = [m.register_forward_hook(add_scan) for m in system.modules() if isinstance(m, SS2D)]
-    parameter = next(system.parameters())
-    images, present = noise_exam(parameter, small)
-    training = system.training
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            v = system.eval().features(images, present)
-        with torch.no_grad(), FlopCounterMode(display=False) as rest:
+    images, present = _draw_noise(next(system.parameters()), small)
+    with _observe(system, add_scan):
+        with FlopCounterMode(display=False) as of_encoders:
+            v = system.encode_views(images, present)
+        with FlopCounterMode(display=False) as of_rest:
             fused, _ = system.fusion(v, present)
             for head in system.heads.values():
                 head(fused)
-    finally:
-        system.train(training)
-        for hook in hooks:
-            hook.remove()
-    return (counter.get_total_flops() + scans) * size**2 // small**2 + rest.get_total_flops()
+    return (of_encoders.get_total_flops() + scans) * size**2 // small**2 + of_rest.get_total_flops()
 
 
 def time_exam(system: System, size: int, *, backward: bool, repeats: int = 3) -> float:
-    """Seconds of one exam of four views, forward or forward and backward: the median of `repeats` after one."""
-    images, present = noise_exam(next(system.parameters()), size, exams=2)
+    """Measure the seconds of one exam of four views: the median of `repeats` batches of two, after one to warm up.
+
+    Args:
+        system: The system; its gradients are cleared.
+        size: Side of the images in pixels.
+        backward: Whether to time the backward pass, too.
+        repeats: Number of timed batches.
+    """
+    images, present = _draw_noise(next(system.parameters()), size, exams=2)
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -84,46 +102,45 @@ def time_exam(system: System, size: int, *, backward: bool, repeats: int = 3) ->
     return median(seconds[1:])
 
 
-def noise_exam(like: Tensor, size: int, exams: int = 1) -> tuple[Tensor, Tensor]:
-    """Images of noise, all views present, on the device of `like`."""
+def _draw_noise(like: Tensor, size: int, exams: int = 1) -> tuple[Tensor, Tensor]:
+    """Draw exams of noise (exams, 4, 3, size, size), all views present, on the device of `like`."""
     images = torch.randn(exams, 4, 3, size, size, generator=torch.Generator().manual_seed(0))
     return images.to(like.device), torch.ones(exams, 4, dtype=torch.bool, device=like.device)
 
 
-def outline(encoder: Encoder, size: int) -> list[Part]:
-    """The steps of an encoder as they run on one image, seen by hooks: what the diagrams are drawn from."""
-    parts: list[Part] = []
+def trace_layers(encoder: Encoder, size: int) -> list[Layer]:
+    """List the layers of an encoder in the order in which they run on an image of size x size pixels."""
+    layers: list[Layer] = []
+    names: dict[nn.Module, str] = {}
+    for name, module in encoder.named_children():  # the members of a Sequential are layers, not the Sequential itself
+        members = module.named_children() if isinstance(module, nn.Sequential) else [(name, module)]
+        names |= {member: member_name for member_name, member in members}
 
-    def record(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            kind = type(module).__name__
-            first, second, third = output.shape[1:]
-            channels_last = kind in ("PatchEmbedding", "PatchMerging", "SSConvSSM")
-            shape = (third, first, second) if channels_last else (first, second, third)
-            parts.append(Part(name, kind, shape, sum(p.numel() for p in module.parameters())))
+    def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if module in names:
+            channels_last = isinstance(module, PatchEmbedding | PatchMerging | SSConvSSM)
+            shape = (output.permute(0, 3, 1, 2) if channels_last else output).shape[1:]  # channels, rows, columns
+            parameters = sum(p.numel() for p in module.parameters())
+            layers.append(Layer(names[module], type(module).__name__, tuple(shape), parameters))
 
-        return hook
-
-    hooks = []
-    for name, module in encoder.named_children():
-        inner = module.named_children() if isinstance(module, nn.Sequential) else [(name, module)]
-        hooks += [child.register_forward_hook(record(inner_name)) for inner_name, child in inner]
-    training = encoder.training
-    with torch.no_grad():
-        encoder.eval()(torch.zeros(1, 3, size, size, device=next(encoder.parameters()).device))
-    encoder.train(training)
-    for hook in hooks:
-        hook.remove()
-    return parts
+    with _observe(encoder, record):
+        encoder(torch.zeros(1, 3, size, size, device=next(encoder.parameters()).device))
+    return layers
 
 
-def receptive_field(maps: Callable[[Tensor], Tensor], size: int, *, samples: int = 4, seed: int = 0) -> Tensor:
-    """How much each pixel moves the map's central position: mean |d sum(map at the centre) / d pixel|, (size, size).
+def receptive_field(feature_map: Callable[[Tensor], Tensor], size: int, *, samples: int = 4, seed: int = 0) -> Tensor:
+    """Measure the effective receptive field of a map's central position (Luo et al. 2016).
 
-    maps: images (n, 3, H, W) to a map (n, D, h, w), in eval mode. The effective receptive field of Luo et al.
-    2016, over `samples` images of noise, of trained or untrained weights.
+    Args:
+        feature_map: Turns images (n, 3, H, W) into maps (n, D, h, w), in evaluation mode.
+        size: Side of the images in pixels.
+        samples: Number of images of noise to average over.
+        seed: Seed of the noise.
+
+    Returns:
+        The mean of |d sum(map at the centre) / d pixel|, (size, size).
     """
     images = torch.randn(samples, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    found = maps(images)
-    found[:, :, found.shape[2] // 2, found.shape[3] // 2].sum().backward()
-    return images.grad.abs().mean((0, 1))
+    maps = feature_map(images)
+    maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2].sum().backward()
+    return images.grad.abs().mean((0, 1))  # (samples, 3, size, size) -> (size, size)

@@ -1,8 +1,12 @@
-"""The encoders of §2.1: an image (batch, 3, H, W) becomes a feature map and, pooled, a vector (Figures 1-3)."""
+"""Image encoders (§2.1, Figures 1-3): an image becomes a feature map and, averaged over pixels, a feature vector.
+
+Images are (batch, 3, H, W), feature maps (batch, D, h, w), feature vectors (batch, D); D is `out_features`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torchvision
@@ -12,122 +16,118 @@ from mammo_utils.config import BLOCKS, ModelSettings
 from mammo_utils.models.ss2d import PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.weights import load_resnet_weights
 
-CUTS = {"layer1": 64, "layer2": 128, "layer3": 256}  # ResNet-18's channels after each
+CUT_CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}  # channels of ResNet-18 after each layer
 
 
 class Encoder(nn.Module):
-    """A feature map (batch, D, h, w) by :meth:`maps`; its mean over pixels (batch, D) by calling it."""
+    """Base class: `feature_map` is the encoder's last map, calling the encoder gives its mean over pixels."""
 
-    features: int  # D
+    out_features: int
 
-    def maps(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Encode images (batch, 3, H, W) as maps (batch, D, h, w)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.maps(x).mean(dim=(2, 3))
+        """Encode images (batch, 3, H, W) as vectors (batch, D)."""
+        return self.feature_map(x).mean(dim=(2, 3))
 
 
 class ResNet(Encoder):
-    """ResNet-18 or -50 of torchvision without its classifier: 512 or 2048 features, stride 32."""
+    """ResNet-18 or -50 of torchvision without its classifier (§2.1.1): D is 512 or 2048, the stride 32."""
 
-    def __init__(self, depth: int, weights: str | Path | None = None):
+    def __init__(self, depth: int, weights: str | Path = ""):
         super().__init__()
-        self.body = resnet_layers(depth, "layer4", weights)
-        self.features = {18: 512, 50: 2048}[depth]
+        self.body = build_resnet(depth, "layer4", weights)
+        self.out_features = {18: 512, 50: 2048}[depth]
 
-    def maps(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Encode images (batch, 3, H, W) as maps (batch, D, H/32, W/32)."""
         return self.body(x)
 
 
 class VSSM(Encoder):
-    """Patches, then stages of SS-Conv-SSM blocks with patch merging between: four stages of one by default."""
+    """A pure state space encoder (§2.1.2): patch embedding, then stages of SS-Conv-SSM blocks.
+
+    Between stages, patch merging halves the sides and doubles the channels. `width` is the channels of the first stage,
+    `patch` the side of a patch in pixels; for `variant` and `backend` see `SSConvSSM` and `selective_scan`.
+    """
 
     def __init__(
-        self,
-        blocks: int = 4,
-        widths: Sequence[int] | None = None,
-        patch: int = 4,
-        variant: str = "shuffle",
-        backend: str = "auto",
+        self, blocks: int = 4, width: int = 96, patch: int = 4, variant: str = "shuffle", backend: str = "auto"
     ):
         super().__init__()
         depths = stage_depths(blocks, "vssm_blocks")
-        widths = check_widths(widths, depths, 96)
-        self.embedding = PatchEmbedding(widths[0], patch)
-        self.stages = stages(depths, widths, variant, backend)
-        self.features = widths[-1]
+        self.embedding = PatchEmbedding(width, patch)
+        self.stages = _build_stages(depths, width, variant, backend)
+        self.out_features = width * 2 ** (len(depths) - 1)
 
-    def maps(self, x: Tensor) -> Tensor:
-        return self.stages(self.embedding(x)).permute(0, 3, 1, 2)
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Encode images (batch, 3, H, W) as maps (batch, D, h, w)."""
+        return self.stages(self.embedding(x)).permute(0, 3, 1, 2)  # (batch, h, w, D) -> (batch, D, h, w)
 
 
 class Hybrid(Encoder):
-    """§2.1.3: ResNet-18 up to `cut`, then SS-Conv-SSM blocks on its map, patch merging between."""
+    """The paper's hybrid (§2.1.3): the early layers of ResNet-18, then stages of SS-Conv-SSM blocks on their map.
+
+    `cut` is the last layer of ResNet-18 that is kept, which the paper does not name; for `weights` see
+    `load_resnet_weights` ("" for random ones). Two blocks are half as many as in the VSSM (§4.2).
+    """
 
     def __init__(
         self,
         blocks: int = 2,
-        widths: Sequence[int] | None = None,
         cut: str = "layer2",
-        weights: str | Path | None = None,
+        weights: str | Path = "",
         variant: str = "shuffle",
         backend: str = "auto",
     ):
         super().__init__()
-        if cut not in CUTS:
-            raise ValueError(f"ResNet-18 cannot be cut after {cut!r}; accepted are {', '.join(CUTS)}.")
-        depths = stage_depths(blocks, "hybrid_blocks")
-        widths = check_widths(widths, depths, CUTS[cut])
-        if widths[0] != CUTS[cut]:
-            raise ValueError(f"The first width is {widths[0]}, but ResNet-18 gives {CUTS[cut]} channels after {cut}.")
-        self.cnn = resnet_layers(18, cut, weights)
-        self.stages = stages(depths, widths, variant, backend)
-        self.features = widths[-1]
+        if cut not in CUT_CHANNELS:
+            raise ValueError(f"ResNet-18 cannot be cut after {cut!r}; accepted are {', '.join(CUT_CHANNELS)}.")
+        depths, width = stage_depths(blocks, "hybrid_blocks"), CUT_CHANNELS[cut]
+        self.cnn = build_resnet(18, cut, weights)
+        self.stages = _build_stages(depths, width, variant, backend)
+        self.out_features = width * 2 ** (len(depths) - 1)
 
-    def maps(self, x: Tensor) -> Tensor:
-        return self.stages(self.cnn(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Encode images (batch, 3, H, W) as maps (batch, D, h, w)."""
+        x = self.cnn(x).permute(0, 2, 3, 1)  # (batch, C, H', W') -> (batch, H', W', C)
+        return self.stages(x).permute(0, 3, 1, 2)  # (batch, h, w, D) -> (batch, D, h, w)
 
 
-def stage_depths(blocks: int, kind: str) -> tuple[int, ...]:
-    """How many blocks each stage has: up to four blocks, one a stage; from five on the extra ones join the third."""
-    first, last = BLOCKS[kind]
+def stage_depths(blocks: int, setting: str) -> tuple[int, ...]:
+    """Distribute the blocks: one a stage up to four; from five on, the third stage takes the extra ones."""
+    first, last = BLOCKS[setting]
     if not first <= blocks <= last:
-        raise ValueError(f"{kind} is {blocks}; it must be {first} to {last}.")
+        raise ValueError(f"{setting} is {blocks}; it must be {first} to {last}.")
     return (1,) * blocks if blocks <= 4 else (1, 1, blocks - 3, 1)
 
 
-def check_widths(widths: Sequence[int] | None, depths: tuple[int, ...], first: int) -> tuple[int, ...]:
-    """The widths of the stages, each twice the one before; by default from `first`."""
-    expected = tuple((widths[0] if widths else first) * 2**i for i in range(len(depths)))
-    if widths is not None and tuple(widths) != expected:
-        raise ValueError(f"The widths are {tuple(widths)}; {len(depths)} stages that double need {expected}.")
-    return expected
-
-
-def stages(depths: Sequence[int], widths: Sequence[int], variant: str, backend: str) -> nn.Sequential:
+def _build_stages(depths: tuple[int, ...], width: int, variant: str, backend: str) -> nn.Sequential:
+    """Build the stages, (batch, H, W, width) -> (batch, h, w, D); each has twice the channels of the one before."""
     modules: list[nn.Module] = []
-    for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-        modules += [PatchMerging(width // 2)] if i else []
-        modules += [SSConvSSM(width, variant=variant, backend=backend) for _ in range(depth)]
+    for stage, depth in enumerate(depths):
+        channels = width * 2**stage
+        modules += [PatchMerging(channels // 2)] if stage else []
+        modules += [SSConvSSM(channels, variant=variant, backend=backend) for _ in range(depth)]
     return nn.Sequential(*modules)
 
 
-def resnet_layers(depth: int, last: str, weights: str | Path | None) -> nn.Sequential:
-    """The layers of torchvision's ResNet up to `last`, named as there."""
+def build_resnet(depth: int, last: str, weights: str | Path = "") -> nn.Sequential:
+    """Build a torchvision ResNet of `depth` layers up to its layer `last`; the names of the layers stay."""
     resnet = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth](weights=None)
     if weights:
         load_resnet_weights(resnet, depth, weights)
-    layers = nn.Sequential()
-    for name, module in resnet.named_children():
-        layers.add_module(name, module)
-        if name == last:
-            break
-    return layers
+    layers = OrderedDict(resnet.named_children())
+    while next(reversed(layers)) != last:
+        layers.popitem()
+    return nn.Sequential(layers)
 
 
-ENCODERS: dict[str, Callable[[ModelSettings], Encoder]] = {  # by the `encoder` of an entry of SYSTEMS
+ENCODERS: dict[str, Callable[[ModelSettings], Encoder]] = {  # the `encoder` of a system's entry -> its builder
     "resnet18": lambda s: ResNet(18, s.weights),
     "resnet50": lambda s: ResNet(50, s.weights),
     "vssm": lambda s: VSSM(s.vssm_blocks, variant=s.block, backend=s.backend),
-    "hybrid": lambda s: Hybrid(s.hybrid_blocks, None, s.resnet_cut, s.weights, s.block, s.backend),
+    "hybrid": lambda s: Hybrid(s.hybrid_blocks, s.resnet_cut, s.weights, s.block, s.backend),
 }

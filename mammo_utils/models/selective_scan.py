@@ -1,18 +1,18 @@
-"""The selective scan of a state space model (S6), Eq. 5-6 of the paper, one function with several backends.
+"""The selective scan of a state space model (S6), Eq. 5-6 of the paper: one function, several backends.
 
-With h_0 = 0, for each channel, and x_t = u_t:
+With h_0 = 0, for each channel, and the paper's x_t called u_t:
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        y_t = C_t h_t + D u_t
 
-This is the form that Mamba's kernel and so MedMamba run; the paper's Eq. 5 is the exact zero-order hold of B,
-which the reference has as an option. Signature and shapes are those of mamba-ssm's ``selective_scan_fn``
-(Gu and Dao 2023), so that the one can stand in for the other.
+Mamba's kernel, and so MedMamba, runs this form. The paper's Eq. 5 is the exact zero-order hold of B, an option of the
+reference. Signature and shapes are those of mamba-ssm's `selective_scan_fn` (Gu and Dao 2023), so that either function
+can replace the other.
 """
 
 from __future__ import annotations
 
 import os
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -37,37 +37,50 @@ def selective_scan(
     backend: str = "auto",
     discretisation: str = "simplified",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Scan D channels of length L with N states each.
+    """Scan D channels of length L with N states each (Eq. 6). Half precision is scanned in float32.
 
-    u, delta: (batch, D, L). A: (D, N), real. B, C: (D, N) constant in time, (batch, N, L) shared by all
-    channels, or (batch, G, N, L) shared by each of G groups of D/G neighbouring channels. D, delta_bias: (D,).
-    z: (batch, D, L), a gate: y becomes y * silu(z). delta_softplus: delta becomes log(1 + exp(delta)) after
-    the bias. Half precision is scanned in float32.
+    Args:
+        u: Input (batch, D, L).
+        delta: Step sizes (batch, D, L), the paper's Δ.
+        A: (D, N), real.
+        B: (D, N) constant in time, (batch, N, L) shared by all channels, or (batch, G, N, L) shared by each of G groups
+            of D/G neighbouring channels.
+        C: Like B.
+        D: Skip connection (D,), none if None.
+        z: Gate (batch, D, L): y becomes y * silu(z).
+        delta_bias: (D,), added to delta.
+        delta_softplus: Whether delta becomes log(1 + exp(delta)), after the bias.
+        return_last_state: Whether to return the state after the last step, too.
+        backend: "reference" is plain torch for any device and dtype; "cpu" is compiled by numba; "mamba_ssm" is that
+            package's CUDA kernel, whose backward ignores the last state; for "auto" see `pick_backend`.
+        discretisation: "simplified" as above, or "exact" (Eq. 5), which only the reference has.
 
-    Returns y (batch, D, L) in u's dtype, and the state after the last step (batch, D, N) if asked for.
+    Returns:
+        y (batch, D, L) in u's dtype, and the last state (batch, D, N) if requested.
 
-    backend: ``reference`` plain torch, any device and dtype; ``cpu`` compiled by numba; ``mamba_ssm`` its CUDA
-    kernel (its backward ignores the last state); ``auto`` see :func:`pick_backend`.
-    discretisation: ``simplified`` as above or ``exact``, Eq. 5, of the reference alone.
-    Raises ValueError with one sentence for shapes or backends that do not fit.
+    Raises:
+        ValueError: A shape or the backend does not fit; the message names it.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias)
+    _check_sequences(u, delta, A, B, C, D, z, delta_bias)
     if discretisation not in ("simplified", "exact"):
         raise ValueError(f"discretisation is {discretisation!r}; it must be 'simplified' or 'exact'.")
     if discretisation == "exact" and backend == "auto":
         backend = "reference"
     backend = pick_backend(backend, u.device, u.dtype)
     if backend == "triton":
-        raise ValueError("The backend 'triton' scans images alone (scan_paths); take 'mamba_ssm' or 'reference' here.")
+        raise ValueError("The backend 'triton' only scans images (scan_paths); use 'mamba_ssm' or 'reference' here.")
     if discretisation == "exact" and backend != "reference":
         raise ValueError(f"The backend {backend!r} has no exact discretisation; use backend='reference'.")
+    B, C = (x[:, None] if x.dim() == 3 else x for x in (B, C))  # one group: (batch, 1, N, L)
     if backend == "mamba_ssm":
-        y, last = _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        y, last = _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     else:
-        scan = reference_scan if backend == "reference" else _cpu_scan
-        options = {"discretisation": discretisation} if backend == "reference" else {}
         work = torch.promote_types(u.dtype, torch.float32)
-        y, last = scan(*_cast(work, u, delta, A, B, C, D, delta_bias), delta_softplus, **options)
+        inputs = _cast(work, u, delta, A, B, C, D, delta_bias)
+        if backend == "cpu":
+            y, last = _scan_on_cpu(*inputs, delta_softplus)
+        else:
+            y, last = _scan_by_reference(*inputs, delta_softplus, discretisation)
         y = (y if z is None else y * F.silu(z.to(work))).to(u.dtype)
     return (y, last) if return_last_state else y
 
@@ -84,104 +97,116 @@ def scan_paths(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Scan one image along K paths with softplus on delta, and add the K outputs: the core of SS2D.
+    """Scan images along K paths with softplus on delta, and add up the K outputs: the core of SS2D.
 
-    u: (batch, L, D), pixel by pixel. delta: (batch, K, L, D). A: (K, D, N). B, C: (batch, K, L, N).
-    D, delta_bias: (K, D). paths: (K, L) int64 on u's device, the pixel that path k visits at step t, each pixel
-    once. All arrays are indexed by pixel, not by step. Returns (batch, L, D) in float32 (float64 for float64).
+    All arrays are indexed by pixel, not by step. "cpu" and "triton" read the image in place; the other backends make
+    one copy of each array per path, in the order and layout of the scan, and one of the output.
 
-    backend: as in :func:`selective_scan`, or ``triton``, a GPU kernel that reads the image in place; its paths
-    are K/2 paths and then the same ones reversed. ``cpu`` makes no copy of the image either; the other two
-    make one of each array a path, in the order and layout of the scan, and one of the output back.
-    Raises ValueError with one sentence for what does not fit.
+    Args:
+        u: Images (batch, L, D), one row per pixel.
+        delta: (batch, K, L, D).
+        A: (K, D, N).
+        B: (batch, K, L, N).
+        C: (batch, K, L, N).
+        D: (K, D).
+        delta_bias: (K, D).
+        paths: (K, L) int64 on u's device: the pixel that path k visits at step t, each pixel once.
+        backend: As in `selective_scan`, or "triton", a GPU kernel whose paths are K/2 paths, then the same reversed.
+
+    Returns:
+        (batch, L, D) in float32 (float64 for float64).
+
+    Raises:
+        ValueError: A shape, the paths or the backend do not fit; the message names them.
     """
-    _check_image(u, delta, A, B, C, D, delta_bias, paths)
+    _check_images(u, delta, A, B, C, D, delta_bias, paths)
     batch, length, channels = u.shape
     K, _, states = A.shape
     backend = pick_backend(backend, u.device, u.dtype)
-    inverse = _inverse(paths, paths._version)  # on every backend: this also checks the paths
+    if paths.is_inference():  # such tensors have no version, and autograd cannot save them
+        with torch.inference_mode(False):
+            paths = paths.clone()
+        inverse, paired = _check_paths.__wrapped__(paths, 0)
+    else:
+        inverse, paired = _check_paths(paths, paths._version)
     if backend == "triton":
         from mammo_utils.models.kernels.triton_kernel import Scan2D
 
-        if not _reversed_second(paths, paths._version):
+        if not paired:
             raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
-        A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)
+        A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)  # A (K, N, D)
         return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
-    u, delta, A, B, C, D, delta_bias = _cast(
-        torch.promote_types(u.dtype, torch.float32), u, delta, A, B, C, D, delta_bias
-    )
+    work = torch.promote_types(u.dtype, torch.float32)
+    u, delta, A, B, C, D, delta_bias = _cast(work, u, delta, A, B, C, D, delta_bias)
     if backend == "cpu":
         from mammo_utils.models.kernels.cpu import Scan
 
         y, _ = Scan.apply(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
-        return y[:, 0]
+        return y[:, 0]  # (batch, 1, L, D) -> (batch, L, D)
 
-    def along(x):  # (batch, K or 1, L, E) by pixel -> (batch, K, E, L) by step
-        x = x.transpose(2, 3).expand(-1, K, -1, -1)
-        return Reordered.apply(x, paths[:, None].expand_as(x), inverse[:, None].expand_as(x))
+    def order_by_step(x: Tensor) -> Tensor:  # (batch, K or 1, L, F) by pixel -> (batch, K, F, L) by step
+        x = x.transpose(2, 3).expand(-1, K, -1, -1)  # (batch, K, F, L)
+        return Reorder.apply(x, paths[:, None].expand_as(x), inverse[:, None].expand_as(x))
 
     y = selective_scan(
-        along(u[:, None]).view(batch, K * channels, length),
-        along(delta).view(batch, K * channels, length),
+        order_by_step(u[:, None]).view(batch, K * channels, length),
+        order_by_step(delta).view(batch, K * channels, length),
         A.reshape(K * channels, states),
-        along(B),
-        along(C),
+        order_by_step(B),  # (batch, K, N, L): each path is a group of channels
+        order_by_step(C),
         D.reshape(-1),
         delta_bias=delta_bias.reshape(-1),
         delta_softplus=True,
         backend=backend,
-    )
-    y = y.view(batch, K, channels, length)  # by step; back to pixels:
-    y = Reordered.apply(y, inverse[:, None].expand_as(y), paths[:, None].expand_as(y)).sum(1)
-    return y.transpose(1, 2)
+    ).view(batch, K, channels, length)  # by step
+    y = Reorder.apply(y, inverse[:, None].expand_as(y), paths[:, None].expand_as(y))  # by pixel
+    return y.sum(1).transpose(1, 2)  # (batch, D, L) -> (batch, L, D)
 
 
-class Reordered(torch.autograd.Function):
-    """x along its last dimension in another order, which visits every place once: one copy, whatever x's strides.
+class Reorder(torch.autograd.Function):
+    """Reorder x along its last dimension: one copy, whatever the strides of x.
 
-    order, inverse: int64, expanded to x's shape. The gradient is the same by the inverse order, where gather's own
-    would fill an array of zeros and add atomically.
+    The order, int64 in x's shape, visits each place once. The gradient is then the same copy in the inverse order,
+    where the backward of `gather` would fill an array of zeros and add atomically.
     """
 
     @staticmethod
     def forward(ctx, x, order, inverse):
+        """Return x[..., order]."""
         ctx.save_for_backward(order, inverse)
         return x.gather(-1, order)
 
     @staticmethod
     def backward(ctx, g):
+        """Return the gradient of x."""
         order, inverse = ctx.saved_tensors
-        return Reordered.apply(g, inverse, order), None, None
+        return Reorder.apply(g, inverse, order), None, None
 
 
-# Checks of paths are cached, because each forces a GPU synchronisation; the key holds the tensor's version, so that
-# paths changed in place are checked again. They run outside inference mode, whose tensors autograd cannot save.
-
-
+# Cached, because each check waits for the GPU. The version, a part of the key, counts a tensor's in-place changes, so
+# that changed paths are checked again; it misses changes through `.data` or numpy.
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _inverse(paths: Tensor, version: int) -> Tensor:
-    """The step at which path k visits each pixel, (K, L). Raises ValueError where it is not one step for each:
-    compiled kernels index memory by the paths and check nothing."""
+@torch.inference_mode(False)  # autograd cannot save tensors that are made in inference mode
+def _check_paths(paths: Tensor, version: int) -> tuple[Tensor, bool]:
+    """Return the step at which path k visits each pixel (K, L), and whether the second half reverses the first.
+
+    Raises ValueError unless each pixel is visited once: the compiled kernels index memory by the paths, unchecked.
+    """
     visited, inverse = paths.sort(1)
     if not torch.equal(visited, torch.arange(paths.shape[1], device=paths.device).expand_as(paths)):
         raise ValueError(f"paths must each visit the pixels 0 to {paths.shape[1] - 1} once.")
-    return inverse
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _reversed_second(paths: Tensor, version: int) -> bool:
-    """Whether the second half of the paths is the first half reversed."""
     half = len(paths) // 2
-    return len(paths) % 2 == 0 and torch.equal(paths[half:], paths[:half].flip(1))
+    return inverse, len(paths) % 2 == 0 and torch.equal(paths[half:], paths[:half].flip(1))
 
 
 def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """The backend that `auto` means: on a CPU ``cpu`` (float64: ``reference``), on a GPU ``mamba_ssm``.
+    """Return the backend that runs on tensors of this device and dtype.
 
-    On a GPU without mamba-ssm it is the reference. ``triton`` is never picked: it has not been measured that it
-    wins. Raises ValueError where a named one cannot do the work.
+    "auto" is "cpu" on a CPU, on a GPU "mamba_ssm" if it is installed, and else (and for float64) "reference". It is
+    never "triton", which has not been measured to be faster.
+
+    Raises:
+        ValueError: The named backend does not exist or cannot scan such tensors.
     """
     if backend not in BACKENDS:
         raise ValueError(f"There is no backend {backend!r}; accepted are {', '.join(BACKENDS)}.")
@@ -193,110 +218,88 @@ def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.
         raise ValueError(f"The backend {backend!r} scans in float32; use backend='reference' for float64.")
     needed = {"cpu": "cpu", "mamba_ssm": "cuda", "triton": "cuda"}.get(backend, device.type)
     if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-        needed = device.type  # Triton's interpreter runs its kernels anywhere, slowly: for tests
+        needed = device.type  # for tests: Triton's interpreter runs its kernels on any device, slowly
     if device.type != needed:
         raise ValueError(f"The backend {backend!r} needs tensors on {needed}, these are on {device.type}.")
     return backend
 
 
-def reference_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, discretisation="simplified"):
-    """Eq. 5-6 step by step in the dtype of the inputs; shapes as in :func:`selective_scan`.
+def _scan_by_reference(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, discretisation="simplified"):
+    """Run Eq. 5-6 step by step in the dtype of the inputs; B and C are (D, N) or (batch, G, N, L).
 
-    Its backward keeps every state, L x D x N numbers: the yardstick, not for training.
+    Its backward keeps every state, L x D x N numbers: it is the yardstick, not meant for training.
     """
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
-    B, C = (per_channel(x, u) for x in (B, C))  # (batch, D, N, L), expanded
+    B, C = (_expand_to_channels(x, u) for x in (B, C))  # (batch, D, N, L)
     h = u.new_zeros(u.shape[0], *A.shape)  # (batch, D, N)
     ys = []
-    # unbound once: a slice a step would make the backward quadratic in L
+    # Unbound once, because slicing at each step would make the backward quadratic in L.
     for u_t, delta_t, B_t, C_t in zip(u.unbind(2), delta.unbind(2), B.unbind(3), C.unbind(3), strict=True):
-        dA = delta_t[:, :, None] * A  # (batch, D, N)
+        dA = delta_t[:, :, None] * A  # (batch, D, N), the paper's ΔA
         B_bar = delta_t[:, :, None] * B_t
-        if discretisation == "exact":  # (dA)^-1 (exp(dA) - 1) (delta B); the factor tends to 1 with dA to 0
+        if discretisation == "exact":  # (dA)^-1 (exp(dA) - 1) (delta B); the factor tends to 1 as dA tends to 0
             flat = dA == 0
             B_bar = B_bar * torch.where(flat, 1.0, torch.expm1(dA) / torch.where(flat, 1.0, dA))
         h = torch.exp(dA) * h + B_bar * u_t[:, :, None]
-        ys.append((h * C_t).sum(-1))
-    y = torch.stack(ys, dim=2)
+        ys.append((h * C_t).sum(-1))  # (batch, D)
+    y = torch.stack(ys, dim=2)  # (batch, D, L)
     return (y if D is None else y + D[:, None] * u), h
 
 
-def per_channel(x: Tensor, u: Tensor) -> Tensor:
-    """B or C in any of its three shapes as (batch, D, N, L)."""
+def _expand_to_channels(x: Tensor, u: Tensor) -> Tensor:
+    """Expand B or C, (D, N) or (batch, G, N, L), to (batch, D, N, L)."""
     batch, channels, length = u.shape
     if x.dim() == 2:
         return x[None, :, :, None].expand(batch, -1, -1, length)
-    x = _grouped(x)
-    return x[:, :, None].expand(-1, -1, channels // x.shape[1], -1, -1).flatten(1, 2)
+    x = x[:, :, None].expand(-1, -1, channels // x.shape[1], -1, -1)  # (batch, G, D/G, N, L)
+    return x.flatten(1, 2)
 
 
-def _grouped(x: Tensor) -> Tensor:
-    """A B or C that varies in time as (batch, G, N, L)."""
-    return x[:, None] if x.dim() == 3 else x
-
-
-def _cpu_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
-    """Bring mamba-ssm's shapes into those of the kernel: groups as paths, all of them 0, 1, ..., L - 1.
-
-    A constant B or C becomes 1 in the scan and a factor of state n of channel d in the output.
-    """
+def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
+    """Bring mamba-ssm's shapes into those of the CPU kernel: each group is a path that visits 0, 1, ..., L - 1."""
     from mammo_utils.models.kernels.cpu import Scan
 
-    batch, channels, length = u.shape
-    states = A.shape[1]
+    batch, _, length = u.shape
     groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
-    W = None
+    W = None  # a constant B or C becomes 1 in the scan and a factor of state n of channel d in the output
     for constant in (x for x in (B, C) if x.dim() == 2):
         W = constant if W is None else W * constant
-
-    def split(x):  # (batch, D, L) -> (batch, G, L, D/G)
-        return x.reshape(batch, groups, channels // groups, length).transpose(2, 3)
-
-    def by_group(x):  # (D, ...) -> (G, ..., D/G)
-        return None if x is None else x.reshape(groups, channels // groups, -1).transpose(1, 2)
-
-    def varying(x):  # -> (batch, G, L, N)
-        if x.dim() == 2:
-            return u.new_ones(1).expand(batch, groups, length, states)
-        return _grouped(x).transpose(2, 3).expand(-1, groups, -1, -1)
-
+    ones = u.new_ones(1).expand(batch, groups, length, A.shape[1])
+    rates = [ones if x.dim() == 2 else x.transpose(2, 3).expand(-1, groups, -1, -1) for x in (B, C)]  # (batch, G, L, N)
+    u, delta = (x.unflatten(1, (groups, -1)).transpose(2, 3) for x in (u, delta))  # (batch, G, L, D/G)
+    A, W, D, delta_bias = (None if x is None else x.unflatten(0, (groups, -1)) for x in (A, W, D, delta_bias))
+    A, W = (None if x is None else x.transpose(1, 2) for x in (A, W))  # (G, D/G, N) -> (G, N, D/G)
     path = torch.arange(length).expand(groups, -1)
-    D, delta_bias = (None if x is None else x.reshape(groups, -1) for x in (D, delta_bias))
-    inputs = (split(u), split(delta), by_group(A), varying(B), varying(C), by_group(W), D, delta_bias)
-    y, last = Scan.apply(*inputs, delta_softplus, path)
-    y = y.transpose(2, 3).reshape(batch, channels, length)
-    last = last.transpose(2, 3).reshape(batch, channels, states)
+    y, last = Scan.apply(u, delta, A, *rates, W, D, delta_bias, delta_softplus, path)
+    y = y.transpose(2, 3).flatten(1, 2)  # (batch, G, L, D/G) -> (batch, D, L)
+    last = last.transpose(2, 3).flatten(1, 2)  # (batch, G, N, D/G) -> (batch, D, N)
     return y, (last * B if B.dim() == 2 else last)
 
 
-def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """Hand mamba-ssm's kernel what it takes: one number of groups for all that varies in time, in u's dtype; all
-    weights in float32; a bias without gaps."""
+def _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Run mamba-ssm's kernel, which takes one number of groups, on inputs of the dtypes that it takes."""
     if A.shape[1] > 256:
         raise ValueError(f"The backend 'mamba_ssm' scans at most 256 states, not {A.shape[1]}; use 'reference'.")
     groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
-    if groups > 1 and B.dim() == 2:  # it counts groups by B, a constant one as one: each channel its own group
-        B, C = per_channel(B, u), per_channel(C, u)
+    if groups > 1 and B.dim() == 2:  # the kernel counts the groups of B, 1 if constant: make each channel a group
+        B, C = _expand_to_channels(B, u), _expand_to_channels(C, u)
     elif groups > 1:
-        B, C = (x if x.dim() == 2 else _grouped(x).expand(-1, groups, -1, -1) for x in (B, C))
+        B, C = (x if x.dim() == 2 else x.expand(-1, groups, -1, -1) for x in (B, C))
     B, C = (x.to(torch.float32 if x.dim() == 2 else u.dtype) for x in (B, C))
-    delta, z = _cast(u.dtype, delta, z)
+    delta, z = _cast(u.dtype, delta, z)  # all that varies in time has u's dtype, the rest is float32
     A, D, delta_bias = _cast(torch.float32, A, D, delta_bias)
-    delta_bias = None if delta_bias is None else delta_bias.contiguous()
-    return _mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
+    delta_bias = None if delta_bias is None else delta_bias.contiguous()  # the kernel ignores its stride
+    return _import_mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
 
 
-@cache
-def _mamba_ssm():
+def _import_mamba_ssm():
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError as error:
-        raise ValueError(
-            f"The backend 'mamba_ssm' cannot be imported ({error}); install mamba-ssm or take another."
-        ) from error
+        raise ValueError(f"The backend 'mamba_ssm' cannot be imported ({error}); install it or use another.") from error
     return selective_scan_fn
 
 
@@ -304,54 +307,43 @@ def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.to(dtype) for x in tensors]
 
 
-def _check(u, delta, A, B, C, D, z, delta_bias) -> None:
-    if u.dim() != 3 or min(u.shape) < 1:
-        raise ValueError(f"u has the shape {tuple(u.shape)}; it must be (batch, D, L), none of them 0.")
+def _check_sequences(u, delta, A, B, C, D, z, delta_bias) -> None:
+    """Check the shapes of `selective_scan`."""
+    _require(u.dim() == 3 and u.numel() > 0, "u", u, "(batch, D, L), none of them 0")
     batch, channels, length = u.shape
-    if A.dim() != 2 or A.shape[0] != channels or A.is_complex():
-        raise ValueError(f"A has the shape {tuple(A.shape)} and {A.dtype}; it must be real, (D={channels}, N).")
+    _require(A.dim() == 2 and len(A) == channels and not A.is_complex(), "A", A, f"real, (D={channels}, N)")
     states = A.shape[1]
-    shapes = {
-        "delta": (delta, u.shape),
-        "z": (z, u.shape),
-        "D": (D, (channels,)),
-        "delta_bias": (delta_bias, (channels,)),
-    }
-    _check_shapes(shapes)
+    _require_shapes(delta=(delta, u.shape), z=(z, u.shape), D=(D, (channels,)), delta_bias=(delta_bias, (channels,)))
+    accepted = f"real, ({channels}, {states}), ({batch}, {states}, {length}) or ({batch}, G, {states}, {length})"
     for name, x in (("B", B), ("C", C)):
         groups = x.shape[1] if x.dim() == 4 else 1
-        accepted = {2: (channels, states), 3: (batch, states, length), 4: (batch, groups, states, length)}
-        if x.is_complex() or x.shape != accepted.get(x.dim()) or groups < 1 or channels % groups:
-            raise ValueError(
-                f"{name} has the shape {tuple(x.shape)}; it must be real, ({channels}, {states}), ({batch}, {states}, "
-                f"{length}) or ({batch}, G, {states}, {length}) with G dividing {channels}."
-            )
+        shapes = {2: (channels, states), 3: (batch, states, length), 4: (batch, groups, states, length)}
+        fits = x.shape == shapes.get(x.dim()) and groups > 0 and channels % groups == 0 and not x.is_complex()
+        _require(fits, name, x, f"{accepted} with G dividing {channels}")
     if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1] and 1 not in (B.shape[1], C.shape[1]):
         raise ValueError(f"B has {B.shape[1]} groups and C has {C.shape[1]}; they must agree.")
 
 
-def _check_image(u, delta, A, B, C, D, delta_bias, paths) -> None:
-    """The shapes of scan_paths: compiled kernels read beyond a smaller array."""
-    if u.dim() != 3 or min(u.shape) < 1:
-        raise ValueError(f"u has the shape {tuple(u.shape)}; it must be (batch, L, D), none of them 0.")
+def _check_images(u, delta, A, B, C, D, delta_bias, paths) -> None:
+    """Check the shapes of `scan_paths`, because the compiled kernels would read beyond a smaller array."""
+    _require(u.dim() == 3 and u.numel() > 0, "u", u, "(batch, L, D), none of them 0")
     batch, length, channels = u.shape
-    if A.dim() != 3 or A.shape[1] != channels or min(A.shape) < 1 or A.is_complex():
-        raise ValueError(f"A has the shape {tuple(A.shape)} and {A.dtype}; it must be real, (K, D={channels}, N).")
+    fits = A.dim() == 3 and A.shape[1] == channels and A.numel() > 0 and not A.is_complex()
+    _require(fits, "A", A, f"real, (K, D={channels}, N)")
     K, _, states = A.shape
-    shapes = {
-        "delta": (delta, (batch, K, length, channels)),
-        "B": (B, (batch, K, length, states)),
-        "C": (C, (batch, K, length, states)),
-        "D": (D, (K, channels)),
-        "delta_bias": (delta_bias, (K, channels)),
-        "paths": (paths, (K, length)),
-    }
-    _check_shapes(shapes)
+    B_shape, D_shape = (batch, K, length, states), (K, channels)
+    _require_shapes(delta=(delta, (batch, K, length, channels)), B=(B, B_shape), C=(C, B_shape))
+    _require_shapes(D=(D, D_shape), delta_bias=(delta_bias, D_shape), paths=(paths, (K, length)))
     if paths.dtype != torch.int64 or paths.device != u.device:
         raise ValueError(f"paths are {paths.dtype} on {paths.device}; they must be torch.int64 on {u.device}.")
 
 
-def _check_shapes(shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it must be {tuple(shape)}.")
+def _require_shapes(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    for name, (tensor, shape) in tensors.items():
+        _require(tensor is None or tensor.shape == shape, name, tensor, f"{tuple(shape)}")
+
+
+def _require(fits: bool, name: str, tensor: Tensor | None, expected: str) -> None:
+    if not fits:
+        dtype = f" and the dtype {tensor.dtype}" if tensor.is_complex() else ""
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}{dtype}; it must be {expected}.")

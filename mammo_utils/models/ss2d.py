@@ -1,7 +1,7 @@
 """The 2D selective scan (SS2D) of VMamba (Liu et al. 2024) in MedMamba's SS-Conv-SSM block (Yue and Li 2024).
 
-Figure 2 of the paper. Images are channels-last, (batch, H, W, C), of any height and width. Facts of shape and
-initialisation are those of MedMamba's published code; two of its slips are put right, see :class:`SS2D`.
+This is Figure 2 of the paper. Images are channels-last, (batch, H, W, C), of any height and width. Shapes and
+initialisation are those of MedMamba's published code, but for the deviations that each class lists.
 """
 
 from __future__ import annotations
@@ -18,23 +18,34 @@ from mammo_utils.models.selective_scan import scan_paths
 PATHS = ("rows", "columns", "rows reversed", "columns reversed")
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept serves a later training, too
 def four_paths(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """The pixel that each path of ``PATHS`` visits at each step: (4, H*W) int64; pixel = row * W + column."""
+    """Return the pixel (row * W + column) that each path of `PATHS` visits at each step, (4, H*W) int64."""
+    return _shared_paths(height, width, device).clone()  # callers may change theirs
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # autograd cannot save tensors that are made in inference mode
+def _shared_paths(height: int, width: int, device: torch.device | str) -> Tensor:
     rows = torch.arange(height * width, device=device)
-    columns = rows.view(height, width).t().reshape(-1)
-    return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
+    columns = rows.view(height, width).t().reshape(-1)  # (H, W) -> (W, H) -> (H*W,)
+    return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])  # (4, H*W)
 
 
 class SS2D(nn.Module):
-    """Four selective scans over one image, added up (VMamba's first form).
+    """Four selective scans over one image, added up: the first version of VMamba's SS2D, as MedMamba uses it.
 
-    Linear to 2E channels x and z; x through a depthwise 3x3 convolution and SiLU; each path's delta, B and C
-    by a linear map of x; the four scans; LayerNorm; times SiLU(z); linear back. E = expand * channels.
+    A linear map to x and z of E = expand * C channels each; x through a depthwise 3x3 convolution and SiLU; the paper's
+    delta, B and C of each path by a linear map of x; the four scans; LayerNorm; times SiLU(z); a linear map back.
 
-    Different from MedMamba: the depthwise convolution is initialised by its true fan (9, not 9E: theirs is
-    sqrt(E), about 10 times, too small), and A_log and D carry ``_no_weight_decay`` for the optimiser to obey.
+    Deviations from MedMamba: the depthwise convolution is initialised by its true fan-out, 9; theirs uses 9E, so its
+    weights are sqrt(E), about 10 times, too small. A_log and D are marked `_no_weight_decay`, and our optimiser obeys
+    the mark; theirs ignores it.
+
+    Args:
+        channels: C.
+        states: N, the states of each channel.
+        expand: E / C.
+        backend: See `selective_scan`.
     """
 
     def __init__(self, channels: int, states: int = 16, expand: int = 2, backend: str = "auto"):
@@ -51,10 +62,11 @@ class SS2D(nn.Module):
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)
         self.A_log._no_weight_decay = self.D._no_weight_decay = True
-        self.initialise()
+        self.reset_parameters()
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from torch's global generator."""
         nn.init.trunc_normal_(self.in_proj.weight, std=0.02)
         nn.init.trunc_normal_(self.out_proj.weight, std=0.02)
         nn.init.normal_(self.conv.weight, std=math.sqrt(2 / 9))
@@ -67,37 +79,38 @@ class SS2D(nn.Module):
         self.A_log.copy_(torch.log(torch.arange(1, self.states + 1)).expand_as(self.A_log))  # A = -1..-N (S4D-real)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, H, W, C) -> (batch, H, W, C)"""
+        """(batch, H, W, C) -> (batch, H, W, C)."""
         batch, height, width, _ = x.shape
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, H, W, E) each
-        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        y = self.scan(x.reshape(batch, height * width, -1), four_paths(height, width, x.device))
-        y = self.out_norm(y.view(batch, height, width, -1).to(z.dtype))
-        return self.out_proj(y * F.silu(z))
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, H, W, 2E) -> (batch, H, W, E) each
+        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # -> (batch, E, H, W) -> (batch, H, W, E)
+        x = x.reshape(batch, height * width, -1)  # (batch, L, E) with L = H * W
+        y = self.scan(x, _shared_paths(height, width, x.device)).view(batch, height, width, -1)  # (batch, H, W, E)
+        return self.out_proj(self.out_norm(y.to(z.dtype)) * F.silu(z))
 
     def scan(self, x: Tensor, paths: Tensor) -> Tensor:
-        """Scan (batch, L, E) along each of the four paths (4, L) and add: (batch, L, E).
+        """Scan x (batch, L, E) along each of the K paths (K, L) and add up: (batch, L, E).
 
-        delta, B and C depend on the pixel alone, so they are computed once per pixel, for all paths in one
-        matrix product, and read in each path's order by the scan: the image is never copied in another order.
+        delta, B and C depend on the pixel alone. They are computed once per pixel, for all paths in one matrix
+        product, and the scan reads them in the order of each path: the image is never copied in another order.
         """
         batch, length, inner = x.shape
         K = len(PATHS)
-        parameters = F.linear(x, self.x_proj.flatten(0, 1)).view(batch, length, K, -1)
-        dt, B, C = parameters.transpose(1, 2).split([self.rank, self.states, self.states], dim=-1)  # (batch, K, L, .)
-        dt = dt.transpose(0, 1).reshape(K, batch * length, self.rank)
-        delta = torch.bmm(dt, self.dt_weight.transpose(1, 2).to(dt.dtype))  # (K, batch*L, E)
-        delta = delta.view(K, batch, length, inner).transpose(0, 1)
-        A = -torch.exp(self.A_log.float())
+        parameters = F.linear(x, self.x_proj.flatten(0, 1)).view(batch, length, K, -1)  # (batch, L, K, rank + 2N)
+        parameters = parameters.transpose(1, 2)  # (batch, K, L, rank + 2N)
+        dt, B, C = parameters.split([self.rank, self.states, self.states], dim=-1)  # (batch, K, L, rank or N)
+        dt = dt.transpose(0, 1).reshape(K, batch * length, self.rank)  # one matrix per path
+        delta = torch.bmm(dt, self.dt_weight.transpose(1, 2).to(dt.dtype))  # by (K, rank, E) -> (K, batch*L, E)
+        delta = delta.view(K, batch, length, inner).transpose(0, 1)  # (batch, K, L, E)
+        A = -torch.exp(self.A_log.float())  # (K, E, N)
         return scan_paths(x, delta, A, B, C, self.D, self.dt_bias, paths, backend=self.backend)
 
 
 class SSConvSSM(nn.Module):
-    """MedMamba's block: half of the channels convolved, half scanned, joined and added to the input.
+    """MedMamba's block: half of the channels are convolved, half scanned, then joined and added to the input.
 
-    variant ``shuffle``: the halves are concatenated and their channels shuffled in two groups. ``inner``: the
-    scanned half has a residual of its own and a 1x1 convolution stands in the shuffle's place (the published
-    code's first version).
+    The variant "shuffle" concatenates the halves and shuffles their channels in two groups. "inner" is the first
+    version of the published code: the scanned half has a residual connection of its own, and a 1x1 convolution takes
+    the place of the shuffle.
     """
 
     def __init__(self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto"):
@@ -111,36 +124,32 @@ class SSConvSSM(nn.Module):
         self.ss2d = SS2D(half, states, backend=backend)
         self.convolutions = nn.Sequential(
             nn.BatchNorm2d(half),
-            nn.Conv2d(half, half, 3, padding=1),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 3, padding=1),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 1),
-            nn.ReLU(),
-        )
+            nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, half, 1), nn.ReLU(),
+        )  # fmt: skip
         self.mix = nn.Conv2d(channels, channels, 1) if variant == "inner" else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.ss2d.conv:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, H, W, C) -> (batch, H, W, C)"""
-        left, right = x.chunk(2, dim=-1)
-        convolved = self.convolutions(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        scanned = self.ss2d(self.norm(right))
+        """(batch, H, W, C) -> (batch, H, W, C)."""
+        left, right = x.chunk(2, dim=-1)  # (batch, H, W, C/2) each
+        convolved = self.convolutions(left.permute(0, 3, 1, 2))  # (batch, C/2, H, W)
+        convolved = convolved.permute(0, 2, 3, 1)  # (batch, H, W, C/2)
+        scanned = self.ss2d(self.norm(right))  # (batch, H, W, C/2)
         if self.mix is not None:
-            joined = torch.cat([convolved, scanned + right], dim=-1)
-            return x + self.mix(joined.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        # shuffled: channel 2i is the convolved half's i, channel 2i + 1 the scanned half's
-        return x + torch.stack([convolved, scanned], dim=-1).flatten(-2)
+            joined = torch.cat([convolved, scanned + right], dim=-1)  # (batch, H, W, C)
+            return x + self.mix(joined.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # -> (batch, C, H, W) -> as x
+        # The shuffle: channel 2i is channel i of the convolved half, channel 2i + 1 is channel i of the scanned half.
+        return x + torch.stack([convolved, scanned], dim=-1).flatten(-2)  # (batch, H, W, C/2, 2) -> (batch, H, W, C)
 
 
 class PatchEmbedding(nn.Module):
-    """(batch, 3, H, W) -> (batch, ceil(H/patch), ceil(W/patch), width): one linear map of each patch, LayerNorm.
+    """(batch, 3, H, W) -> (batch, ceil(H/patch), ceil(W/patch), width): one linear map of each patch, then LayerNorm.
 
-    Zeros are added at the bottom and right where patches do not fit.
+    Where the patches do not fit, zeros are added at the bottom and at the right.
     """
 
     def __init__(self, width: int, patch: int = 4):
@@ -151,16 +160,17 @@ class PatchEmbedding(nn.Module):
         nn.init.kaiming_normal_(self.project.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, H, W) -> (batch, h, w, width)."""
         bottom, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
         x = F.pad(x, (0, right, 0, bottom)) if bottom or right else x
-        return self.norm(self.project(x).permute(0, 2, 3, 1))
+        return self.norm(self.project(x).permute(0, 2, 3, 1))  # (batch, width, h, w) -> (batch, h, w, width)
 
 
 class PatchMerging(nn.Module):
-    """(batch, H, W, C) -> (batch, ceil(H/2), ceil(W/2), 2C): each 2x2 square joined, LayerNorm, linear.
+    """(batch, H, W, C) -> (batch, ceil(H/2), ceil(W/2), 2C): each 2x2 square concatenated, LayerNorm, a linear map.
 
-    The order in a square is MedMamba's: (0, 0), (1, 0), (0, 1), (1, 1). Odd sides get a row or column of zeros
-    (theirs cuts the last one off).
+    The order within a square is MedMamba's: (0, 0), (1, 0), (0, 1), (1, 1). Deviation: an odd side is padded by a
+    row or column of zeros; MedMamba drops the last one.
     """
 
     def __init__(self, channels: int):
@@ -170,7 +180,8 @@ class PatchMerging(nn.Module):
         nn.init.trunc_normal_(self.reduce.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, H, W, C) -> (batch, h, w, 2C)."""
         bottom, right = x.shape[1] % 2, x.shape[2] % 2
         x = F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
-        squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduce(self.norm(torch.cat(squares, dim=-1)))
+        squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # (batch, h, w, C) each
+        return self.reduce(self.norm(torch.cat(squares, dim=-1)))  # (batch, h, w, 4C) -> (batch, h, w, 2C)

@@ -1,4 +1,4 @@
-"""The six systems of Tables 2-4, from one builder."""
+"""The systems of Tables 2-4, all from one builder."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mammo_utils.config import ModelSettings
 from mammo_utils.models.encoders import ENCODERS, Encoder
 from mammo_utils.models.fusion import FUSIONS, Fusion
-from mammo_utils.models.selective_scan import BACKENDS, pick_backend
+from mammo_utils.models.selective_scan import pick_backend
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.vocabulary import SIDES, SYSTEMS, TASK_MODES
 
 
 class System(nn.Module):
-    """Four views in, a diagnosis and a BI-RADS class of each breast out.
+    """Four views in, the diagnosis and the BI-RADS class of each breast out (Figure 1).
 
-    encoders: one for all views, or two, for CC and for MLO. Each view's feature goes through the fusion, then
-    dropout, then one linear head per breast and task.
+    Each view's feature vector goes through the fusion, then dropout, then one linear head per breast and task.
 
-    `classes` names the active tasks with their numbers of classes.
+    Args:
+        encoders: One for all views (shared), or one for the CC views and one for the MLO views (view-specific).
+        fusion: Joins the feature vectors of the four views.
+        classes: Number of classes of each active task.
+        dropout: Probability of dropout before the heads (§4.3).
     """
 
     def __init__(self, encoders: Sequence[Encoder], fusion: Fusion, classes: dict[str, int], dropout: float = 0.5):
@@ -32,43 +36,50 @@ class System(nn.Module):
         self.classes = dict(classes)
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict(
-            {f"{side}_{task}": nn.Linear(fusion.features, n) for task, n in classes.items() for side in SIDES}
+            {f"{side}_{task}": nn.Linear(fusion.out_features, n) for task, n in classes.items() for side in SIDES}
         )
 
     def forward(self, images: Tensor, present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """images (batch, 4, 3, H, W), normalised, absent views 0; present (batch, 4) bool, on the host best.
+        """Classify both breasts of each exam.
 
-        Returns the logits of each active task, (batch, 2, classes) for L and R, and the views' weights (batch, 4).
+        Args:
+            images: (batch, 4, 3, H, W), normalised; absent views are 0.
+            present: (batch, 4) bool, preferably on the CPU, because reading it from a GPU waits for the GPU.
+
+        Returns:
+            The logits of each active task, (batch, 2, classes) for L and R, and the views' weights, alpha (batch, 4).
         """
-        v = self.features(images, present)
-        fused, weights = self.fusion(v, present.to(v.device, non_blocking=True))
+        v = self.encode_views(images, present)
+        fused, alpha = self.fusion(v, present.to(v.device, non_blocking=True))  # v_fused of Eq. 10
         fused = self.dropout(fused)
-        logits = {
-            task: torch.stack([self.heads[f"{side}_{task}"](fused) for side in SIDES], dim=1) for task in self.classes
-        }
-        return logits, weights
+        logits = {}
+        for task in self.classes:
+            sides = [self.heads[f"{side}_{task}"](fused) for side in SIDES]  # (batch, classes) each
+            logits[task] = torch.stack(sides, dim=1)  # (batch, 2, classes)
+        return logits, alpha
 
-    def features(self, images: Tensor, present: Tensor) -> Tensor:
-        """The vector of each view, (batch, 4, D); where the fusion masks, an absent view is not encoded and is 0."""
-        counts = self.fusion.counts(present.cpu())  # on the host: the device is not waited for
-        n = len(self.encoders)  # view i belongs to encoder i % n: all to the one, or CC, MLO, CC, MLO
-        numbers = torch.arange(counts.numel()).view_as(counts)
-        flat = images.flatten(0, 1)
-        v = images.new_zeros(len(flat), self.encoders[0].features)
+    def encode_views(self, images: Tensor, present: Tensor) -> Tensor:
+        """Encode each view as a vector, (batch, 4, D); views that do not count are skipped and stay 0."""
+        counting = self.fusion.counting_views(present.cpu())  # indices are made on the CPU: no wait for the GPU
+        numbers = torch.arange(counting.numel()).view_as(counting)  # (batch, 4): place of each view in `flat`
+        flat = images.flatten(0, 1)  # (batch, 4, 3, H, W) -> (batch * 4, 3, H, W)
+        v = images.new_zeros(len(flat), self.encoders[0].out_features)  # (batch * 4, D)
+        n = len(self.encoders)  # view i belongs to encoder i % n: all to the only one, or CC and MLO alternately
         for i, encoder in enumerate(self.encoders):
-            at = numbers[:, i::n][counts[:, i::n]]
-            if not len(at):
+            chosen = numbers[:, i::n][counting[:, i::n]]  # (views of this encoder,)
+            if not len(chosen):
                 continue
-            at, all_views = at.to(images.device, non_blocking=True), len(at) == len(flat)
-            encoded = encoder(flat if all_views else flat[at])
-            v = encoded if all_views else v.to(encoded.dtype).index_copy(0, at, encoded)
-        return v.unflatten(0, counts.shape)
+            all_views = len(chosen) == len(flat)
+            chosen = chosen.to(images.device, non_blocking=True)
+            encoded = encoder(flat if all_views else flat[chosen])  # (views of this encoder, D)
+            v = encoded if all_views else v.to(encoded.dtype).index_copy(0, chosen, encoded)
+        return v.unflatten(0, counting.shape)  # (batch * 4, D) -> (batch, 4, D)
 
     @property
     def backend(self) -> str:
-        """The backend that runs the scans where the weights lie now; "none" without scans."""
-        asked = next((m.backend for m in self.modules() if isinstance(m, SS2D)), None)
-        return "none" if asked is None else pick_backend(asked, next(self.parameters()).device)
+        """The backend that runs the scans on the device of the weights, "none" in a system without scans."""
+        setting = next((m.backend for m in self.modules() if isinstance(m, SS2D)), None)
+        return "none" if setting is None else pick_backend(setting, next(self.parameters()).device)
 
 
 def build_system(
@@ -79,33 +90,29 @@ def build_system(
     n_birads: int = 2,
     **changes: Any,
 ) -> System:
-    """Build one of SYSTEMS, its weights drawn from torch's global generator.
+    """Build a system, its initial weights drawn from torch's global generator.
 
     Args:
-        system: Name of the system.
+        system: A key of `SYSTEMS`.
         settings: The study's model settings; the defaults if None.
-        task_mode: "multi" for both tasks, or the one task.
-        n_birads: BI-RADS classes of the subset.
-        **changes: Model settings that replace those of `settings`, such as ``missing="masked"``.
+        task_mode: "multi" for both tasks, or the name of the only one.
+        n_birads: Number of BI-RADS classes of the subset.
+        **changes: Model settings that replace those of `settings`, such as `missing="masked"`.
 
     Raises:
-        ValueError: A value is not accepted; the message names it.
+        ValueError: A name or value is not accepted; the message names it.
     """
-    settings = (settings or ModelSettings()).model_copy(update=changes)
-    for name, value, accepted in (
-        ("system", system, SYSTEMS),
-        ("task_mode", task_mode, TASK_MODES),
-        ("fusion", settings.fusion, FUSIONS),
-        ("backend", settings.backend, BACKENDS),
-    ):
+    for name, value, accepted in (("system", system, SYSTEMS), ("task_mode", task_mode, TASK_MODES)):
         if value not in accepted:
             raise ValueError(f"{name} is {value!r}; accepted are {', '.join(accepted)}.")
-    if unknown := set(changes) - set(ModelSettings.model_fields):
-        raise ValueError(f"There is no model setting {sorted(unknown)[0]!r}.")
+    try:  # model_copy(update=changes) would accept any name and value
+        settings = ModelSettings(**((settings or ModelSettings()).model_dump() | changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}.") from None
     entry = SYSTEMS[system]
     encoders = [ENCODERS[entry.encoder](settings) for _ in range(entry.encoders)]
-    fusion = FUSIONS[settings.fusion](encoders[0].features, settings.missing)
+    fusion = FUSIONS[settings.fusion](encoders[0].out_features, settings.missing)
     classes = {"diagnosis": 2, "birads": n_birads}
-    return System(
-        encoders, fusion, classes if task_mode == "multi" else {task_mode: classes[task_mode]}, settings.dropout
-    )
+    active = classes if task_mode == "multi" else {task_mode: classes[task_mode]}
+    return System(encoders, fusion, active, settings.dropout)

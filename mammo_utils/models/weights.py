@@ -1,8 +1,7 @@
-"""ImageNet weights of torchvision's ResNets: downloaded, or from a local file, never unpickled."""
+"""ImageNet weights of torchvision's ResNets: downloaded or from a local file, never unpickled."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -13,6 +12,7 @@ from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from mammo_utils.io import project_root
+from mammo_utils.provenance import file_hash
 
 URLS = {18: ResNet18_Weights.IMAGENET1K_V1.url, 50: ResNet50_Weights.IMAGENET1K_V1.url}
 
@@ -22,19 +22,26 @@ class WeightsError(ValueError):
 
 
 def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> None:
-    """Load `weights` into a torchvision ResNet.
+    """Load pretrained weights into a torchvision ResNet.
 
-    weights: ``"imagenet"``, torchvision's first ImageNet weights, downloaded once into torch's own folder; a
-    local ``.pth`` or ``.safetensors`` file; or a folder that holds the file under torchvision's name. Relative
-    paths are read from the project's folder. A file is taken whose SHA-256 begins with the digits of torchvision's
-    published file, or with the digits in its own name: whoever renames other weights so says which they mean.
-    Raises WeightsError with one sentence.
+    A file is accepted if its SHA-256 begins with the digits in its own name or, if the name has none, with those of
+    torchvision's published file. Other weights are thus accepted if their name ends in their own hash.
+
+    Args:
+        resnet: ResNet-18 or ResNet-50.
+        depth: 18 or 50.
+        weights: "imagenet": torchvision's first ImageNet weights, downloaded once into torch's own folder. Otherwise a
+            `.pth` or `.safetensors` file, or a folder that holds the file under torchvision's name; relative paths
+            start from the project's folder.
+
+    Raises:
+        WeightsError: The weights are missing, damaged or of another network.
     """
     name = URLS[depth].rsplit("/", 1)[1]
     if str(weights) == "imagenet":
         file = Path(torch.hub.get_dir()) / "checkpoints" / name
         if not file.is_file():
-            download(URLS[depth], file)
+            _download(URLS[depth], file)
     else:
         file = project_root() / weights
         file = file / name if file.is_dir() else file
@@ -43,19 +50,23 @@ def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> N
                 f"There is no weights file {file}; download {URLS[depth]} elsewhere and put {name} there, "
                 f"or set model.weights to 'imagenet' or ''."
             )
-    check_hash(file, hash_in_name(name))
-    state = read_state(file)
+    _check_hash(file, published=_hash_in_name(name))
+    try:
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes, torch's restricted unpickler raises anything, even KeyError
+        raise WeightsError(f"{file} is not a file of weights that torch or safetensors can read.") from error
     try:
         resnet.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:  # other tensors; a list or tensor; keys not words
+    except (RuntimeError, TypeError, AttributeError) as error:  # other tensors, not a dict, keys that are no strings
         raise WeightsError(f"{file} does not hold the weights of torchvision's ResNet-{depth}.") from error
 
 
-def download(url: str, file: Path) -> None:
-    """Fetch torchvision's file, its hash checked, whole or not at all."""
+def _download(url: str, file: Path) -> None:
+    """Download torchvision's file, its hash checked, completely or not at all."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_in_name(file.name), progress=False)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=_hash_in_name(file.name), progress=False)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(
             f"ImageNet weights could not be downloaded ({error}); download {url} elsewhere and put {file.name} "
@@ -63,11 +74,8 @@ def download(url: str, file: Path) -> None:
         ) from error
 
 
-def check_hash(file: Path, published: str) -> None:
-    """Raise WeightsError where a file's SHA-256 begins neither with `published` nor with the digits in its name."""
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    named = hash_in_name(file.name)
+def _check_hash(file: Path, published: str) -> None:
+    found, named = file_hash(file), _hash_in_name(file.name)
     if found.startswith(named or published):
         return
     if named == published:
@@ -75,22 +83,12 @@ def check_hash(file: Path, published: str) -> None:
             f"{file} is damaged: its SHA-256 begins with {found[:8]}, not {named}; delete it and download it again."
         )
     raise WeightsError(
-        f"{file} is not torchvision's published file, whose SHA-256 begins with {published}; to use it all the same, "
+        f"{file} is not torchvision's published file, whose SHA-256 begins with {published}; to use it anyway, "
         f"give it a name that ends in -{found[:8]}{file.suffix}."
     )
 
 
-def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file, nothing but tensors unpickled."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's restricted unpickler raises anything, even KeyError, on foreign bytes
-        raise WeightsError(f"{file} is not a file of weights alone that torch or safetensors can read.") from error
-
-
-def hash_in_name(name: str) -> str | None:
-    """The digits in a name such as resnet18-f37072fd.pth."""
+def _hash_in_name(name: str) -> str | None:
+    """Return the digits in a name such as resnet18-f37072fd.pth."""
     match = re.search(r"-([0-9a-f]{8,64})\.(?:pth|safetensors)$", name)
     return match.group(1) if match else None

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
-from mammo_utils.models.costs import Part, outline
+from mammo_utils.models.costs import Layer, trace_layers
 from mammo_utils.models.ss2d import PATHS, SSConvSSM, four_paths
 from mammo_utils.models.system import System
 from mammo_utils.plots.style import styled
@@ -110,7 +110,7 @@ def draw_gate(contributions: Mapping[str, np.ndarray], title: str) -> Figure:
 def draw_system(system: System, name: str, size: int) -> Figure:
     """A diagram in the manner of the paper's Figures 1-3, its boxes and numbers read from the built modules."""
     encoder = system.encoders[0]
-    parts = grouped(outline(encoder, size))
+    parts = grouped(trace_layers(encoder, size))
     figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
     axis.set(xlim=(0, 110), ylim=(0, 42))
     axis.axis("off")
@@ -139,7 +139,7 @@ def draw_system(system: System, name: str, size: int) -> Figure:
             arrow(axis, (x0 + i * step - 1.3, 20.5), (x0 + i * step, 20.5))
     for i in range(4):
         arrow(axis, (10, 35 - 9.5 * i), (x0 - (1.8 if twice else 0), 24 - 2.3 * i))
-    features, fused = encoder.features, system.fusion.features
+    features, fused = encoder.out_features, system.fusion.out_features
     box(axis, (70.5, 14, 8.5, 13), f"mean over\npixels\n\n4 × {features}", "view")
     arrow(axis, (x0 + 52 - 1.3, 20.5), (70.5, 20.5))
     box(
@@ -202,20 +202,20 @@ def draw_block(block: SSConvSSM, title: str) -> Figure:
     return figure
 
 
-def grouped(parts: Sequence[Part]) -> list[Part]:
+def grouped(parts: Sequence[Layer]) -> list[Layer]:
     """The ResNet's first four steps as one; names as a reader knows them."""
     stem = [part for part in parts if part.name in ("conv1", "bn1", "relu", "maxpool")]
-    drawn = [Part("conv 7×7,\nmax pool", "stem", stem[-1].shape, sum(p.parameters for p in stem))] if stem else []
+    drawn = [Layer("conv 7×7,\nmax pool", "stem", stem[-1].shape, sum(p.parameters for p in stem))] if stem else []
     for part in parts:
         if part not in stem:
             text = KINDS.get(part.kind, part.name).replace(" ", "\n")
             drawn.append(
-                Part(text if part.kind in KINDS else f"ResNet\n{part.name}", part.kind, part.shape, part.parameters)
+                Layer(text if part.kind in KINDS else f"ResNet\n{part.name}", part.kind, part.shape, part.parameters)
             )
     return drawn
 
 
-def colour_of(part: Part) -> str:
+def colour_of(part: Layer) -> str:
     return {"SSConvSSM": "scan", "PatchMerging": "merge", "PatchEmbedding": "merge"}.get(part.kind, "cnn")
 
 

@@ -94,7 +94,7 @@ def test_memory_of_a_step_has_its_gradients(monkeypatch):
         steps, "training_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
     )
     monkeypatch.setattr(steps, "peak_memory", lambda function, device: function() or 1.0)
-    built = steps.system_of
+    built = steps.build_system
 
     def with_gradients(*arguments, **options):
         system = built(*arguments, **options)
@@ -102,7 +102,7 @@ def test_memory_of_a_step_has_its_gradients(monkeypatch):
             p.grad = torch.zeros_like(p)
         return system
 
-    monkeypatch.setattr(steps, "system_of", with_gradients)
+    monkeypatch.setattr(steps, "build_system", with_gradients)
     steps.step_of("resnet18", load_study("config/demo.yaml"), 32, 1, 1, CPU)
     assert held[0][0] is not None and not any(g is not None for g in held[-1])
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from mammo_utils.models.costs import count_operations, outline, receptive_field, time_exam
+from mammo_utils.models.costs import count_operations, receptive_field, time_exam, trace_layers
 from mammo_utils.models.encoders import VSSM, Hybrid, ResNet
-from mammo_utils.models.system import build_system
+from mammo_utils.models.fusion import FUSIONS
+from mammo_utils.models.system import System, build_system
 
 
 def test_operations_of_resnet18_are_the_published_ones():
@@ -17,8 +18,8 @@ def test_operations_of_resnet18_are_the_published_ones():
 
 
 def test_operations_of_ss2d_by_hand():
-    """The scans are counted, the rest is torch's count: here one VSSM of two narrow blocks."""
-    system = build_system("vssm_shared", blocks=2, widths=(8, 16), fusion="concat", task_mode="birads")
+    """One VSSM of two narrow blocks: the scans by formula, the rest as torch counts it."""
+    system = System([VSSM(2, width=8)], FUSIONS["concat"](16), {"birads": 2})
     pixels, heads = (16 * 16, 8 * 8), 2 * 2 * 4 * 16 * 2
     expected = 2 * 3 * 16 * 8 * pixels[0] + 2 * 32 * 16 * pixels[1]  # embedding, merging
     for half, area in zip((4, 8), pixels, strict=True):
@@ -30,9 +31,9 @@ def test_operations_of_ss2d_by_hand():
     assert count_operations(system, 128) == 4 * 4 * expected + heads
 
 
-def test_outline_names_each_step_with_its_shape():
-    parts = outline(Hybrid(), 64)
-    assert [(p.name, p.shape) for p in parts if p.kind in ("Sequential", "SSConvSSM", "PatchMerging")] == [
+def test_each_layer_is_listed_with_its_shape():
+    layers = trace_layers(Hybrid(), 64)
+    assert [(x.name, x.shape) for x in layers if x.kind in ("Sequential", "SSConvSSM", "PatchMerging")] == [
         ("layer1", (64, 16, 16)),
         ("layer2", (128, 8, 8)),
         ("0", (128, 8, 8)),
@@ -40,15 +41,15 @@ def test_outline_names_each_step_with_its_shape():
         ("2", (256, 4, 4)),
     ]
     encoder = VSSM(2)
-    assert sum(p.parameters for p in outline(encoder, 32)) == sum(p.numel() for p in encoder.parameters())
+    assert sum(x.parameters for x in trace_layers(encoder, 32)) == sum(p.numel() for p in encoder.parameters())
 
 
-def test_receptive_field_of_convolutions_is_that_of_arithmetic():
+def test_receptive_field_of_convolutions_agrees_with_arithmetic():
     field = receptive_field(ResNet(18).eval().body[:5], 96)  # up to layer1: 1 + 6 + 2*2 + 4*2*4 = 43 px
     assert (field > 0).any(0).sum() == 43 and (field > 0).any(1).sum() == 43
 
 
-def test_timing_leaves_the_system_as_it_was():
+def test_measuring_does_not_change_the_system():
     system = build_system("hybrid_shared").train()
     assert time_exam(system, 32, backward=True, repeats=1) > 0
     count_operations(system, 32)

@@ -1,4 +1,4 @@
-"""Identities of §2.2."""
+"""Identities of the fusion (§2.2)."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_equation_10_by_hand(v):
         torch.testing.assert_close(fused[i], torch.cat([a * x for a, x in zip(expected, v[i], strict=True)]))
 
 
-def test_the_gate_looks_at_all_views(v):
+def test_the_gate_depends_on_all_views(v):
     """Each weight depends on every view, by Eq. 8."""
     torch.manual_seed(0)
     gate = GatedFusion(6)
@@ -50,7 +50,7 @@ def test_the_gate_looks_at_all_views(v):
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_an_absent_view_has_no_influence_where_masked_and_some_where_not(kind, v):
+def test_an_absent_view_has_no_influence_only_where_masked(kind, v):
     torch.manual_seed(0)
     fusion = FUSIONS[kind](6, "masked")
     other = torch.where(PRESENT[:, :, None], v, torch.full_like(v, float("nan")))
@@ -78,6 +78,6 @@ def test_plain_baselines(v):
     torch.testing.assert_close(weights[1], torch.tensor([1, 0, 1, 1]) / 3)
 
 
-def test_what_is_not_known_is_named():
+def test_an_unknown_setting_is_named():
     with pytest.raises(ValueError, match="'zeros' or 'masked'"):
         GatedFusion(6, "drop")

@@ -1,4 +1,4 @@
-"""mamba-ssm as a backend: what is handed to its kernel, on any machine; parity with the reference, on a GPU."""
+"""The backend mamba-ssm: the inputs of its kernel (on any machine), and parity with the reference (on a GPU)."""
 
 from itertools import product
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mammo_utils.models import selective_scan as module
-from mammo_utils.models.selective_scan import reference_scan, scan_paths
+from mammo_utils.models.selective_scan import _scan_by_reference, scan_paths
 from mammo_utils.models.selective_scan import selective_scan as scan
 from mammo_utils.models.ss2d import four_paths
 
@@ -37,8 +37,9 @@ def draw(batch, channels, length, states, *, B="varying", C="varying", groups=1,
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Stands in the place of mamba-ssm's function and asks for what its C++ checks ask for: dtypes, shapes with as
-    many groups as B has, and strides, of those that its Python does not make contiguous."""
+    """Replace mamba-ssm's function by one that makes the checks of its C++ code.
+
+    They concern the dtypes, the shapes (C has as many groups as B), and the strides that its Python code leaves."""
     calls = []
 
     def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
@@ -53,17 +54,17 @@ def kernel(monkeypatch):
         assert states <= 256 and channels % groups == 0
         assert delta_bias.stride(-1) == 1 or len(delta_bias) == 1
         calls.append(u.dtype)
-        y, last = reference_scan(*(x.float() for x in (u, delta, A, B, C, D, delta_bias)), delta_softplus)
+        y, last = _scan_by_reference(*(x.float() for x in (u, delta, A, B, C, D, delta_bias)), delta_softplus)
         return (y * torch.nn.functional.silu(z.float())).to(u.dtype), last
 
     monkeypatch.setattr(module, "pick_backend", lambda backend, *_: "mamba_ssm" if backend != "reference" else backend)
-    monkeypatch.setattr(module, "_mamba_ssm", lambda: selective_scan_fn)
+    monkeypatch.setattr(module, "_import_mamba_ssm", lambda: selective_scan_fn)
     return calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize(("B", "C"), PAIRS)
-def test_the_kernel_gets_what_it_asks_for(kernel, dtype, B, C):
+def test_the_kernel_gets_inputs_that_it_accepts(kernel, dtype, B, C):
     x = draw(2, 4, 20, 3, B=B, C=C, groups=2)
     given = {name: v.to(dtype) for name, v in x.items()}
     y, last = scan(**given, delta_softplus=True, return_last_state=True, backend="mamba_ssm")
@@ -85,15 +86,14 @@ def test_more_states_than_it_takes(kernel):
         scan(**draw(1, 1, 2, 257), backend="mamba_ssm")
 
 
-def test_without_it_a_sentence_says_so():
-    module._mamba_ssm.cache_clear()
+def test_a_missing_package_is_named():
     try:
         import mamba_ssm  # noqa: F401
     except ImportError:
-        with pytest.raises(ValueError, match=r"'mamba_ssm' cannot be imported .* install mamba-ssm"):
-            module._mamba_ssm()
+        with pytest.raises(ValueError, match=r"'mamba_ssm' cannot be imported .* install it"):
+            module._import_mamba_ssm()
     else:
-        assert callable(module._mamba_ssm())
+        assert callable(module._import_mamba_ssm())
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def results(x, backend, dtype, device, softplus):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
 def test_parity_with_the_reference(gpu, dtype, tolerance):
-    """mamba-ssm's own sweep of lengths, and small and odd ones; numbers that both dtypes hold alike."""
+    """The lengths of mamba-ssm's own tests, and small and odd ones; numbers that both dtypes represent exactly."""
     for length, (B, C), softplus in product((1, 2, 3, 49, 100, 128, 372, 1134, 4096), PAIRS, (False, True)):
         x = {name: v.to(dtype).double() for name, v in draw(2, 4, length, 8, B=B, C=C, groups=2).items()}
         expected = results(x, "reference", torch.float64, "cpu", softplus)

@@ -79,7 +79,7 @@ def test_recurrence_is_convolution_where_parameters_do_not_vary():
 
 
 def test_exact_discretisation_is_the_matrix_exponential():
-    """Eq. 5: one step of h' = A h + B x with x held is exp of [[A, B], [0, 0]] delta, here for each state."""
+    """Eq. 5: one step of h' = A h + B x with x constant is exp of [[A, B], [0, 0]] delta, here for each state."""
     A, B, delta = -1.7, 0.8, 0.3
     step = scipy.linalg.expm([[A * delta, B * delta], [0.0, 0.0]])
     one = torch.ones(1, 1, 1, dtype=F64)
@@ -202,7 +202,7 @@ def test_growing_states_overflow_as_in_the_reference():
 @pytest.mark.parametrize(("B", "C"), [("varying", "varying"), ("constant", "grouped"), ("grouped", "constant")])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
-def test_what_is_not_finite_stays_so_at_the_same_places(name, value, B, C):
+def test_values_that_are_not_finite_appear_at_the_same_places(name, value, B, C):
     """Output, last state and every gradient."""
     x = make(2, 4, 20, 3, B=B, C=C, groups=2)
     x[name].view(-1)[x[name].numel() // 2] = value
@@ -229,7 +229,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 
 def test_paths_are_gathered_scans():
-    """scan_paths of the CPU backend against the reference backend, on paths that are any permutation."""
+    """scan_paths of the CPU backend against the reference backend, on random permutations."""
     torch.manual_seed(0)
     batch, K, length, channels, states = 2, 3, 21, 5, 4
     shapes = [(batch, length, channels), (batch, K, length, channels), (K, channels, states)]
@@ -248,7 +248,7 @@ def test_paths_are_gathered_scans():
 
 
 def images(batch=1, K=2, length=6, channels=3, states=2):
-    """Arguments of scan_paths, all ones but for A, along a path and its reverse."""
+    """Arguments of scan_paths: all ones except A, along a path and its reverse."""
     ones = torch.ones
     path = torch.arange(length)
     return {
@@ -264,7 +264,7 @@ def images(batch=1, K=2, length=6, channels=3, states=2):
     [
         ({"u": torch.ones(6, 3)}, r"u has the shape \(6, 3\); it must be \(batch, L, D\)"),
         ({"delta": torch.ones(1, 1, 6, 3)}, r"delta has the shape \(1, 1, 6, 3\); it must be \(1, 2, 6, 3\)"),
-        ({"A": -torch.ones(2, 4, 2)}, r"A has the shape \(2, 4, 2\) .* \(K, D=3, N\)"),
+        ({"A": -torch.ones(2, 4, 2)}, r"A has the shape \(2, 4, 2\); .* \(K, D=3, N\)"),
         ({"B": torch.ones(1, 2, 2, 2)}, r"B has the shape \(1, 2, 2, 2\); it must be \(1, 2, 6, 2\)"),
         ({"C": torch.ones(1, 2, 6, 1)}, "C has the shape"),
         ({"D": torch.ones(1, 3)}, r"D has the shape \(1, 3\); it must be \(2, 3\)"),
@@ -276,14 +276,66 @@ def images(batch=1, K=2, length=6, channels=3, states=2):
         ({"paths": torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 4, 5]])}, "must each visit the pixels"),
     ],
 )
-def test_paths_that_do_not_fit_are_named(change, sentence, backend, monkeypatch):
+def test_unfit_paths_and_shapes_are_named(change, sentence, backend, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match=sentence):
         scan_paths(**(images() | change), backend=backend)
 
 
-def test_paths_in_turn_make_one_copy_each_way(monkeypatch):
-    """What a backend without paths of its own is given: each array once for each path, by one copy, in its layout."""
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_paths_changed_in_place_are_checked_again(backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = images()
+    if backend == "triton":
+        scan_paths(**x, backend="reference")  # its kernel is slow to interpret; the checks are shared
+    else:
+        scan_paths(**x, backend=backend)
+    x["paths"][0, 5] = x["paths"][0, 4]
+    with pytest.raises(ValueError, match="paths must each visit the pixels 0 to 5 once"):
+        scan_paths(**x, backend=backend)
+    x["paths"][0, 5] = 400_000_000
+    with pytest.raises(ValueError, match="paths must each visit the pixels 0 to 5 once"):
+        scan_paths(**x, backend=backend)
+    x["paths"][0, 5] = 5
+    scan_paths(**x, backend="reference" if backend == "triton" else backend)
+
+
+def test_paths_without_their_reverse_are_found_when_changed_in_place(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = images()
+    scan_paths(**x, backend="reference")
+    x["paths"][1] = x["paths"][0]
+    with pytest.raises(ValueError, match="the same ones reversed"):
+        scan_paths(**x, backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_paths_changed_before_the_backward_are_refused(backend):
+    """The backward would follow other paths than the forward, or index memory that is not the image's."""
+    x = images()
+    y = scan_paths(**(x | {"u": x["u"].clone().requires_grad_()}), backend=backend)
+    x["paths"][0, 5] = 400_000_000
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_paths_made_in_inference_mode(backend):
+    """They have no version: they are checked at every call, and serve a training, too."""
+    x = images() | {"u": torch.randn(1, 6, 3, requires_grad=True)}
+    with torch.inference_mode():
+        made = x["paths"].clone()
+    y = scan_paths(**(x | {"paths": made}), backend=backend)
+    assert torch.equal(y, scan_paths(**x, backend=backend))
+    y.sum().backward()
+    with torch.inference_mode():
+        made[0, 5] = 400_000_000
+        with pytest.raises(ValueError, match="must each visit the pixels"):
+            scan_paths(**(x | {"paths": made}), backend=backend)
+
+
+def test_other_backends_get_one_copy_each_way(monkeypatch):
+    """A backend without paths of its own is given each array once per path, by one copy, in its own layout."""
     x, given = images(length=30), []
     x = {name: v if name in ("A", "paths") else torch.randn(v.shape).requires_grad_() for name, v in x.items()}
 
@@ -291,6 +343,7 @@ def test_paths_in_turn_make_one_copy_each_way(monkeypatch):
         given.extend((u, delta, B, C))
         return u * delta + B.sum() * C.sum()
 
+    scan_paths(**x, backend="reference")  # checks the paths, once
     monkeypatch.setattr(selective_scan, "selective_scan", scanned)
     with Operations() as forward:
         y = scan_paths(**x, backend="reference")
@@ -323,7 +376,7 @@ def test_paths_in_turn_make_one_copy_each_way(monkeypatch):
         ({"discretisation": "zoh"}, "must be 'simplified' or 'exact'"),
     ],
 )
-def test_what_does_not_fit_is_named(change, sentence):
+def test_unfit_arguments_are_named(change, sentence):
     arguments = {
         "u": torch.ones(2, 4, 5), "delta": torch.ones(2, 4, 5), "A": -torch.ones(4, 3),
         "B": torch.ones(2, 3, 5), "C": torch.ones(2, 3, 5),
@@ -333,7 +386,7 @@ def test_what_does_not_fit_is_named(change, sentence):
         scan(**(arguments | change))
 
 
-def test_the_backend_that_auto_means(monkeypatch):
+def test_the_backend_of_auto(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert pick_backend("auto", cpu) == "cpu"
     assert pick_backend("auto", cpu, F64) == "reference"

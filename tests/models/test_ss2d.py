@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mammo_utils.models.ss2d import PATHS, SS2D, PatchEmbedding, PatchMerging, SSConvSSM, four_paths
+from mammo_utils.models.ss2d import PATHS, SS2D, PatchEmbedding, PatchMerging, SSConvSSM, _shared_paths, four_paths
 from tests.operations import COPIES, Operations
 
 
@@ -68,27 +68,36 @@ def test_four_paths_visit_every_pixel_once():
     assert len(PATHS) == len(paths)
 
 
+def test_the_paths_of_a_caller_are_its_own():
+    """Paths that a caller changes in place do not reach the scans of the modules or other callers."""
+    module, image = SS2D(4, states=2), torch.randn(1, 2, 3, 4)
+    before, paths = module(image), four_paths(2, 3)
+    paths[0] = paths[0].flip(0).clone()
+    assert torch.equal(module(image), before)
+    assert four_paths(2, 3)[0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_no_copy_of_the_image_is_made():
-    """Of all that is as large as the image, or as B or C, each is made once, by a matrix product, convolution or
-    function of it; nothing is copied, cast or put into another order."""
+    """Every array as large as the image, B or C is made once, by a matrix product, a convolution or a function of
+    the image; nothing is copied, cast or reordered."""
     module, image = SS2D(16), torch.randn(2, 6, 5, 16)
-    four_paths(6, 5)
+    _shared_paths(6, 5, image.device)
     with Operations() as operations:
         module(image)
     assert not set(operations.names(2 * 6 * 5 * 32)) & COPIES, operations.done
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_what_inference_leaves_serves_training(backend):
-    """Paths are kept; those of torch.inference_mode could not be saved for a backward."""
-    four_paths.cache_clear()
+def test_inference_before_training(backend):
+    """The paths are cached; if they were made in torch.inference_mode, autograd could not save them."""
+    _shared_paths.cache_clear()
     module, image = SS2D(4, states=2, backend=backend), torch.randn(1, 3, 8, 4)
     with torch.inference_mode():
         module(image)
     module(image).sum().backward()
 
 
-def test_each_pixel_sees_all_others():
+def test_each_pixel_receives_information_from_all_others():
     module = randomise(SS2D(4, states=4))
     image = torch.randn(1, 9, 11, 4, requires_grad=True)
     module(image)[0, 4, 5].sum().backward()
@@ -96,7 +105,7 @@ def test_each_pixel_sees_all_others():
 
 
 def naive_block(block, x):
-    """The block written once more with functions, channels shuffled as ShuffleNet words it."""
+    """The block written a second time with functions, its channels shuffled as in ShuffleNet."""
     half = x.shape[-1] // 2
     left, right = x[..., :half].permute(0, 3, 1, 2), x[..., half:]
     n1, c1, n2, _, c2, n3, _, c3, _ = block.convolutions
@@ -162,7 +171,7 @@ def test_initialisation():
     assert marked == {"A_log", "D"}
 
 
-def test_what_does_not_fit_is_named():
+def test_unfit_arguments_are_named():
     with pytest.raises(ValueError, match="7 is odd"):
         SSConvSSM(7)
     with pytest.raises(ValueError, match="'shuffle' or 'inner'"):

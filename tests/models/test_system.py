@@ -1,4 +1,4 @@
-"""The six systems as the training sees them."""
+"""The six systems as training uses them."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_view_specific_has_twice_the_encoder_and_gives_each_view_its_own(kind):
     specific.eval()
     images, all_present = batch((32, 32)), torch.ones_like(PRESENT)
     with torch.no_grad():
-        v = specific.features(images, all_present)
+        v = specific.encode_views(images, all_present)
         for view, encoder in enumerate((0, 1, 0, 1)):  # L_CC, L_MLO, R_CC, R_MLO
             torch.testing.assert_close(v[:, view], specific.encoders[encoder](images[:, view]), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(v[:, 0], specific.encoders[1](images[:, 0]), atol=1e-3)
@@ -96,7 +96,7 @@ def test_an_exam_without_any_view():
 
 def test_backends_agree():
     torch.manual_seed(0)
-    model = build_system("vssm_shared", blocks=2).eval()
+    model = build_system("vssm_shared", vssm_blocks=2).eval()
     found = []
     for backend in ("cpu", "reference"):
         for module in model.modules():
@@ -108,15 +108,15 @@ def test_backends_agree():
 
 @pytest.mark.parametrize("fusion", ["gated", "concat", "mean"])
 @pytest.mark.parametrize(("task_mode", "tasks"), [("diagnosis", {"diagnosis": 2}), ("birads", {"birads": 5})])
-def test_single_tasks_have_their_heads_alone(fusion, task_mode, tasks):
+def test_single_task_systems_have_only_their_heads(fusion, task_mode, tasks):
     model = build_system("hybrid_shared", task_mode=task_mode, n_birads=5, fusion=fusion)
     assert model.classes == tasks
     assert sorted(model.heads) == [f"L_{task_mode}", f"R_{task_mode}"]
     step(model, batch((32, 32)))
 
 
-def test_a_system_by_a_studys_settings():
-    """Every setting of the model arrives; options take their place."""
+def test_a_system_follows_the_settings_of_its_study():
+    """Every model setting reaches the system; changes replace settings."""
     settings = ModelSettings(
         resnet_cut="layer1", vssm_blocks=3, hybrid_blocks=1, block="inner", fusion="concat", missing="masked",
         dropout=0.25, backend="reference",
@@ -144,12 +144,16 @@ def test_the_backend_is_named():
     [
         ({"system": "vgg"}, "system is 'vgg'; accepted are resnet18"),
         ({"task_mode": "both"}, "task_mode is 'both'"),
-        ({"fusion": "sum"}, "fusion is 'sum'; accepted are gated, concat, mean"),
-        ({"missing": "skip"}, "missing is 'skip'"),
-        ({"backend": "gpu"}, "backend is 'gpu'"),
-        ({"block": "mix"}, "variant is 'mix'"),
+        ({"fusion": "sum"}, "fusion is 'sum': .* 'gated', 'concat' or 'mean'"),
+        ({"missing": "skip"}, "missing is 'skip': .* 'zeros' or 'masked'"),
+        ({"backend": "gpu"}, "backend is 'gpu': .* 'mamba_ssm'"),
+        ({"block": "mix"}, "block is 'mix': .* 'shuffle' or 'inner'"),
+        ({"vssm_blocks": 1}, "vssm_blocks is 1: .* greater than or equal to 2"),
+        ({"dropout": 1}, "dropout is 1: .* less than 1"),
+        ({"widths": (8, 16)}, r"widths is \(8, 16\): Extra inputs are not permitted"),
+        ({"weights": None}, "weights is None: .* valid string"),
     ],
 )
-def test_what_is_not_accepted_is_named(arguments, sentence):
+def test_values_that_are_not_accepted_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         build_system(**({"system": "hybrid_shared"} | arguments))

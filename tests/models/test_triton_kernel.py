@@ -1,5 +1,4 @@
-"""The Triton kernels against the reference, run by Triton's interpreter on a CPU, and compiled for a GPU that need
-not be there."""
+"""The Triton kernels against the reference, run by Triton's interpreter, and compiled for a GPU without one."""
 
 import math
 import os
@@ -20,13 +19,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU conftes
 
 @pytest.fixture(scope="module")
 def kernels():
-    """With small tiles, so that the interpreter, which is slow, meets every border."""
-    from mammo_utils.models.kernels import triton_kernel as scan_triton
+    """Small tiles, so that the interpreter, which is slow, meets every border."""
+    from mammo_utils.models.kernels import triton_kernel
 
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":
-            patch.setattr(scan_triton, "STEPS", 4)
-            patch.setattr(scan_triton, "LANES", 2)
+            patch.setattr(triton_kernel, "STEPS", 4)
+            patch.setattr(triton_kernel, "LANES", 2)
         yield
 
 
@@ -64,7 +63,7 @@ def test_values_and_gradients(kernels, batch, height, width, channels, states):
 
 
 def test_strides_and_half_precision(kernels):
-    """delta, B and C as SS2D cuts them out of larger arrays, in bfloat16: as if cast to float32 first."""
+    """Views of larger arrays, as SS2D makes them, in bfloat16 give the results of float32 copies."""
     u, delta, A, B, C, D, bias = (value.to(DEVICE) for value in draw(1, 2, 3, 2, 2))
     delta = delta.transpose(0, 1).contiguous().transpose(0, 1)
     B, C = torch.stack([B, C], -1).bfloat16().unbind(-1)
@@ -77,7 +76,7 @@ def test_strides_and_half_precision(kernels):
 
 
 def test_half_precision_backward(kernels):
-    """Gradients of bfloat16 inputs are of rounded numbers and rounded themselves; those of weights are float32."""
+    """The gradients of bfloat16 inputs are rounded to bfloat16; those of weights are float32."""
     values, paths = draw(1, 2, 3, 3, 1), four_paths(2, 3)
     for i in (0, 1, 3, 4):
         values[i] = values[i].bfloat16()
@@ -94,7 +93,7 @@ INFINITE += [("C", math.inf)]
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, of the interpreter
 @pytest.mark.parametrize(("name", "value"), INFINITE)
 def test_gradients_of_what_is_not_finite(kernels, name, value):
-    """Rows of a tile beyond the last pixel, of which there are two here, add nothing to the right places."""
+    """The rows of a tile beyond the last pixel (two here) do not change the gradients."""
     values, paths = draw(1, 2, 3, 3, 1), four_paths(2, 3)
     values["u delta A B C D delta_bias".split().index(name)].view(-1)[-1] = value
     found, expected = (results(backend, values, paths, torch.float32) for backend in ("triton", "reference"))
@@ -126,7 +125,7 @@ def test_ss2d_runs_on_it(kernels):
 
 
 def test_paths_are_pairs():
-    """A path without its reverse would be left out in silence."""
+    """The kernel would silently ignore a path without its reverse."""
     values = draw(1, 2, 2, 2, 2)
     u, delta, A, B, C, D, bias = draw(1, 2, 2, 2, 2)
     three = [u, delta[:, :3], A[:3], B[:, :3], C[:, :3], D[:3], bias[:3]]
@@ -142,7 +141,7 @@ def test_where_it_cannot_run(monkeypatch):
         scan_paths(*values, four_paths(2, 2), backend="triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     one = torch.ones(1, 2, 2)
-    with pytest.raises(ValueError, match="scans images alone"):
+    with pytest.raises(ValueError, match="only scans images"):
         selective_scan(one, one, -one[0], one, one, backend="triton")
 
 
@@ -150,18 +149,18 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mammo_utils.models import scan_triton as s
+from mammo_utils.models.kernels import triton_kernel as s
 
-half, options = ("u", "delta", "B", "C", "ddelta"), {"N": 16, "T": s.STEPS, "LANES": s.LANES}
-kernels = {
-    s._ends: options | {"REVERSE": True},
-    s._gradient_ends: options | {"REVERSE": False},
-    s._join: {"N": 16, "S": 128, "STATES": 16, "LANES": s.LANES, "UP": True, "REVERSE": False},
-    s._outputs: options | {"ADD": True},
-    s._gradients: options | {"ADD": True},
-}
+half, options = ("u", "v", "delta", "B", "C", "ddelta"), {"N": 16, "T": s.STEPS, "LANES": s.LANES}
+kernels = [
+    (s._scan_tiles, options | {"UP": True, "REVERSE": False}),
+    (s._scan_tiles, options | {"UP": True, "REVERSE": True}),
+    (s._carry_states, {"N": 16, "S": 128, "STATES": 16, "LANES": s.LANES, "UP": True, "REVERSE": False}),
+    (s._write_outputs, options | {"ADD": True}),
+    (s._write_gradients, options | {"ADD": True}),
+]
 numbers = ("L", "E", "S", "P", "p", "images")
-for kernel, constants in kernels.items():
+for kernel, constants in kernels:
     types = {}
     for name in kernel.arg_names:
         number = name in numbers or name[1:2] == "_"
@@ -180,4 +179,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     options = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=options, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["_ends", "_gradient_ends", "_join", "_outputs", "_gradients"]
+    assert done.stdout.split() == ["_scan_tiles", "_scan_tiles", "_carry_states", "_write_outputs", "_write_gradients"]

@@ -1,4 +1,4 @@
-"""Pretrained weights: from a file, checked, never unpickled; one sentence where they are not to be had."""
+"""Pretrained weights: from a file, checked, never unpickled; one sentence if they cannot be had."""
 
 import hashlib
 import pickle
@@ -28,7 +28,7 @@ def digits_of(file):
 
 
 def vouched(file):
-    """The file under a name that carries the digits of its hash, as one must name weights that are not published."""
+    """Rename a file so that its name ends in its hash, as unpublished weights must be named."""
     return file.rename(file.with_name(f"{file.stem}-{digits_of(file)}{file.suffix}"))
 
 
@@ -43,7 +43,7 @@ def test_a_local_file(tmp_path, state, suffix):
 
 @pytest.fixture
 def published(tmp_path, state, monkeypatch):
-    """A file that stands for torchvision's own, under its name."""
+    """A file that takes the place of torchvision's own, under its name."""
     torch.save(state, tmp_path / "resnet18.pth")
     file = vouched(tmp_path / "resnet18.pth")
     monkeypatch.setitem(URLS, 18, f"https://example.org/{file.name}")
@@ -86,7 +86,7 @@ def test_imagenet_is_read_from_torchs_folder_or_downloaded(tmp_path, state, monk
     assert torch.equal(first(ResNet(18, good.parent)), state["conv1.weight"]), "a folder of torchvision's files"
 
 
-def test_offline_is_one_sentence(tmp_path, monkeypatch):
+def test_no_network_gives_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(*args, **kwargs):
@@ -99,7 +99,7 @@ def test_offline_is_one_sentence(tmp_path, monkeypatch):
         ResNet(50, "imagenet")
 
 
-def test_torchs_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
     with pytest.raises(WeightsError, match="could not be downloaded"):
@@ -113,7 +113,7 @@ def test_files_that_hold_something_else(tmp_path, held):
         ResNet(18, vouched(tmp_path / "x.pth"))
 
 
-def test_files_that_do_not_fit(tmp_path, state):
+def test_unfit_files(tmp_path, state):
     with pytest.raises(WeightsError, match="There is no weights file"):
         ResNet(18, tmp_path / "none.pth")
     torch.save(state, tmp_path / "eighteen.pth")
@@ -122,7 +122,7 @@ def test_files_that_do_not_fit(tmp_path, state):
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     for name in ("text.pth", "text.safetensors"):
-        with pytest.raises(WeightsError, match="is not a file of weights alone"):
+        with pytest.raises(WeightsError, match="is not a file of weights that torch or safetensors can read"):
             ResNet(18, vouched(tmp_path / name))
 
 
@@ -135,6 +135,6 @@ def test_nothing_is_unpickled(tmp_path, capsys):
     (tmp_path / "harm.pth").write_bytes(pickle.dumps(Harm(), protocol=2))
     torch.save({"conv1.weight": Harm()}, tmp_path / "harm2.pth")
     for name in ("harm.pth", "harm2.pth"):
-        with pytest.raises(WeightsError, match="is not a file of weights alone"):
+        with pytest.raises(WeightsError, match="is not a file of weights that torch or safetensors can read"):
             ResNet(18, vouched(tmp_path / name))
     assert "unpickled" not in capsys.readouterr().out

@@ -142,7 +142,7 @@ def test_a_fused_step_is_a_plain_one(name):
 
     torch.manual_seed(0)
     whole = loop.prepare_model(
-        build_system(name, load_study(CHECKOUT / "config" / "demo.yaml").model, n_birads=2, weights=None), Training()
+        build_system(name, load_study(CHECKOUT / "config" / "demo.yaml").model, n_birads=2), Training()
     )
     logits, _ = whole(torch.rand(2, 4, 3, 32, 32), torch.ones(2, 4, dtype=torch.bool))
     sum((values * values).sum() for values in logits.values()).backward()

@@ -1,4 +1,4 @@
-"""The numba kernels as a differentiable function of tensors, spread over threads."""
+"""The numba kernels as a differentiable function of tensors, run on several threads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LEAST_WORK = 100_000  # state updates below which starting a thread costs more t
 
 
 @cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # Of this process: the threads of a parent do not live on in a fork. numba's own parallel layer is not
-    # used for the same reason (its OpenMP refuses to run after a fork), and it compiles far longer.
+def _make_pool(threads: int, process: int) -> ThreadPoolExecutor:
+    # One pool per process, because threads do not survive a fork. numba's own parallel layer is not used: its OpenMP
+    # refuses to run after a fork, and it takes far longer to compile.
     return ThreadPoolExecutor(threads, thread_name_prefix="selective-scan")
 
 
@@ -30,35 +30,36 @@ def _run(kernel, tasks: int, work: int, *arrays) -> None:
     if threads == 1:
         kernel(*arrays, 0, tasks)
         return
-    pool = _pool(threads - 1, os.getpid())
+    pool = _make_pool(threads - 1, os.getpid())
     waiting = [pool.submit(kernel, *arrays, a, b) for a, b in pairwise(edges[1:])]
-    kernel(*arrays, 0, edges[1])
+    kernel(*arrays, 0, edges[1])  # this thread takes the first share
     for future in waiting:
         future.result()
 
 
-def _numpy(tensor: torch.Tensor | None, like: tuple[int, ...] = ()) -> np.ndarray:
-    return np.zeros(like, np.float32) if tensor is None else tensor.detach().numpy()
+def _numpy(tensor: torch.Tensor | None, shape: tuple[int, ...] = ()) -> np.ndarray:
+    return np.zeros(shape, np.float32) if tensor is None else tensor.detach().numpy()
 
 
 class Scan(torch.autograd.Function):
-    """K scans over the paths `path` (K, L) of an image of L pixels; all tensors float32 on the CPU.
+    """K scans over the paths `path` (K, L) of an image of L pixels; all tensors are float32 on the CPU, of any strides.
 
-    u (batch, K or 1, L, D): with 1 the K scans share it and their outputs add up; y has its shape.
-    delta (batch, K, L, D), A and W (K, N, D), B and C (batch, K, L, N), D and bias (K, D), any strides.
+    Shapes: u (batch, K or 1, L, D), where with 1 the K scans share it and add up their outputs, y in u's shape;
+    delta (batch, K, L, D), A and W (K, N, D), B and C (batch, K, L, N), D and bias (K, D); W, D and bias may be None.
     Returns y and the last states (batch, K, N, D).
     """
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, W, D, bias, use_softplus, path):
+        """Return y and the last states; keep the state at the start of each chunk for the backward."""
         batch, K, length, channels = delta.shape
         states, chunks = A.shape[1], -(-length // kernels.STEPS)
         y = torch.zeros_like(u)
         start = delta.new_empty(batch, K, chunks, states, channels)
         last = delta.new_empty(batch, K, states, channels)
-        ctx.save_for_backward(u, delta, A, B, C, W, D, bias, start)
-        ctx.use_softplus, ctx.path = use_softplus, path
-        inputs = _inputs(u, delta, A, B, C, W, D, bias, use_softplus, path)
+        ctx.save_for_backward(u, delta, A, B, C, W, D, bias, start, path)  # autograd notices a path changed in place
+        ctx.use_softplus = use_softplus
+        inputs = _make_inputs(u, delta, A, B, C, W, D, bias, use_softplus, path)
         tasks = batch * -(-channels // kernels.LANES)
         outputs = (y.expand(-1, K, -1, -1), start, last)
         _run(kernels.forward, tasks, delta.numel() * states, *inputs, *map(_numpy, outputs))
@@ -67,29 +68,27 @@ class Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        u, delta, A, B, C, W, D, bias, start = ctx.saved_tensors
+        """Return the gradients of all tensors but the path."""
+        *tensors, start, path = ctx.saved_tensors
+        u, delta, A, B, C, W, D, bias = tensors
         batch, K, _, channels = delta.shape
         blocks = -(-channels // kernels.LANES)
         du, ddelta = torch.zeros_like(u), torch.zeros_like(delta)
+        # each image and block of channels has its own part of the sums, so that threads never add to the same number
         dA, dD, dbias = (delta.new_zeros(batch, *shape) for shape in (A.shape, (K, channels), (K, channels)))
         dW = delta.new_zeros(batch, *(A.shape if W is not None else (0, 0, 0)))
         dB, dC = delta.new_empty(blocks, *B.shape), delta.new_empty(blocks, *C.shape)
-        inputs = _inputs(u, delta, A, B, C, W, D, bias, ctx.use_softplus, ctx.path)
+        inputs = _make_inputs(*tensors, ctx.use_softplus, path)
         given = (start, dlast, dy.expand(-1, K, -1, -1))
         outputs = (du.expand(-1, K, -1, -1), ddelta, dA, dB, dC, dW, dD, dbias)
         work = 3 * delta.numel() * A.shape[1]
         _run(kernels.backward, batch * blocks, work, *inputs, *map(_numpy, given), *map(_numpy, outputs))
-        return (
-            du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0),
-            None if W is None else dW.sum(0),
-            None if D is None else dD.sum(0),
-            None if bias is None else dbias.sum(0),
-            None, None,
-        )  # fmt: skip
+        sums = [None if x is None else g.sum(0) for x, g in ((W, dW), (D, dD), (bias, dbias))]
+        return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), *sums, None, None
 
 
-def _inputs(u, delta, A, B, C, W, D, bias, use_softplus, path) -> tuple:
-    """The arguments that both kernels share."""
+def _make_inputs(u, delta, A, B, C, W, D, bias, use_softplus, path) -> tuple:
+    """Return the arguments that both kernels share."""
     K, channels = delta.shape[1], delta.shape[3]
     tensors = map(_numpy, (u.expand(-1, K, -1, -1), delta, A, B, C))
     options = (_numpy(W, (0, 0, 0)), _numpy(D, (K, channels)), _numpy(bias, (K, channels)))

@@ -1,19 +1,19 @@
-"""The selective scan on a CPU: Eq. 6 forward, and its backward by hand, in numba.
+"""The selective scan on a CPU in numba: Eq. 6 forward, and its backward written by hand.
 
-One thread takes one image and one block of ``LANES`` channels, so that a vector register holds channels; time
-goes in chunks of ``STEPS``. The state of a chunk lives in a scratch array that fits the first-level cache;
-across chunks only the state at each chunk's start is kept, N/STEPS of the input's size, and the backward
-recomputes the rest from it. Nothing of size L x D x N ever exists.
+One thread takes one image and one block of `LANES` channels, so that a vector register holds neighbouring channels.
+Time is cut into chunks of `STEPS`, whose states lie in a scratch array that fits the first-level cache. Only the state
+at the start of each chunk is stored, N/STEPS times the size of the input; the backward recomputes the other states
+from it. No array of size L x D x N ever exists.
 
-Every array is indexed by *pixel*; ``path[k, t]`` names the pixel that path k visits at step t. A reversed or a
-transposed scan is a different path over the same memory, never a copy. Shapes, all with arbitrary strides:
+Every array is indexed by pixel, and `path[k, t]` is the pixel that path k visits at step t: a reversed or transposed
+scan is another path over the same memory, never a copy. The strides of all arrays are arbitrary, their shapes are:
 
     u, delta, y   (batch, K, L, D)      B, C   (batch, K, L, N)      A, W   (K, N, D)
     D, bias       (K, D)                start  (batch, K, chunks, N, D): the state before each chunk
 
-K paths with u and y expanded (stride 0) over K share their input and add up their output. W scales state n of
-channel d in the output; it carries a B or C that is constant in time. Results do not depend on the number of
-threads: a block is always summed by one thread, blocks in a fixed order.
+K paths whose u and y are expanded over K (stride 0) share their input and add up their output. W scales state n of
+channel d in the output and so carries a B or C that is constant in time. Results do not depend on the number of
+threads: one thread sums all paths of a block, and the blocks are summed in a fixed order.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ import math
 import numpy as np
 from numba import njit, types
 
-LANES = 64  # channels in a block
-STEPS = 16  # of time in a chunk
+LANES = 64  # channels of a block
+STEPS = 16  # time steps of a chunk
 
-# Sums may be reordered and products contracted, but NaN and infinity mean what they say.
+# Sums may be reordered and products contracted, but NaN and infinity keep their meaning.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 LOG2E = np.float32(1 / math.log(2))
 LN2 = np.float32(math.log(2))
 ZERO, ONE = np.float32(0), np.float32(1)
 
-# Rows of the scratch array, each LANES wide. One flat array with constant offsets lets the compiler see that
-# the rows are different memory; with separate arrays it would not vectorise the backward's inner loop.
-DELTA, SLOPE, U, X, Y, DY = (i * STEPS for i in range(6))  # X is delta*u; SLOPE the derivative of softplus
-DECAY, SUM_GB, SUM_GHA = (i * STEPS for i in range(6, 9))
+# Rows of the scratch array, each LANES wide. With one flat array and constant offsets the compiler sees that the rows
+# do not overlap; with separate arrays it would not vectorise the inner loop of the backward.
+DELTA, SLOPE, U, X, Y, DY = (i * STEPS for i in range(6))  # X is delta * u, SLOPE the derivative of softplus
+DECAY, SUM_GB, SUM_GHA = (i * STEPS for i in range(6, 9))  # exp(delta A); sums over the states, see `backward`
 STATE = 9 * STEPS  # STEPS + 1 rows: row 0 is the state before the chunk
 GRAD = 10 * STEPS + 1  # STEPS + 1 rows: row t is the gradient of the state after step t - 1 through later steps
-A2, WN, DK, DD, DBIAS = (11 * STEPS + 2 + i for i in range(5))  # of one state; D, its and the bias's gradient
+A2, WN, DK, DD, DBIAS = (11 * STEPS + 2 + i for i in range(5))  # A log2(e) and W of one state; D; gradients of D, bias
 ROWS = 11 * STEPS + 7
 
 
 def jit(*arguments, **options):
-    """numba.njit, kept on disk where a folder can be written: kernels start fresh, compiling takes seconds.
+    """Compile by numba.njit, cached on disk if a folder is writable, because compiling takes minutes.
 
-    With numba's default error model a division may raise, and a loop that may raise is not vectorised.
+    The error model is not numba's default: there a division may raise, and a loop that may raise is not vectorised.
     """
     options |= {"fastmath": FASTMATH, "error_model": "numpy"}
 
@@ -60,11 +60,11 @@ def jit(*arguments, **options):
 
 @jit()
 def exp2(z):
-    """2^z to 7e-8 relative; below 2^-126.5 it is 0, NaN stays NaN, it overflows to infinity above 2^127.5.
+    """Return 2^z with a relative error of 7e-8: 0 below 2^-126.5, infinity above 2^127.5, NaN for NaN.
 
-    z = i + r with r in [-1/2, 1/2]: 2^r by a minimax polynomial (ours, fitted with p(0) = 1), 2^i by its bits.
-    Adding 1.5 * 2^23 leaves i in the low bits of the float, for a NaN too, where a conversion is undefined.
-    The comparisons are written so that a NaN fails them and passes on.
+    z = i + r with r in [-1/2, 1/2]: 2^r is a minimax polynomial (ours, fitted with p(0) = 1), 2^i is made from its
+    bits. Adding 1.5 * 2^23 leaves i in the low bits of the float, even for a NaN, whose conversion to an integer would
+    be undefined. A NaN fails both comparisons and so passes through.
     """
     z = np.float32(-127) if z < np.float32(-127) else z
     z = np.float32(128) if z > np.float32(128) else z
@@ -82,7 +82,7 @@ def exp2(z):
 
 @jit()
 def softplus(x):
-    """(log(1 + e^x), its derivative). With e = e^-|x|: log(1 + e) = 2 artanh(e / (2 + e)), a short series."""
+    """Return log(1 + e^x) and its derivative; with e = e^-|x|, log(1 + e) = 2 artanh(e / (2 + e)), a short series."""
     e = exp2(-abs(x) * LOG2E)
     s = e / (np.float32(2) + e)
     v = s * s
@@ -100,14 +100,14 @@ def softplus(x):
 
 @jit()
 def load(s, row, source, path):
-    """Copy source[path[t], c] into the scratch, in the order in which it lies in memory."""
+    """Copy source[path[t], c] into scratch rows; the inner loop runs along the shorter stride of the source."""
     lanes = source.shape[1]
     if abs(source.strides[1]) <= abs(source.strides[0]):
         for t in range(STEPS):
             if t == path.size:
                 break
             pixel = path[t]
-            for c in range(LANES):
+            for c in range(LANES):  # a constant bound, which is vectorised
                 if c < lanes:
                     s[(row + t) * LANES + c] = source[pixel, c]
     else:
@@ -120,7 +120,7 @@ def load(s, row, source, path):
 
 @jit()
 def add(s, row, target, path):
-    """Add scratch rows to target[path[t], c]."""
+    """Add scratch rows to target[path[t], c]; the loops are ordered as in `load`."""
     lanes = target.shape[1]
     if abs(target.strides[1]) <= abs(target.strides[0]):
         for t in range(STEPS):
@@ -140,7 +140,7 @@ def add(s, row, target, path):
 
 @jit()
 def load_inputs(s, u, delta, bias, use_softplus, path):
-    """Fill the rows U, DELTA (bias added, softplus applied), SLOPE and X = delta * u of one chunk."""
+    """Fill the rows U, DELTA (after bias and softplus), SLOPE and X = delta * u of one chunk."""
     load(s, U, u, path)
     load(s, DELTA, delta, path)
     lanes = bias.size
@@ -169,7 +169,7 @@ SHARED = (A4D, A4D, A3D, A4D, A4D, A3D, A2D, A2D, types.boolean, types.boolean, 
 
 @jit(types.void(*SHARED, A4D, A5D, A4D, types.int64, types.int64), nogil=True)
 def forward(u, delta, A, B, C, W, D, bias, has_D, use_softplus, path, y, start, last, first, end):
-    """Tasks first..end of the scan: add y, write the states `start` and `last` (batch, K, N, D)."""
+    """Scan the tasks first..end, each a block of an image: add to y, write `start` and `last` (batch, K, N, D)."""
     channels, states = u.shape[3], A.shape[1]
     blocks = (channels + LANES - 1) // LANES
     has_W = W.size > 0
@@ -201,7 +201,7 @@ def forward(u, delta, A, B, C, W, D, bias, has_D, use_softplus, path, y, start, 
                         start[b, k, chunk, n, d0 + c] = h[n * LANES + c]
                     for c in range(LANES):
                         s[STATE * LANES + c] = h[n * LANES + c]
-                    for t in range(STEPS):  # Eq. 6
+                    for t in range(STEPS):  # Eq. 6, one state of all lanes at a time
                         if t == steps:
                             break
                         pixel = pixels[t]
@@ -224,13 +224,17 @@ def backward(
     u, delta, A, B, C, W, D, bias, has_D, use_softplus, path, start, dlast, dy,
     du, ddelta, dA, dB, dC, dW, dD, dbias, first, end,
 ):  # fmt: skip
-    """Tasks first..end of the backward: add to du, write the other gradients.
+    """Run the backward of the tasks first..end: add to du, write the other gradients.
 
-    dy, du, ddelta (batch, K, L, D); dlast, dA, dW (batch, K, N, D); dD, dbias (batch, K, D): to be summed over
-    the batch; dB, dC (blocks, batch, K, L, N): to be summed over the blocks. With g the gradient of state h_t
-    through y_t and all later steps, g_t = W C_t dy_t + decay_{t+1} g_{t+1}, Eq. 6 gives
+    Shapes: dy, du, ddelta (batch, K, L, D); dlast (batch, K, N, D). The caller sums dA, dW (batch, K, N, D) and dD,
+    dbias (batch, K, D) over the batch, and dB, dC (blocks, batch, K, L, N) over the blocks.
+
+    Let g_t be the gradient of the state h_t through y_t and all later steps. Then Eq. 6 gives
+    g_t = W C_t dy_t + decay_{t+1} g_{t+1} with decay_t = exp(delta_t A), and
 
         d(delta u) = sum_n g B    d(delta A) = g decay h_{t-1}    dB = sum_d g delta u    dC = sum_d W h dy
+
+    The rows SUM_GB and SUM_GHA add up g B and g decay h_{t-1} A over the states; at last they hold du and ddelta.
     """
     channels, states = u.shape[3], A.shape[1]
     blocks = (channels + LANES - 1) // LANES
@@ -252,7 +256,7 @@ def backward(
                     g[n * LANES + c] = dlast[b, k, n, d0 + c]
                 if has_D:
                     s[DK * LANES + c] = D[k, d0 + c]
-            for chunk in range(start.shape[2] - 1, -1, -1):
+            for chunk in range(start.shape[2] - 1, -1, -1):  # from the last chunk to the first
                 t0 = chunk * STEPS
                 pixels = path[k, t0 : t0 + STEPS]
                 steps = pixels.size
@@ -260,14 +264,14 @@ def backward(
                 load(s, DY, dyk, pixels)
                 s[SUM_GB * LANES : (SUM_GHA + STEPS) * LANES] = ZERO
                 for n in range(states):
-                    s[A2 * LANES : (A2 + 1) * LANES] = ZERO  # it held sums; a NaN must not stay behind
+                    s[A2 * LANES : (A2 + 1) * LANES] = ZERO  # it held sums: no NaN may stay in unused lanes
                     for c in range(lanes):
                         s[A2 * LANES + c] = A[k, n, d0 + c] * LOG2E
                         s[WN * LANES + c] = W[k, n, d0 + c] if has_W else ONE
                         s[STATE * LANES + c] = start[b, k, chunk, n, d0 + c]
                     for c in range(LANES):
                         s[(GRAD + steps) * LANES + c] = g[n * LANES + c]
-                    for t in range(STEPS):  # the states again
+                    for t in range(STEPS):  # recompute the states of the chunk from `start`
                         if t == steps:
                             break
                         Bt = B[b, k, pixels[t], n]
@@ -277,7 +281,7 @@ def backward(
                             s[(STATE + t + 1) * LANES + c] = (
                                 decay * s[(STATE + t) * LANES + c] + s[(X + t) * LANES + c] * Bt
                             )
-                    for back in range(STEPS):
+                    for back in range(STEPS):  # the gradients, from the last step to the first
                         t = STEPS - 1 - back
                         if t >= steps:
                             continue
@@ -293,12 +297,12 @@ def backward(
                             grad *= s[(DECAY + t) * LANES + c]
                             s[(GRAD + t) * LANES + c] = grad
                             grad *= s[(STATE + t) * LANES + c]
-                            s[(DECAY + t) * LANES + c] = grad  # from here on the gradient of delta * A
+                            s[(DECAY + t) * LANES + c] = grad  # no longer the decay: the gradient of delta * A
                             s[(SUM_GHA + t) * LANES + c] += grad * s[A2 * LANES + c]
                         dB[block, b, k, pixel, n], dC[block, b, k, pixel, n] = dBt, dCt
                     for c in range(LANES):
                         g[n * LANES + c] = s[GRAD * LANES + c]
-                        s[A2 * LANES + c] = ZERO
+                        s[A2 * LANES + c] = ZERO  # from here on the sum of dA over the steps
                     for t in range(STEPS):
                         if t == steps:
                             break
@@ -315,7 +319,7 @@ def backward(
                     if t == steps:
                         break
                     for c in range(LANES):
-                        gradient = s[(SUM_GHA + t) * LANES + c] * LN2
+                        gradient = s[(SUM_GHA + t) * LANES + c] * LN2  # A2 is A log2(e)
                         gradient += s[(SUM_GB + t) * LANES + c] * s[(U + t) * LANES + c]
                         gradient *= s[(SLOPE + t) * LANES + c]
                         s[(SUM_GHA + t) * LANES + c] = gradient
