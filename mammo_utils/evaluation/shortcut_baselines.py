@@ -26,9 +26,7 @@ from mammo_utils.vocabulary import REFERENCE
 
 THUMBNAIL = 8  # pixels per side
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: smaller is stronger
-TABLE_COLUMNS = [
-    *["subset", "task", "baseline", "metric", "value", "low", "high", "reason", "n_exams", "n_breasts"],
-]
+TABLE_COLUMNS = "subset task baseline metric value low high reason n_exams n_breasts".split()
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class Baseline:
     Attributes:
         name: Its name in tables and figures.
         shortcut: False for the majority class.
-        sample: Its predictions for the labelled breasts of the reported part, ordered by exam and side.
+        sample: Its predictions for the labelled breasts of the reported part.
         auc: Its AUC on them.
-        n_exams: Number of exams that they belong to.
+        n_exams: Number of their exams.
     """
 
     name: str
@@ -111,15 +109,20 @@ def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -
 def baseline_table(
     baselines: Mapping[tuple[str, str], list[Baseline]], *, resamples: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Tabulate baselines, (subset, task) -> list: one row per baseline and metric, with its interval over patients."""
+    """Tabulate the metrics of baselines with their intervals over patients.
+
+    Args:
+        baselines: (subset, task) -> its baselines.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
     rows = []
     for (subset, task), fitted in baselines.items():
         for baseline in fitted:
-            row = {"subset": subset, "task": task, "baseline": baseline.name}
-            row |= {"n_exams": baseline.n_exams, "n_breasts": len(baseline.sample.labels)}
+            counts = {"n_exams": baseline.n_exams, "n_breasts": len(baseline.sample.labels)}
             for metric in METRICS:
-                score = interval(baseline.sample, metric, resamples=resamples, seed=seed)
-                rows.append(row | {"metric": metric} | asdict(score))
+                row = {"subset": subset, "task": task, "baseline": baseline.name, "metric": metric} | counts
+                rows.append(row | asdict(interval(baseline.sample, metric, resamples=resamples, seed=seed)))
     return pd.DataFrame(rows, columns=TABLE_COLUMNS)
 
 

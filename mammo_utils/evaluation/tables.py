@@ -21,89 +21,58 @@ from mammo_utils.vocabulary import REFERENCE, SIDES, SYSTEMS
 if TYPE_CHECKING:
     from mammo_utils.evaluation.shortcut_baselines import Baseline
 
-RESULT_COLUMNS = [
-    *["subset", "system", "task_mode", "task", "metric", "side", "part", "value", "low", "high"],
-    *["n_exams", "n_breasts", "n_patients", "n_seeds", "sd_seeds", "resamples", "dropped", "reason"],
-    *["paper", "paper_note", "synthetic", "stale", "runs", "command"],
-]
-COMPARISON_COLUMNS = [
-    *["subset", "task", "metric", "system", "task_mode", "reference", "question", "difference", "low", "high"],
-    *["answer", "n_exams", "n_breasts", "n_seeds", "reference_seeds", "dropped", "reason"],
-]
-BLOCK_COLUMNS = [
-    *["subset", "task_mode", "system", "task", "blocks", "value", "low", "high", "searched"],
-    *["n_exams", "n_breasts", "n_seeds", "sd_seeds"],
-]
-STATEMENT_COLUMNS = [
-    *["subset", "task_mode", "system", "task", "auc", "low", "high", "beats_chance"],
-    *["best_shortcut", "shortcut_auc", "beats_shortcuts", "ahead", "ahead_low", "ahead_high", "surely_ahead"],
-    "statement",
-]
+RESULT_COLUMNS = """subset system task_mode task metric side part value low high n_exams n_breasts n_patients n_seeds
+sd_seeds resamples dropped reason paper paper_note synthetic stale runs command""".split()
+COMPARISON_COLUMNS = """subset task metric system task_mode reference question difference low high answer n_exams
+n_breasts n_seeds reference_seeds dropped reason""".split()
+BLOCK_COLUMNS = """subset task_mode system task blocks value low high searched n_exams n_breasts n_seeds
+sd_seeds""".split()
+STATEMENT_COLUMNS = """subset task_mode system task auc low high beats_chance best_shortcut shortcut_auc beats_shortcuts
+ahead ahead_low ahead_high surely_ahead statement""".split()
 SHORTCUT_LIMIT = 0.65  # AUC; a cohort with better shortcuts can be solved without looking for lesions
 
 
 def results_table(
     runs: Sequence[RunResult], study: Study, parameters: NotebookParameters | None = None
 ) -> pd.DataFrame:
-    """Score every finished system: one row per subset, system, task mode, task, metric and side.
-
-    Runs that differ only in their seed form one row, their mean.
+    """Score every finished system; runs that differ only in their seed form one row, their mean.
 
     Args:
         runs: The runs of the study.
-        study: Its settings of the bootstrap.
-        parameters: The notebook's parameters, which go into the command that trains the row.
+        study: The study, for the settings of the bootstrap.
+        parameters: The notebook's parameters, for the command that trains the row.
 
     Returns:
-        The columns `RESULT_COLUMNS`. `side` is "both" (the breasts of both sides pooled), "L" or "R"; `sd_seeds` is the
-        standard deviation over seeds, NaN for one seed; `resamples` and `dropped` count the bootstrap resamples in
-        which the metric is defined and is not; `paper` is the paper's value.
+        One row per subset, system, task mode, task, metric and side ("both" pools the breasts of both sides).
+        `sd_seeds` is the standard deviation over seeds, NaN for one seed; `resamples` and `dropped` count the
+        resamples in which the metric is defined and is not; `paper` is the paper's value.
     """
     rows = []
     for (subset, mode, system), seeds in group_by_seed(runs).items():
-        shared = {"subset": subset, "system": system, "task_mode": mode, "part": seeds[0].reported}
-        shared |= {
-            "synthetic": any(run.metrics["synthetic"] for run in seeds),
-            "stale": any(run.stale for run in seeds),
-        }
-        shared |= {"runs": ", ".join(run.id for run in seeds)}
-        shared |= {"command": training_command(seeds[0].spec, parameters or NotebookParameters())}
-        for task, side in product(seeds[0].tasks, ("both", *SIDES)):
-            predictions = sample(seeds, task, side=side)
-            counts = _count(seeds, task, side)
-            for metric in METRICS:
-                row = shared | {"task": task, "metric": metric, "side": side} | counts
-                row |= asdict(interval(predictions, metric, **_bootstrap(study)))
-                rows.append(row | {"sd_seeds": _deviation_over_seeds(predictions, metric)})
+        row = {"subset": subset, "system": system, "task_mode": mode, "part": seeds[0].reported}
+        row |= {"synthetic": any(run.metrics["synthetic"] for run in seeds), "stale": any(run.stale for run in seeds)}
+        row["runs"] = ", ".join(run.id for run in seeds)
+        row["command"] = training_command(seeds[0].spec, parameters or NotebookParameters())
+        for task, side, metric in product(seeds[0].tasks, ("both", *SIDES), METRICS):
+            rows.append(row | {"side": side} | _score(seeds, task, metric, study, side))
     paper = paper_values().rename(columns={"value": "paper", "note": "paper_note"}).assign(side="both")
     table = pd.DataFrame(rows, columns=RESULT_COLUMNS).drop(columns=["paper", "paper_note"])
     return table.merge(paper, how="left", on=[*KEY, "side"])[RESULT_COLUMNS]
 
 
 def blocks_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
-    """Tabulate the search for the number of state space blocks (§4.2).
+    """Tabulate the AUC by number of state space blocks (§4.2), for systems trained with more than one number.
 
-    Args:
-        runs: The runs of the study.
-        study: Its settings of the bootstrap.
-
-    Returns:
-        One row per subset, task mode, system, number of blocks and task: the AUC with its interval over patients, in
-        the columns `BLOCK_COLUMNS`. `searched` is False for the number of the study's settings, which all other tables
-        use. Only systems that were trained with further numbers are listed.
+    One row per subset, task mode, system, number of blocks and task. `searched` is False for the number of the study's
+    settings, which all other tables use.
     """
     rows = []
     for blocks in sorted({run.spec.blocks for run in runs}):
         for (subset, mode, system), seeds in group_by_seed(runs, blocks).items():
-            if not SYSTEMS[system].blocks:
-                continue
-            row = {"subset": subset, "task_mode": mode, "system": system, "searched": blocks > 0}
-            row["blocks"] = getattr(seeds[0].spec.model, SYSTEMS[system].blocks)
-            for task in seeds[0].tasks:
-                predictions = sample(seeds, task)
-                auc = asdict(interval(predictions, "auc", **_bootstrap(study)))
-                auc["sd_seeds"] = _deviation_over_seeds(predictions, "auc")
-                rows.append(row | {"task": task} | auc | _count(seeds, task))
+            if setting := SYSTEMS[system].blocks:
+                row = {"subset": subset, "task_mode": mode, "system": system, "searched": blocks > 0}
+                row["blocks"] = getattr(seeds[0].spec.model, setting)
+                rows += [row | _score(seeds, task, "auc", study) for task in seeds[0].tasks]
     table = pd.DataFrame(rows, columns=BLOCK_COLUMNS)
     return table[table["system"].isin(table.loc[table["searched"].astype(bool), "system"])]
 
@@ -111,19 +80,13 @@ def blocks_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
 def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Compare each system with the reference, and each single-task system with its multi-task counterpart.
 
-    Args:
-        runs: The runs of the study.
-        study: Its settings of the bootstrap.
-
-    Returns:
-        One row per comparison, task and metric, in the columns `COMPARISON_COLUMNS`. `difference` is the system's
-        metric minus the reference's on the same patients; `answer` names the better of the two, or is
-        "not distinguishable" if the interval of the difference contains 0.
+    One row per comparison, task and metric. `difference` is the system's metric minus the reference's on the same
+    patients; `answer` names the better of the two, or is "not distinguishable" if the interval contains 0.
     """
     groups = group_by_seed(runs)
     rows = []
     for (subset, mode, system), seeds in groups.items():
-        comparisons = []  # key of the reference, names of the two, question
+        comparisons = []  # key of the reference, names of the two in the answer, question
         if system != REFERENCE:
             question = SYSTEMS[system].question or f"Is {SYSTEMS[system].title} better than the reference?"
             comparisons.append(((subset, mode, REFERENCE), (system, REFERENCE), question))
@@ -132,23 +95,16 @@ def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
             comparisons.append(((subset, "multi", system), ("single-task", "multi-task"), question))
         for key, names, question in comparisons:
             reference = groups.get(key, [])
-            shared = {"subset": subset, "system": system, "task_mode": mode, "reference": f"{key[2]} {key[1]}"}
-            shared |= {"question": question, "reference_seeds": len(reference)}
+            row = {"subset": subset, "system": system, "task_mode": mode, "reference": f"{key[2]} {key[1]}"}
+            row |= {"question": question, "reference_seeds": len(reference)}
             for task, metric in product(seeds[0].tasks, METRICS):
                 if reference and task in reference[0].tasks:
                     difference = _difference(sample(seeds, task), sample(reference, task), metric, study)
-                    row = shared | {"task": task, "metric": metric} | _count(seeds, task) | asdict(difference)
-                    rows.append(row | {"difference": difference.value, "answer": _answer(difference, *names)})
+                    found = {"difference": difference.value, "answer": _answer(difference, *names)}
+                    found |= {"task": task, "metric": metric} | asdict(difference) | _count(seeds, task)
+                    rows.append(row | found)
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     return table.sort_values(["subset", "task", "metric", "task_mode"], kind="stable", ignore_index=True)
-
-
-def _answer(difference: Interval, system: str, reference: str) -> str:
-    if np.isnan(difference.low):
-        return "no interval"
-    if difference.low <= 0 <= difference.high:
-        return "not distinguishable"
-    return f"{system if difference.low > 0 else reference} better"
 
 
 def statements(
@@ -159,12 +115,12 @@ def statements(
     Args:
         runs: The runs of the study.
         baselines: (subset, task) -> the fitted baselines.
-        study: Its settings of the bootstrap.
+        study: The study, for the settings of the bootstrap.
 
     Returns:
-        The columns `STATEMENT_COLUMNS`; None where a comparison is not possible. `beats_chance`: the interval lies
-        above 0.5; `beats_shortcuts`: the AUC is higher than that of every shortcut; `ahead`: the paired difference to
-        the best shortcut; `surely_ahead`: its interval lies above 0; `statement`: all of this in one sentence.
+        `beats_chance`: the interval lies above 0.5; `beats_shortcuts`: the AUC is higher than every shortcut's;
+        `ahead`: the paired difference to the best shortcut; `surely_ahead`: its interval lies above 0; `statement`:
+        all of this in one sentence. None where a comparison is not possible.
     """
     rows = []
     for (subset, mode, system), seeds in group_by_seed(runs).items():
@@ -185,19 +141,15 @@ def statements(
 
 
 def _write_statement(row: Mapping[str, Any]) -> str:
-    chance = {
-        None: "has no interval to compare with chance",
-        True: "beats chance",
-        False: "is not distinguishable from chance",
-    }[row["beats_chance"]]
-    if row["beats_shortcuts"] is None:
-        shortcuts = "there is no shortcut to compare it with"
-    elif not row["beats_shortcuts"]:
-        shortcuts = f"it does not beat the shortcut {row['best_shortcut']}"
-    else:
-        by_interval = "contains 0" if not row["surely_ahead"] else "excludes 0"
-        shortcuts = f"it beats every shortcut (the paired interval {by_interval})"
-    return f"{row['system']} ({row['task_mode']}, {row['subset']}, {row['task']}) {chance}; {shortcuts}."
+    chance = {None: "has no interval to compare with chance", True: "beats chance"}
+    shortcuts = {
+        None: "there is no shortcut to compare it with",
+        True: f"it beats every shortcut (the paired interval {'excludes' if row['surely_ahead'] else 'contains'} 0)",
+        False: f"it does not beat the shortcut {row['best_shortcut']}",
+    }
+    subject = f"{row['system']} ({row['task_mode']}, {row['subset']}, {row['task']})"
+    verdict = chance.get(row["beats_chance"], "is not distinguishable from chance")
+    return f"{subject} {verdict}; {shortcuts[row['beats_shortcuts']]}."
 
 
 def check_claims(runs: Sequence[RunResult], statements: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
@@ -209,35 +161,34 @@ def check_claims(runs: Sequence[RunResult], statements: pd.DataFrame, baselines:
         baselines: The table made by `evaluation.shortcut_baselines.baseline_table`.
 
     Returns:
-        One row per claim: `holds` (True, False, or None if it cannot be checked), `count`, and `exceptions`.
+        One row per claim: `holds` (True, False, or None if it cannot be checked), `count` and `exceptions`.
     """
     grid = [run for run in runs if run.in_grid]
     unfinished, stale = [run.id for run in grid if not run.finished], [run.id for run in grid if run.stale]
     n_finished = len(grid) - len(unfinished)
-    rows = [
-        ("every run of the grid is finished", not unfinished, f"{n_finished} of {len(grid)}", unfinished),
-        ("every finished run matches configuration, data and code", not stale if n_finished else None, "", stale),
-    ]
     diagnosis = statements[statements["task"] == "diagnosis"]
-    for column, claim in (
-        ("beats_chance", "diagnosis: the interval of each system's AUC lies above 0.5"),
-        ("beats_shortcuts", "diagnosis: each system's AUC is higher than that of every shortcut"),
-    ):
+    names = diagnosis["system"] + " " + diagnosis["task_mode"] + " " + diagnosis["subset"]
+
+    def check(claim: str, column: str) -> tuple:
         values = list(diagnosis[column])
         holds = None if not values or None in values else all(values)
-        exceptions = [f"{r.system} {r.task_mode} {r.subset}" for r in diagnosis.itertuples() if not getattr(r, column)]
-        rows.append((claim, holds, f"{values.count(True)} of {len(values)}", exceptions))
+        exceptions = [name for name, value in zip(names, values, strict=True) if not value]
+        return claim, holds, f"{values.count(True)} of {len(values)}", exceptions
+
     shortcuts = baselines[(baselines["metric"] == "auc") & (baselines["task"] == "diagnosis")]
     shortcuts = shortcuts[shortcuts["baseline"] != "majority class"]
     strong = [f"{row.baseline} {row.subset}" for row in shortcuts.itertuples() if row.value > SHORTCUT_LIMIT]
     highest = f"highest {shortcuts['value'].max():.3f}" if len(shortcuts) else ""
-    claim = f"diagnosis: the AUC of every shortcut is at most {SHORTCUT_LIMIT}"
-    rows.append((claim, not strong if len(shortcuts) else None, highest, strong))
+    limit = f"diagnosis: the AUC of every shortcut is at most {SHORTCUT_LIMIT}"
+    rows = [
+        ("every run of the grid is finished", not unfinished, f"{n_finished} of {len(grid)}", unfinished),
+        ("every finished run matches configuration, data and code", not stale if n_finished else None, "", stale),
+        check("diagnosis: the interval of each system's AUC lies above 0.5", "beats_chance"),
+        check("diagnosis: each system's AUC is higher than that of every shortcut", "beats_shortcuts"),
+        (limit, not strong if len(shortcuts) else None, highest, strong),
+    ]
     table = pd.DataFrame(rows, columns=["claim", "holds", "count", "exceptions"]).astype({"holds": object})
     return table.assign(exceptions=table["exceptions"].map(", ".join)).set_index("claim")
-
-
-# --- the study as a whole -------------------------------------------------------------------------------
 
 
 def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
@@ -245,7 +196,7 @@ def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
     rows = []
     for run in runs:
         row = {"run": run.id, "state": run.state + ("" if run.in_grid else ", not in the grid")}
-        row |= {"reason": " ".join((run.reason, *run.stale)).strip()}
+        row["reason"] = " ".join((run.reason, *run.stale)).strip()
         if run.finished:
             row |= {"best epoch": f"{run.metrics['best_epoch']} of {run.metrics['epochs']}"}
             row |= {"parameters": f"{run.metrics['parameters']:,}", "minutes": round(run.metrics["seconds"] / 60, 1)}
@@ -258,25 +209,20 @@ def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
 def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     """List the paper's settings (§3.1, §4) beside those of a study or of one run; `differs` marks the differences."""
     is_study = isinstance(settings, Study)
-    systems = settings.grid.systems if is_study else (settings.system,)
     data, split, model, training = settings.data, settings.split, settings.model, settings.training
-    synthetic = f"synthetic cohort, {data.synthetic.n_exams} exams"
+    systems = settings.grid.systems if is_study else (settings.system,)
+    cohort = f"{data.source}, cohort {data.cohort}"
+    if data.source == "synthetic":
+        cohort = f"synthetic cohort, {data.synthetic.n_exams} exams"
     parts = {"validation": split.validation} | ({} if split.kind == "paper" else {"test": split.test})
-    shares = ", ".join(f"{share:.0%} {part}" for part, share in {"training": 1 - sum(parts.values()), **parts}.items())
+    shares = {"training": 1 - sum(parts.values()), **parts}
     rows = [
-        (
-            "data",
-            "TOMPEI-CMMD, 1,360 patients",
-            synthetic if data.source == "synthetic" else f"{data.source}, cohort {data.cohort}",
-        ),
-        ("split by patient", "80 % training, 20 % validation", shares),
+        ("data", "TOMPEI-CMMD, 1,360 patients", cohort),
+        ("split by patient", "80 % training, 20 % validation", ", ".join(f"{v:.0%} {k}" for k, v in shares.items())),
         ("reported on", "validation (best epoch)", "test" if split.kind == "nested" else "validation (best epoch)"),
         ("image size, pixels per side", 512, settings.images.size),
+        ("ImageNet weights of the ResNets", "yes", "yes" if model.weights == "imagenet" else "no"),
         ("maximum number of epochs", 100, training.epochs),
-        *(
-            (f"learning rate, {s}", SYSTEMS[s].paper_learning_rate or "not stated", training.learning_rate[s])
-            for s in systems
-        ),
         ("weight decay (AdamW)", 0.05, training.weight_decay),
         ("epochs without improvement until the learning rate is halved", 10, training.patience),
         ("maximum gradient norm", 1.0, training.clip),
@@ -284,16 +230,19 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("blocks of the VSSM, of the hybrid", "4, 2", f"{model.vssm_blocks}, {model.hybrid_blocks}"),
         ("batch size, exams", "not stated", training.batch_size),
     ]
-    if any(SYSTEMS[system].pretrained for system in systems):
-        rows.insert(4, ("ImageNet weights of the ResNets", "yes", "yes" if model.weights == "imagenet" else "no"))
+    rates = [
+        (SYSTEMS[system].paper_learning_rate or "not stated", training.learning_rate[system]) for system in systems
+    ]
+    rows[6:6] = [(f"learning rate, {system}", *pair) for system, pair in zip(systems, rates, strict=True)]
+    if not any(SYSTEMS[system].pretrained for system in systems):
+        del rows[4]
     if is_study:
         rows.append(("training seeds", "not stated", len(settings.grid.seeds)))
-    column = "this study" if is_study else "this run"
-    table = pd.DataFrame(rows, columns=["setting", "paper", column]).set_index("setting")
-    return table.assign(differs=["" if value == paper else "yes" for paper, value in table.to_numpy()])
+    table = pd.DataFrame(rows, columns=["setting", "paper", "this study" if is_study else "this run"])
+    return table.assign(differs=["" if row[2] == row[1] else "yes" for row in rows]).set_index("setting")
 
 
-# --- shared ---------------------------------------------------------------------------------------------
+# --- parts of the tables --------------------------------------------------------------------------------
 
 
 def training_command(spec: RunSpec, parameters: NotebookParameters) -> str:
@@ -308,16 +257,18 @@ def _bootstrap(study: Study) -> dict[str, int]:
     return {"resamples": study.evidence.resamples, "seed": study.evidence.seed}
 
 
+def _score(seeds: Sequence[RunResult], task: str, metric: str, study: Study, side: str = "both") -> dict[str, Any]:
+    """A system's metric with its interval, its deviation over seeds and the numbers it is based on."""
+    predictions = sample(seeds, task, side=side)
+    by_seed = [METRICS[metric].value(predictions.labels, p) for p in predictions.probabilities]
+    row = {"task": task, "metric": metric, "sd_seeds": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else np.nan}
+    return row | asdict(interval(predictions, metric, **_bootstrap(study))) | _count(seeds, task, side)
+
+
 def _count(seeds: Sequence[RunResult], task: str, side: str = "both") -> dict[str, int]:
-    """Numbers of labelled exams, breasts and patients, and of seeds."""
     breasts = labelled_breasts(seeds[0], task, side=side)
     counts = {"n_exams": breasts["exam"].nunique(), "n_breasts": len(breasts)}
     return counts | {"n_patients": breasts["group"].nunique(), "n_seeds": len(seeds)}
-
-
-def _deviation_over_seeds(sample: Sample, metric: str) -> float:
-    values = [METRICS[metric].value(sample.labels, p) for p in sample.probabilities]
-    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
 def _difference(system: Sample, reference: Sample, metric: str, study: Study) -> Interval:
@@ -326,6 +277,14 @@ def _difference(system: Sample, reference: Sample, metric: str, study: Study) ->
         return paired_difference(system, reference, metric, **_bootstrap(study))
     except ValueError as error:
         return Interval(reason=str(error))
+
+
+def _answer(difference: Interval, system: str, reference: str) -> str:
+    if np.isnan(difference.low):
+        return "no interval"
+    if difference.low <= 0 <= difference.high:
+        return "not distinguishable"
+    return f"{system if difference.low > 0 else reference} better"
 
 
 def _exceeds(value: float, limit: float) -> bool | None:

@@ -47,8 +47,8 @@ def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.
 
     Args:
         weights: The table made by `view_weights`.
-        resamples: Number of bootstrap resamples of patients.
-        seed: Their seed.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Returns:
         One row per class and side: n_exams and, for each view, its mean weight and the ends of its interval,
@@ -73,10 +73,8 @@ def absent_weight(weights: pd.DataFrame) -> dict[str, float]:
     With missing="zeros" (the paper) an absent view may take weight; with "masked" its weight is exactly 0.
     """
     views = weights[~weights["complete"]].drop_duplicates(["exam", "view"])
-    means = {
-        name: float(views.loc[views["present"] == p, "weight"].mean()) for name, p in (("absent", 0), ("present", 1))
-    }
-    return {"n_exams": views["exam"].nunique(), **means}
+    absent, present = (float(views.loc[views["present"] == state, "weight"].mean()) for state in (False, True))
+    return {"n_exams": views["exam"].nunique(), "absent": absent, "present": present}
 
 
 # --- views removed --------------------------------------------------------------------------------------
@@ -148,8 +146,8 @@ def removal_table(removals: dict[str, list[Removal]], *, resamples: int, seed: i
 
     Args:
         removals: The result of `remove_views`.
-        resamples: Number of bootstrap resamples of patients.
-        seed: Their seed.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Returns:
         auc, auc_without and auc_change with its paired interval; and the mean change in the probability of the highest

@@ -44,7 +44,7 @@ def fake_breasts(n_exams: int, subset: str, part: str) -> pd.DataFrame:
 
 def fake_predictions(spec: RunSpec, n_exams: int = 60, strength: float | None = None) -> pd.DataFrame:
     table = pd.concat([fake_breasts(n_exams, spec.subset, part) for part in ("validation", "test")], ignore_index=True)
-    strength = STRENGTH[spec.system] if strength is None else strength
+    strength = STRENGTH.get(spec.system, 1.0) if strength is None else strength
     rng = np.random.default_rng([spec.seed, len(spec.id)])
     labels = table[["diagnosis", "birads"]].copy()
     table = table.drop(columns=["diagnosis", "birads"])
