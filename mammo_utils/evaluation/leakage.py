@@ -50,9 +50,10 @@ def leakage(
     """
     names, number = np.unique(patients, return_inverse=True)
     rows: list[dict] = []
-    if len(names) >= FEWEST:
+    repeats = repeats if len(names) >= FEWEST else 0
+    if repeats:
         thumbnails = np.stack([resize(image, THUMBNAIL).ravel() for image in images]).astype(float)
-    for repeat in range(repeats if len(names) >= FEWEST else 0):
+    for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
         targets = {"coin": rng.integers(0, 2, len(names))[number]}
         if {0, 1} <= set(labels):

@@ -51,8 +51,8 @@ class Baseline:
 def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
     """Load the exams on which the runs of each subset are trained and scored, as they are on disk now.
 
-    They do not depend on the task mode; the first one of the study whose labels exist is used. Loading stops at the
-    first subset that cannot be read, and the second value is then one sentence with the reason, else "".
+    They are the same for every task mode; the first one whose labels exist is used. Loading stops at the first subset
+    that cannot be read; the second value is then one sentence with the reason, else "".
     """
     loaded: dict[str, RunData] = {}
     for subset in subsets:

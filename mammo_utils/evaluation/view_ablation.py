@@ -24,22 +24,19 @@ from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.loop import predict
 from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
 
-# --- weights of the gate --------------------------------------------------------------------------------
-
 
 def view_weights(run: RunResult, exams: pd.DataFrame) -> pd.DataFrame:
     """List the gate's weights in the reported part, one row per breast and view.
 
-    `exams` is the cohort's exam table, which has the class of each breast. Columns: exam, group, side, class,
-    complete (all four views are present), view, weight, present.
+    `exams` is the cohort's exam table, for the class of each breast. Columns: exam, group, side, class, complete (all
+    four views are present), view, weight, present.
     """
     table = run.predictions[run.predictions["part"] == run.reported].reset_index(drop=True)
     classes = [exams.at[exam, f"{side}_class"] for exam, side in zip(table["exam"], table["side"], strict=True)]
-    present = table[[f"present_{view}" for view in VIEWS]].to_numpy(bool)  # (breasts, 4)
-    breasts = table[["exam", "group", "side"]].assign(**{"class": classes, "complete": present.all(1)})
-    columns = [table[f"weight_{view}"] for view in VIEWS]
-    by_view = zip(VIEWS, columns, present.T, strict=True)
-    return pd.concat([breasts.assign(view=v, weight=w, present=p) for v, w, p in by_view], ignore_index=True)
+    complete = table[[f"present_{view}" for view in VIEWS]].all(axis=1)
+    breasts = table[["exam", "group", "side"]].assign(**{"class": classes, "complete": complete})
+    columns = [{"view": v, "weight": table[f"weight_{v}"], "present": table[f"present_{v}"]} for v in VIEWS]
+    return pd.concat([breasts.assign(**values) for values in columns], ignore_index=True)
 
 
 def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.DataFrame:
@@ -54,15 +51,15 @@ def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.
         One row per class and side: n_exams and, for each view, its mean weight and the ends of its interval,
         `<view>_low` and `<view>_high`. The four means of a row sum to 1.
     """
-    complete = weights[weights["complete"]]
-    rows = []
+    complete, rows = weights[weights["complete"]], []
     for name, side in product(CLASSES, SIDES):
-        cell = complete[(complete["class"] == name) & (complete["side"] == side)]
-        row = {"class": name, "side": side, "n_exams": cell["exam"].nunique()}
-        for view, values in cell.groupby("view"):
-            mean = mean_interval(values["weight"], values["group"].to_numpy(), resamples=resamples, seed=seed)
-            row |= _prefix(view, mean)
-        rows += [row] if len(cell) else []
+        breasts = complete[(complete["class"] == name) & (complete["side"] == side)]
+        if len(breasts):
+            row: dict[str, Any] = {"class": name, "side": side, "n_exams": breasts["exam"].nunique()}
+            for view, cell in breasts.groupby("view"):
+                groups = cell["group"].to_numpy()
+                row |= _prefix(view, mean_interval(cell["weight"], groups, resamples=resamples, seed=seed))
+            rows.append(row)
     columns = [f"{view}{end}" for view in VIEWS for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["class", "side", "n_exams", *columns])
 
@@ -70,14 +67,11 @@ def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.
 def absent_weight(weights: pd.DataFrame) -> dict[str, float]:
     """Average the weight of absent and of present views over exams that lack a view: n_exams, absent, present.
 
-    With missing="zeros" (the paper) an absent view may take weight; with "masked" its weight is exactly 0.
+    With missing="zeros" (the paper) an absent view may get weight; with "masked" its weight is exactly 0.
     """
     views = weights[~weights["complete"]].drop_duplicates(["exam", "view"])
     absent, present = (float(views.loc[views["present"] == state, "weight"].mean()) for state in (False, True))
     return {"n_exams": views["exam"].nunique(), "absent": absent, "present": present}
-
-
-# --- views removed --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,11 +98,11 @@ def remove_views(model: nn.Module, exams: ExamSet, settings: Training) -> dict[s
 
     Args:
         model: A system in eval mode.
-        exams: The exams; for each view, those that have it and at least one other view are used.
+        exams: The exams; a view is removed from those that have it and at least one other view.
         settings: Training settings, for the batch size and precision.
 
     Returns:
-        Task -> one `Removal` for each view that any such exam has.
+        Task -> one `Removal` for each view that was removed from any exam.
     """
     complete, _ = predict(model, exams, settings)
     removals: dict[str, list[Removal]] = {task: [] for task in complete}
@@ -154,26 +148,22 @@ def removal_table(removals: dict[str, list[Removal]], *, resamples: int, seed: i
         class (malignant, or the highest BI-RADS category) with its interval, for breasts of that class
         (change_of_class) and for all others (change_of_others).
     """
-    rows: list[dict[str, Any]] = []
-    bootstrap = {"resamples": resamples, "seed": seed}
-    every = (
-        (task, removal, side) for task, of_task in removals.items() for removal in of_task for side in ("both", *SIDES)
-    )
-    for task, removal, side in every:
+    rows, bootstrap = [], {"resamples": resamples, "seed": seed}
+    listed = [(task, removal) for task, of_task in removals.items() for removal in of_task]
+    for (task, removal), side in product(listed, ("both", *SIDES)):
         selected = (removal.sides == side) | (side == "both")
         if not selected.any():
             continue
         before, after = removal.before.select(selected), removal.after.select(selected)
-        change = paired_difference(after, before, "auc", **bootstrap)
         row = {"task": task, "view": removal.view, "side": side}
         row |= {"n_exams": len(set(removal.exams[selected])), "n_breasts": int(selected.sum())}
-        row |= {"auc": auc(before.labels, before.probabilities[0])}
-        row |= {"auc_without": auc(after.labels, after.probabilities[0])}
+        row["auc"], row["auc_without"] = (auc(s.labels, s.probabilities[0]) for s in (before, after))
+        change = paired_difference(after, before, "auc", **bootstrap)
         row |= _prefix("auc_change", change) | {"reason": change.reason}
+        gain = (after.probabilities - before.probabilities)[0, :, -1]  # (n,) of the highest class
         highest = before.labels == before.probabilities.shape[2] - 1
-        moved = (after.probabilities - before.probabilities)[0, :, -1]
         for name, breasts in (("change_of_class", highest), ("change_of_others", ~highest)):
-            row |= _prefix(name, mean_interval(moved[breasts], before.groups[breasts], **bootstrap))
+            row |= _prefix(name, mean_interval(gain[breasts], before.groups[breasts], **bootstrap))
         rows.append(row)
     return pd.DataFrame(rows)
 
