@@ -85,11 +85,10 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
     sides = [exams[[f"{side}_{name}" for name in fields]].set_axis(fields, axis=1).assign(side=side) for side in SIDES]
     breasts = pd.concat(sides, ignore_index=True)
     figure, axes = make_panels(title, ["diagnosis", "BI-RADS by diagnosis", "density", "views present"], 2.8, 2.8)
-    known = breasts[breasts["class"].isin(CLASSES)]
-    sns.countplot(known, x="class", order=CLASSES, hue="side", hue_order=SIDES, palette=SIDE_COLOURS, ax=axes[0])
-    rated = known[known["birads"].between(1, 5)]
-    stack = {"hue": "class", "hue_order": CLASSES, "palette": CLASS_COLOURS, "multiple": "stack", "alpha": 1}
-    sns.histplot(rated, x="birads", discrete=True, shrink=0.8, **stack, ax=axes[1])
+    sides = {"hue": "side", "hue_order": SIDES, "palette": SIDE_COLOURS, "saturation": 1}
+    sns.countplot(breasts, x="class", order=CLASSES, **sides, ax=axes[0])
+    counts = pd.crosstab(breasts["birads"], breasts["class"]).reindex(range(1, 6), columns=CLASSES, fill_value=0)
+    counts.plot.bar(stacked=True, color=CLASS_COLOURS, width=0.8, rot=0, ax=axes[1])
     sns.countplot(breasts, x="density", order=DENSITIES, color="0.6", ax=axes[2])
     sns.countplot(x=exams[list(VIEWS)].sum(axis=1), color="0.6", ax=axes[3])
     for axis, (x, y) in zip(axes, (("", "breasts"), ("BI-RADS", ""), ("", ""), ("views", "exams")), strict=True):
@@ -97,8 +96,10 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
         if axis is not axes[1]:
             for bars in axis.containers:
                 axis.bar_label(bars, fontsize=6.5)
-    axes[1].set_xticks(range(1, 6))
     axes[2].tick_params(axis="x", rotation=25)
+    for axis in axes[:2]:  # room for the legend
+        axis.set_ylim(top=1.25 * axis.get_ylim()[1])
+        axis.legend(ncols=3, loc="upper center", fontsize=7, handlelength=1, columnspacing=1)
     return figure
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from mammo_utils.models.costs import Part, outline
 from mammo_utils.models.ss2d import PATHS, SSConvSSM, four_paths
 from mammo_utils.models.system import System
-from mammo_utils.plots.style import CHANCE_LINE, VIEW_COLOURS, draw_arrow, make_panels, show_image, styled
+from mammo_utils.plots.style import CHANCE_LINE, VIEW_COLOURS, draw_arrow, make_panels, styled
 from mammo_utils.vocabulary import SYSTEMS, VIEWS
 
 VIEW, CNN, SCAN, MERGE, FUSION, HEAD = "#E5E5E5", "#BBDCF2", "#F6C9AE", "#F3E3A4", "#CFE8D5", "#E3CFE6"
@@ -34,8 +34,7 @@ def draw_paths(image: np.ndarray, rows: int, columns: int, title: str) -> Figure
     figure, axes = make_panels(title, PATHS, 2.5, 3)
     steps = np.linspace(0, 1, rows * columns)
     for axis, path in zip(axes, four_paths(rows, columns).numpy(), strict=True):
-        show_image(axis, image)
-        axis.images[0].set(extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), alpha=0.6)
+        axis.imshow(image, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), alpha=0.6)
         y, x = np.divmod(path, columns)
         for i in range(len(path) - 1):
             jump = abs(x[i + 1] - x[i]) + abs(y[i + 1] - y[i]) > 1
@@ -44,7 +43,7 @@ def draw_paths(image: np.ndarray, rows: int, columns: int, title: str) -> Figure
         axis.scatter(x, y, c=steps, cmap="plasma", s=8, zorder=3)
         inwards = (16 if x[0] == 0 else -16, 9 if y[0] else -13)
         axis.annotate("start", (x[0], y[0]), textcoords="offset points", xytext=inwards, ha="center", color="#00C8C8")
-        axis.set_aspect(image.shape[0] / image.shape[1] * columns / rows)
+        axis.set(xticks=[], yticks=[], aspect=image.shape[0] / image.shape[1] * columns / rows)
     return figure
 
 
@@ -61,9 +60,9 @@ def draw_discretisations(
         title: Title of the figure.
     """
     figure, (left, right) = make_panels(title, ["", ""], 4, 3)
-    for name, style in zip(factors, ("-", "--"), strict=True):
-        left.plot(products, factors[name], style, label=name)
-        right.plot(responses[name], style, label=name)
+    for factor, response, style in zip(factors, responses, ("-", "--"), strict=True):
+        left.plot(products, factors[factor], style, label=factor)
+        right.plot(responses[response], style, label=response)
     left.axvspan(0.001, 0.1, color="0.9", label="initial Δ, first state")
     left.set(xscale="log", xlabel="−ΔA", ylabel=r"$\bar B\,/\,(\Delta B)$", ylim=(0, 1.1))
     left.legend(loc="lower left")
@@ -80,7 +79,7 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figur
         relative = np.ma.masked_less_equal(field / field.max(), 0)
         picture = axis.imshow(relative, norm=LogNorm(1e-5, 1), cmap="magma_r")
         axis.set(xticks=[], yticks=[], xlabel=f"{(field > 0).mean():.0%} of the pixels have influence")
-    figure.colorbar(picture, ax=axes, label="|∂ centre / ∂ pixel|, relative to its maximum", shrink=0.8)
+    figure.colorbar(picture, ax=axes, label="|∂ centre / ∂ pixel| / maximum", shrink=0.8)
     return figure
 
 

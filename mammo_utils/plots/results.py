@@ -93,7 +93,7 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
         title: Title of the figure.
     """
     names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
-    side = 1.1 + 0.45 * len(classes)
+    side = 1.3 + 0.45 * len(classes)
     figure, axes = make_panels(title, names, side, side, columns=3)
     for axis, sample in zip(axes, samples.values(), strict=True):
         counts = confusion(sample)
@@ -122,15 +122,14 @@ def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
     colours = {entry.title: entry.colour for system, entry in SYSTEMS.items() if system in present}
     tables = [
         run.epochs.assign(
-            run=run.id,
-            system=SYSTEMS[run.spec.system].title,
-            colour=SYSTEMS[run.spec.system].colour,
-            mode=run.spec.task_mode,
-            kept=run.epochs["epoch"] == run.metrics["best_epoch"],
+            **{"run": run.id, "system": SYSTEMS[run.spec.system].title, "colour": SYSTEMS[run.spec.system].colour},
+            **{"task mode": run.spec.task_mode, "kept": run.epochs["epoch"] == run.metrics["best_epoch"]},
         )
         for run in runs
     ]
-    looks = {"hue": "system", "palette": colours, "hue_order": list(colours), "style": "mode", "dashes": MODE_DASHES}
+    modes = [mode for mode in MODE_DASHES if any(run.spec.task_mode == mode for run in runs)]
+    looks = {"hue": "system", "palette": colours, "hue_order": list(colours)}
+    looks |= {"style": "task mode", "style_order": modes, "dashes": MODE_DASHES}
     return _draw_epochs(pd.concat(tables), title, **looks)
 
 
@@ -143,7 +142,7 @@ def draw_curves(rows: list[dict[str, Any]], title: str) -> Figure:
 def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:
     names = {"loss": "training loss (Eq. 11)"} | {f"validation_{task}_auc": f"validation AUC, {task}" for task in TASKS}
     names = {column: name for column, name in names.items() if column in table}
-    about = [column for column in ("epoch", "run", "system", "mode", "colour", "kept") if column in table]
+    about = [column for column in ("epoch", "run", "system", "task mode", "colour", "kept") if column in table]
     long = table.rename(columns=names).melt(about, list(names.values()), "curve", "value")
     shape = {"col": "curve", "units": "run", "estimator": None, "height": 2.8, "facet_kws": {"sharey": False}}
     grid = sns.relplot(long, kind="line", x="epoch", y="value", **shape, **looks).set_titles("").set_ylabels("")
@@ -154,6 +153,8 @@ def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if name != names["loss"]:
             axis.axhline(0.5, **CHANCE_LINE)
+    if grid.legend:
+        sns.move_legend(grid, "outside right center")
     grid.figure.set_layout_engine("constrained")
     grid.figure.suptitle(title)
     return grid.figure
