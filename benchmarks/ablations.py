@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         study = load_study(a.study, a.settings)
         spec = study.run(a.system, study.grid.task_modes[0], study.grid.subsets[0], study.grid.seeds[0])
         torch.set_num_threads(spec.training.threads)
-        found = compare_switches(spec, a.seeds, study.evidence.resamples, a.compile)
+        found = compare_switches(spec, a.seeds, study.evaluation.resamples, a.compile)
     except (ValueError, FileNotFoundError) as error:  # each of ours is one sentence
         parser.exit(2, f"{error}\n")
     if a.json:

@@ -1,7 +1,9 @@
-"""AUC and macro F1 of §4.4, over breasts.
+"""The study's metrics over breasts: AUC and macro F1 (§4.4).
 
-Labels are class indices 0..K-1, or -1 where absent; probabilities have one column a class. A breast without a
-label does not count. A metric that is undefined is NaN, and :func:`undefined` says why.
+Labels are class indices 0 to K-1, or -1 where absent; probabilities have one column per class. Breasts without a
+label are ignored. An undefined metric is NaN, and `explain_undefined` gives the reason.
+
+To add a metric, add one entry to `METRICS`; the tables and notebooks follow.
 """
 
 from __future__ import annotations
@@ -14,108 +16,108 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Area under the ROC curve: of class 1 for two classes, else one-vs-rest, averaged over classes (macro).
+    """Area under the ROC curve: of class 1 for two classes, else the mean of the one-vs-rest areas (macro).
 
-    labels (n,) int, probabilities (n, K) in [0, 1]. NaN where :func:`undefined` gives a reason.
-    Raises ValueError where shapes do not fit or a counted probability is not finite.
+    `labels` is (n,) int, `probabilities` (n, K) in [0, 1]. Raises ValueError if the shapes do not match or a labelled
+    breast has a probability that is not finite.
     """
-    labels, probabilities = counted(labels, probabilities)
-    if undefined(labels, probabilities.shape[1]):
+    labels, probabilities = select_labelled(labels, probabilities)
+    if explain_undefined(labels, probabilities.shape[1]):
         return float("nan")
     return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in scored_classes(probabilities)]))
 
 
 def f1_macro(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); the class with the highest probability is predicted.
+    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN), predicting the most probable class.
 
-    labels (n,) int, probabilities (n, K). A class that is there and never predicted right has F1 = 0; NaN
-    where :func:`undefined` gives a reason. Raises ValueError as :func:`auc` does.
+    Shapes and errors are those of `auc`. A class that occurs but is never predicted correctly has F1 = 0.
     """
-    labels, probabilities = counted(labels, probabilities)
+    labels, probabilities = select_labelled(labels, probabilities)
     n_classes = probabilities.shape[1]
-    if undefined(labels, n_classes):
+    if explain_undefined(labels, n_classes):
         return float("nan")
-    predicted = probabilities.argmax(1)
-    return float(f1_score(labels, predicted, labels=range(n_classes), average="macro", zero_division=0))
+    return float(f1_score(labels, probabilities.argmax(1), labels=range(n_classes), average="macro", zero_division=0))
 
 
-def undefined(labels: np.ndarray, n_classes: int) -> str:
-    """Why AUC and macro F1 are undefined for these labels, in a few words; "" where they are defined."""
-    known = np.asarray(labels)
-    known = known[known >= 0]
-    if not len(known):
+def explain_undefined(labels: np.ndarray, n_classes: int) -> str:
+    """Explain in a few words why AUC and macro F1 are undefined for these labels; "" if they are defined."""
+    present = {label for label in np.asarray(labels).tolist() if label >= 0}
+    if not present:
         return "no labelled breast"
-    absent = sorted(set(range(n_classes)) - set(known.tolist()))
+    absent = sorted(set(range(n_classes)) - present)
     return f"no breast of class {', '.join(map(str, absent))} of {n_classes}" if absent else ""
 
 
 def scored_classes(probabilities: np.ndarray) -> range:
-    """The classes whose one-vs-rest curves the AUC averages: all, or class 1 alone where there are two."""
+    """Return the classes whose one-vs-rest AUCs are averaged: all, or only class 1 if there are two."""
     n_classes = probabilities.shape[-1]
     return range(1, 2) if n_classes == 2 else range(n_classes)
 
 
-def counted(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels and probabilities (n, K) of the breasts that have a label, checked."""
+def select_labelled(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Check labels (n,) and probabilities (n, K), and return those of the labelled breasts; see `auc` for errors."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
         raise ValueError(f"Labels {labels.shape} and probabilities {probabilities.shape} should be (n,) and (n, K).")
     if labels.max(initial=-1) >= probabilities.shape[1]:
         raise ValueError(f"The label {labels.max()} has no column among {probabilities.shape[1]} probabilities.")
-    known = labels >= 0
-    labels, probabilities = labels[known], probabilities[known]
-    if not np.isfinite(probabilities).all():
-        bad = int((~np.isfinite(probabilities).all(1)).sum())
+    labelled = labels >= 0
+    labels, probabilities = labels[labelled], probabilities[labelled]
+    if bad := int((~np.isfinite(probabilities).all(1)).sum()):
         raise ValueError(f"The probabilities of {bad} of {len(labels)} breasts are not finite; the model diverged.")
     return labels, probabilities
 
 
-# --- metrics of weighted breasts, for all resamples at once ---------------------------------------------
+# --- the same metrics of weighted breasts, for all resamples at once ------------------------------------
 
 
 def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The AUC of each row of weights, by ranks; NaN where a class has no weight.
+    """Compute the AUC for each row of weights.
 
-    labels (n,), probabilities (n, K), weights (R, n) -> (R,). The AUC is the share of (positive, negative)
-    pairs in which the positive has the higher score, ties counting one half.
+    The AUC is the share of (positive, negative) pairs in which the positive has the higher score; a tie counts half.
+
+    Args:
+        labels: (n,) int, without -1.
+        probabilities: (n, K).
+        weights: (R, n), how often each breast occurs in each resample.
+
+    Returns:
+        (R,), NaN where a class has no weight.
     """
-    curves = [_binary_auc(labels == k, probabilities[:, k], weights) for k in scored_classes(probabilities)]
-    return np.mean(curves, axis=0)
+    areas = [_weighted_binary_auc(labels == k, probabilities[:, k], weights) for k in scored_classes(probabilities)]
+    return np.mean(areas, axis=0)
 
 
-def _binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _weighted_binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # equal scores are one step
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # equal scores form one step of the curve
     weights, positive = weights[:, order], positive[order]
-    up = np.add.reduceat(weights * positive, starts, axis=1)  # (R, U)
-    down = np.add.reduceat(weights * ~positive, starts, axis=1)
-    below = down.cumsum(1) - down / 2  # negatives below, and half of those level
-    pairs = up.sum(1) * down.sum(1)
+    positives = np.add.reduceat(weights * positive, starts, axis=1)  # (R, number of distinct scores)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
+    lower_negatives = negatives.cumsum(1) - negatives / 2  # negatives with a lower score, and half of the tied ones
+    pairs = positives.sum(1) * negatives.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, (up * below).sum(1) / pairs, np.nan)
+        return np.where(pairs > 0, (positives * lower_negatives).sum(1) / pairs, np.nan)
 
 
 def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The macro F1 of each row of weights (shapes as :func:`weighted_auc`); NaN where a class has no weight."""
+    """Compute macro F1 for each row of weights; shapes are those of `weighted_auc`."""
     classes = np.arange(probabilities.shape[1])
-    true = labels[:, None] == classes  # (n, K)
+    actual = labels[:, None] == classes  # (n, K)
     predicted = probabilities.argmax(1)[:, None] == classes
-    hits, there, said = (weights @ matrix.astype(float) for matrix in (true & predicted, true, predicted))
+    n_hits, n_actual, n_predicted = (weights @ m.astype(float) for m in (actual & predicted, actual, predicted))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(there > 0, 2 * hits / (there + said), np.nan).mean(1)
-
-
-# --- the registry -----------------------------------------------------------------------------------------
+        return np.where(n_actual > 0, 2 * n_hits / (n_actual + n_predicted), np.nan).mean(1)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its title, its value for one sample, and its values under many weightings of the same sample.
+    """A metric of one sample of breasts, and of many weightings of that sample at once.
 
     Attributes:
         title: Its name in tables and figures.
         value: (labels (n,), probabilities (n, K)) -> float.
-        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,); NaN where it is undefined.
+        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,); NaN where undefined.
     """
 
     title: str

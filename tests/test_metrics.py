@@ -1,10 +1,10 @@
-"""AUC and macro F1: equal to scikit-learn's, undefined with a reason, never a crash."""
+"""AUC and macro F1: equal to scikit-learn's; where undefined, NaN with a reason."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from mammo_utils.metrics import auc, f1_macro, undefined
+from mammo_utils.metrics import auc, explain_undefined, f1_macro
 
 
 def answers(n, k, seed=0):
@@ -22,7 +22,7 @@ def test_equal_to_scikit_learn(k):
     assert f1_macro(labels, p) == pytest.approx(f1_score(labels, p.argmax(1), average="macro"), abs=1e-12)
 
 
-def test_a_breast_without_label_does_not_count():
+def test_a_breast_without_a_label_is_ignored():
     labels, p = answers(40, 2)
     masked = np.r_[labels, [-1, -1]]
     wrong = np.r_[p, [[0.0, 1.0], [np.nan, np.nan]]]
@@ -33,18 +33,18 @@ def test_a_class_that_is_absent_gives_nan_and_the_reason():
     labels, p = answers(30, 3)
     labels[labels == 1] = 2
     assert np.isnan(auc(labels, p)) and np.isnan(f1_macro(labels, p))
-    assert undefined(labels, 3) == "no breast of class 1 of 3"
-    assert undefined(np.array([-1, -1]), 2) == "no labelled breast"
+    assert explain_undefined(labels, 3) == "no breast of class 1 of 3"
+    assert explain_undefined(np.array([-1, -1]), 2) == "no labelled breast"
     assert np.isnan(auc(np.array([], int), np.empty((0, 2))))
-    assert undefined(np.array([0, 1, -1]), 2) == ""
+    assert explain_undefined(np.array([0, 1, -1]), 2) == ""
 
 
-def test_the_order_of_perfect_and_reversed_answers():
+def test_perfect_and_reversed_predictions():
     labels, p = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6], [0.1, 0.9]])
     assert auc(labels, p) == 1 and auc(1 - labels, p) == 0 and f1_macro(labels, p) == 1
 
 
-def test_answers_that_are_no_numbers_or_do_not_fit_are_said():
+def test_predictions_that_are_not_finite_or_do_not_match_raise():
     labels, p = answers(5, 2)
     p[2] = np.nan
     with pytest.raises(ValueError, match="1 of 5 breasts are not finite; the model diverged"):

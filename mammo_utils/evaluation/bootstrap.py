@@ -1,9 +1,8 @@
 """95 % intervals by bootstrap over patients, and paired differences between systems.
 
-A patient (group) is drawn with all its breasts, so that what two breasts of one body share widens the interval
-as it should. A resample is a vector of counts, one a group; metrics are computed with these counts as weights,
-for all resamples at once. Every interval of a seed uses the same resamples, so that systems are compared on
-the same patients.
+A patient (group) is drawn with all its breasts, because two breasts of one patient are not independent. A resample
+is a vector of counts, one per group; all resamples are scored at once with these counts as weights. For a given seed
+every interval uses the same resamples, so that systems are compared on the same patients.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mammo_utils.metrics import METRICS, undefined
+from mammo_utils.metrics import METRICS, explain_undefined
 
 LEVEL = 0.95
 
@@ -21,29 +20,38 @@ LEVEL = 0.95
 class Interval:
     """A number with its 95 % percentile interval.
 
-    low and high are NaN where there is none, and `reason` says why; used and dropped count the resamples in
-    which the metric is defined and in which it is not (a class was not drawn).
+    Attributes:
+        value: The number, NaN if undefined.
+        low: Lower end of the interval, NaN if there is none.
+        high: Upper end.
+        resamples: Number of resamples in which the metric is defined.
+        dropped: Number of resamples in which it is not, because a class was not drawn.
+        reason: Why the value or its interval is missing.
     """
 
-    value: float
-    low: float
-    high: float
-    used: int
-    dropped: int
+    value: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    resamples: int = 0
+    dropped: int = 0
     reason: str = ""
 
     def __str__(self) -> str:
         if np.isnan(self.value):
             return ""
-        return (
-            f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})" if self.used else f"{self.value:.3f} (no interval)"
-        )
+        spread = f"{self.low:.3f} to {self.high:.3f}" if self.resamples else "no interval"
+        return f"{self.value:.3f} ({spread})"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One system's answers for n breasts: labels (n,) class index, none absent; probabilities (S, n, K), one
-    layer a training seed; groups (n,), the patient of each breast."""
+    """A system's predictions for n labelled breasts.
+
+    Attributes:
+        labels: (n,) class indices, none of them -1.
+        probabilities: (S, n, K), one layer per training seed.
+        groups: (n,) the patient of each breast.
+    """
 
     labels: np.ndarray
     probabilities: np.ndarray
@@ -57,50 +65,48 @@ class Sample:
                 f"they should be (seeds, {n}, classes) and {n}."
             )
 
+    def select(self, breasts: np.ndarray) -> Sample:
+        """Select breasts by a mask or positions."""
+        return Sample(self.labels[breasts], self.probabilities[:, breasts], self.groups[breasts])
+
 
 def interval(sample: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
-    """The metric ("auc" or "f1_macro"), averaged over training seeds, with its interval over patients."""
-    value, drawn = _values(sample, metric, resamples, seed)
-    return _percentiles(value, drawn, sample)
+    """Compute a metric (a key of `METRICS`), averaged over training seeds, with its interval over patients."""
+    value, resampled = _score_resamples(sample, metric, resamples, seed)
+    return _make_interval(value, resampled, sample.groups, _explain(sample))
 
 
-def paired_difference(ours: Sample, reference: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
-    """The metric of `ours` less that of `reference`, on the same breasts and the same resampled patients.
+def paired_difference(system: Sample, reference: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
+    """Compute the metric of `system` minus that of `reference` on the same breasts and resampled patients.
 
-    Raises ValueError where the two samples are not of the same breasts.
+    Raises ValueError if the two samples are not of the same breasts.
     """
-    if not (np.array_equal(ours.labels, reference.labels) and np.array_equal(ours.groups, reference.groups)):
+    if not (np.array_equal(system.labels, reference.labels) and np.array_equal(system.groups, reference.groups)):
         raise ValueError("A paired difference needs two samples of the same breasts in the same order.")
-    (value, drawn), (base, base_drawn) = (_values(s, metric, resamples, seed) for s in (ours, reference))
-    return _percentiles(value - base, drawn - base_drawn, ours)
+    value, resampled = _score_resamples(system, metric, resamples, seed)
+    base, base_resampled = _score_resamples(reference, metric, resamples, seed)
+    return _make_interval(value - base, resampled - base_resampled, system.groups, _explain(system))
 
 
-def mean_interval(
-    values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0, weights: np.ndarray | None = None
-) -> Interval:
-    """The mean of one value a breast or exam, with its interval over patients."""
+def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> Interval:
+    """Compute the mean of values (n,), one per breast or exam, with its interval over patients."""
     values = np.asarray(values, float)
     if not len(values):
-        return Interval(np.nan, np.nan, np.nan, 0, resamples, "nothing to average")
-    counts = group_weights(groups, resamples, seed) if weights is None else weights
-    with np.errstate(invalid="ignore"):
-        drawn = (counts @ values) / counts.sum(1)
-    return _percentiles(float(values.mean()), drawn, Sample(np.zeros(len(values)), values[None, :, None], groups))
+        return Interval(dropped=resamples, reason="nothing to average")
+    weights = group_weights(groups, resamples, seed)
+    return _make_interval(float(values.mean()), (weights @ values) / weights.sum(1), groups)
 
 
 def group_weights(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often each breast occurs in each resample, (resamples, n): G groups drawn from G, with replacement."""
+    """Count how often each breast occurs in each resample: G groups drawn from G with replacement, (resamples, n)."""
     names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(names)]))
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return counts[:, member].astype(float)
 
 
-# --- resamples -----------------------------------------------------------------------------------------
-
-
-def _values(sample: Sample, metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    """The metric of the sample and of each resample, both averaged over training seeds."""
+def _score_resamples(sample: Sample, metric: str, resamples: int, seed: int) -> tuple[float, np.ndarray]:
+    """The metric of the sample and of each resample (resamples,), both averaged over training seeds."""
     value = float(np.mean([METRICS[metric].value(sample.labels, p) for p in sample.probabilities]))
     if np.isnan(value):
         return value, np.full(resamples, np.nan)
@@ -108,17 +114,19 @@ def _values(sample: Sample, metric: str, resamples: int, seed: int) -> tuple[flo
     return value, np.mean([METRICS[metric].weighted(sample.labels, p, weights) for p in sample.probabilities], axis=0)
 
 
-def _percentiles(value: float, drawn: np.ndarray, sample: Sample) -> Interval:
-    known = drawn[~np.isnan(drawn)]
-    used, dropped = len(known), len(drawn) - len(known)
+def _explain(sample: Sample) -> str:
+    return explain_undefined(sample.labels, sample.probabilities.shape[2])
+
+
+def _make_interval(value: float, resampled: np.ndarray, groups: np.ndarray, undefined: str = "") -> Interval:
+    """The percentile interval; `undefined` is the reason to give if the value is NaN."""
+    n, defined = len(resampled), resampled[~np.isnan(resampled)]
     if np.isnan(value):
-        return Interval(np.nan, np.nan, np.nan, used, dropped, undefined(sample.labels, sample.probabilities.shape[2]))
-    if len(np.unique(np.asarray(sample.groups, dtype=str))) < 2:
-        return Interval(value, np.nan, np.nan, 0, len(drawn), "one patient has no spread")
-    if used < max(2, len(drawn) / 2):
-        return Interval(
-            value, np.nan, np.nan, 0, len(drawn), f"a class is absent from {dropped} of {len(drawn)} resamples"
-        )
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    reason = "no width: every resample gives the same value" if known.min() == known.max() else ""
-    return Interval(value, float(low), float(high), used, dropped, reason)
+        return Interval(dropped=n, reason=undefined)
+    if len(np.unique(np.asarray(groups, dtype=str))) < 2:
+        return Interval(value, dropped=n, reason="one patient has no spread")
+    if len(defined) < max(2, n / 2):
+        return Interval(value, dropped=n, reason=f"a class is absent from {n - len(defined)} of {n} resamples")
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    reason = "no width: every resample gives the same value" if defined.min() == defined.max() else ""
+    return Interval(value, float(low), float(high), len(defined), n - len(defined), reason)

@@ -1,15 +1,15 @@
-"""Shortcuts: what can be told of a breast without looking for a lesion.
+"""Shortcut baselines: what can be predicted about a breast without looking for a lesion.
 
-Logistic regressions on the mean intensity of each view, on thumbnails of 8 x 8 pixels and on which views there
-are, and the majority class. A system worth its name beats them; a cohort worth its name is not solved by them.
-They see the run's own exams: fitted on the training part, penalty chosen on the validation part as the systems
-choose their epoch there, scored on the reported part.
+Logistic regressions on the mean intensity of each view, on 8 x 8 thumbnails and on which views are present, and the
+majority class. A useful system beats them, and a useful cohort is not solved by them. They see the exams of the runs:
+they are fitted on the training part, their penalty is chosen on the validation part (where the systems choose their
+epoch), and they are scored on the reported part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,146 +18,155 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mammo_utils.config import Study
-from mammo_utils.evaluation.bootstrap import Interval, Sample, interval
+from mammo_utils.evaluation.bootstrap import Sample, interval
 from mammo_utils.metrics import METRICS, auc
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.run import RunData, load_data
+from mammo_utils.vocabulary import REFERENCE
 
-THUMBNAIL = 8  # pixels a side
+THUMBNAIL = 8  # pixels per side
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: smaller is stronger
+TABLE_COLUMNS = "subset task baseline metric value low high reason n_exams n_breasts".split()
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One fitted baseline: its answers for the reported part, breasts ordered by exam and side."""
+    """One fitted baseline.
+
+    Attributes:
+        name: Its name in tables and figures.
+        shortcut: False for the majority class.
+        sample: Its predictions for the labelled breasts of the reported part.
+        auc: Its AUC on them.
+        n_exams: Number of their exams.
+    """
 
     name: str
-    shortcut: bool  # False for the majority class
+    shortcut: bool
     sample: Sample
     auc: float
     n_exams: int
 
 
 def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
-    """Subset -> the exams on which its runs are trained and judged, as the study's folder has them now.
+    """Load the exams on which the runs of each subset are trained and scored, as they are on disk now.
 
-    They are the same for every task mode of the grid; the first whose labels the data have is asked for. Where they
-    cannot be read, none, and one sentence on why.
+    They are the same for every task mode; the first one whose labels exist is used. Loading stops at the first subset
+    that cannot be read; the second value is then one sentence with the reason, else "".
     """
-    found: dict[str, RunData] = {}
+    loaded: dict[str, RunData] = {}
     for subset in subsets:
-        why = ""
+        reason = ""
         for task_mode in study.grid.task_modes:
             try:
-                found[subset] = load_data(study.run("resnet18", task_mode, subset, 0))
+                loaded[subset] = load_data(study.run(REFERENCE, task_mode, subset, 0))
                 break
             except (OSError, ValueError) as error:
-                why = why or f"The data of the subset {subset} cannot be read: {error}"
-        if subset not in found:
-            return found, why
-    return found, ""
+                reason = reason or f"The data of the subset {subset} cannot be read: {error}"
+        if subset not in loaded:
+            return loaded, reason
+    return loaded, ""
 
 
 def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -> list[Baseline]:
     """Fit and score the baselines of one subset and task.
 
-    parts: part -> exams (training.run.RunData.parts). Empty where the training part has one class only
-    or, as of a data set without diagnoses, none, and where the reported part has no label of the task.
+    Args:
+        parts: Part of the split -> its exams (`training.run.RunData.parts`).
+        reported: The part on which the baselines are scored.
+        task: "diagnosis" or "birads".
+
+    Returns:
+        The baselines, the majority class first; none if the training part has fewer than two classes, or the reported
+        part no label.
     """
     labels = {part: exams.labels[task].cpu().numpy().ravel() for part, exams in parts.items()}  # (2E,), -1 absent
-    n_classes = 2 if task == "diagnosis" else len(next(iter(parts.values())).categories)
-    known = {part: values >= 0 for part, values in labels.items()}
-    y = labels["train"][known["train"]]
-    if len(np.unique(y)) < 2 or not known[reported].any():
+    labelled = {part: values >= 0 for part, values in labels.items()}
+    labels = {part: values[labelled[part]] for part, values in labels.items()}
+    if len(np.unique(labels["train"])) < 2 or not len(labels[reported]):
         return []
-    groups = np.repeat(np.array(parts[reported].groups, dtype=str), 2)[known[reported]]
-    exams = np.repeat(np.array(parts[reported].names, dtype=str), 2)[known[reported]]
-    truth = labels[reported][known[reported]]
+    n_classes = 2 if task == "diagnosis" else len(parts[reported].categories)
+    groups, names = (
+        np.repeat(np.array(values, dtype=str), 2)[labelled[reported]]
+        for values in (parts[reported].groups, parts[reported].names)
+    )
 
-    def scored(name: str, shortcut: bool, answers: np.ndarray) -> Baseline:
-        return Baseline(name, shortcut, Sample(truth, answers[None], groups), auc(truth, answers), len(set(exams)))
+    def score(name: str, shortcut: bool, predictions: np.ndarray) -> Baseline:
+        sample = Sample(labels[reported], predictions[None], groups)
+        return Baseline(name, shortcut, sample, auc(labels[reported], predictions), len(set(names)))
 
-    share = np.bincount(y, minlength=n_classes) / len(y)
-    found = [scored("majority class", False, np.tile(share, (len(truth), 1)))]
-    for name, features in FEATURES.items():
-        x = {part: breast_features(features(exams))[known[part]] for part, exams in parts.items()}
-        models = [_fit(x["train"], y, penalty) for penalty in PENALTIES]
-        validation = labels["validation"][known["validation"]]
-        scores = [auc(validation, _answers(model, x["validation"], n_classes)) for model in models]
+    shares = np.bincount(labels["train"], minlength=n_classes) / len(labels["train"])
+    baselines = [score("majority class", False, np.tile(shares, (len(groups), 1)))]
+    for name, compute in FEATURES.items():
+        x = {part: breast_features(compute(exams))[labelled[part]] for part, exams in parts.items()}
+        models = [_fit(x["train"], labels["train"], penalty) for penalty in PENALTIES]
+        scores = [auc(labels["validation"], _predict(model, x["validation"], n_classes)) for model in models]
         best = models[int(np.nanargmax(scores))] if not np.isnan(scores).all() else models[1]
-        found.append(scored(name, True, _answers(best, x[reported], n_classes)))
-    return found
+        baselines.append(score(name, True, _predict(best, x[reported], n_classes)))
+    return baselines
 
 
 def baseline_table(
     baselines: Mapping[tuple[str, str], list[Baseline]], *, resamples: int, seed: int = 0
 ) -> pd.DataFrame:
-    """One row a (subset, task, baseline, metric): value, interval over patients, exams and breasts."""
+    """Tabulate the metrics of baselines with their intervals over patients.
+
+    Args:
+        baselines: (subset, task) -> its baselines.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
     rows = []
-    for (subset, task), found in baselines.items():
-        for baseline in found:
+    for (subset, task), fitted in baselines.items():
+        for baseline in fitted:
+            counts = {"n_exams": baseline.n_exams, "n_breasts": len(baseline.sample.labels)}
             for metric in METRICS:
-                ours: Interval = interval(baseline.sample, metric, resamples=resamples, seed=seed)
-                rows.append(
-                    {"subset": subset, "task": task, "baseline": baseline.name, "metric": metric}
-                    | {"value": ours.value, "low": ours.low, "high": ours.high, "reason": ours.reason}
-                    | {"n_exams": baseline.n_exams, "n_breasts": len(baseline.sample.labels)}
-                )
-    columns = ["subset", "task", "baseline", "metric", "value", "low", "high", "reason", "n_exams", "n_breasts"]
-    return pd.DataFrame(rows, columns=columns)
+                row = {"subset": subset, "task": task, "baseline": baseline.name, "metric": metric} | counts
+                rows.append(row | asdict(interval(baseline.sample, metric, resamples=resamples, seed=seed)))
+    return pd.DataFrame(rows, columns=TABLE_COLUMNS)
 
 
 # --- features -------------------------------------------------------------------------------------------
 
 
 def thumbnails(exams: ExamSet, side: int = THUMBNAIL) -> np.ndarray:
-    """(E, 4, side * side), means over tiles in [0, 1]; an absent view is 0."""
+    """Average each view over side x side tiles: (E, 4, side * side) in [0, 1], 0 for an absent view."""
     images, rows = exams.images, exams.rows.cpu().numpy()
-    size = images.shape[1] // side * side  # the few pixels beyond a whole number of tiles are left out
+    size = images.shape[1] // side * side  # a remainder of pixels beyond whole tiles is dropped
     if not size:
-        raise ValueError(f"Images of {images.shape[1]} pixels a side are too small for thumbnails of {side}.")
-    result = np.zeros((*rows.shape, side * side))
+        raise ValueError(f"Images of {images.shape[1]} pixels per side are too small for thumbnails of {side}.")
+    means = np.zeros((*rows.shape, side * side))
     for position in zip(*np.nonzero(rows >= 0), strict=True):
-        tiles = images[int(rows[position])].cpu().numpy()[:size, :size].reshape(side, size // side, side, size // side)
-        result[position] = tiles.mean((1, 3)).ravel() / 255
-    return result
+        image = images[int(rows[position])].cpu().numpy()[:size, :size]
+        means[position] = image.reshape(side, size // side, side, size // side).mean((1, 3)).ravel() / 255
+    return means
 
 
-def mean_intensity(exams: ExamSet) -> np.ndarray:
-    """(E, 4, 1), the mean of each view in [0, 1]; an absent view is 0."""
-    return thumbnails(exams, side=1)
-
-
-def availability(exams: ExamSet) -> np.ndarray:
-    """(E, 4, 1), 1 where the view is there."""
-    return exams.present.cpu().numpy()[..., None].astype(float)
-
-
-FEATURES: dict[str, Callable[[ExamSet], np.ndarray]] = {
-    "mean intensity": mean_intensity,
+FEATURES: dict[str, Callable[[ExamSet], np.ndarray]] = {  # exams -> (E, 4, F), by view
+    "mean intensity": lambda exams: thumbnails(exams, side=1),
     f"{THUMBNAIL}x{THUMBNAIL} thumbnails": thumbnails,
-    "view availability": availability,
+    "view availability": lambda exams: exams.present.cpu().numpy()[..., None].astype(float),
 }
 
 
 def breast_features(views: np.ndarray) -> np.ndarray:
-    """(E, 4, F) by view to (2E, 4F) by breast, L then R: the breast's own CC and MLO, then the other's.
+    """Rearrange features by view (E, 4, F) to features by breast (2E, 4F), L before R: its own CC and MLO first.
 
-    Right breasts are stored flipped, so own and other mean the same for both sides.
+    Right breasts are stored flipped, so that a feature means the same for both sides.
     """
     both = np.stack([views, views[:, [2, 3, 0, 1]]], axis=1)  # (E, 2, 4, F)
     return both.reshape(2 * len(views), -1)
 
 
 def _fit(x: np.ndarray, y: np.ndarray, penalty: float):
-    # classes weigh alike, as in the systems' loss (§4.1)
+    # classes have equal weight, as in the systems' loss (§4.1)
     model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000)
     return make_pipeline(StandardScaler(), model).fit(x, y)
 
 
-def _answers(model, x: np.ndarray, n_classes: int) -> np.ndarray:
-    """(n, n_classes); a class that the training part lacks has probability 0."""
-    answers = np.zeros((len(x), n_classes))
+def _predict(model, x: np.ndarray, n_classes: int) -> np.ndarray:
+    """Probabilities (n, n_classes); 0 for a class that the training part lacks."""
+    probabilities = np.zeros((len(x), n_classes))
     if len(x):
-        answers[:, model.classes_] = model.predict_proba(x)
-    return answers
+        probabilities[:, model.classes_] = model.predict_proba(x)
+    return probabilities

@@ -1,13 +1,15 @@
-"""What a trained system does with its views: the weights of its gate, and its answers when a view is taken away.
+"""What a trained system does with its views: the weights of its gate, and its predictions without each view.
 
-A view's weight (Eq. 9) says how the features were mixed, not why; what a view is worth to the answer is found by
-answering again without it.
+A view's weight (Eq. 9) describes how the features were mixed, not why. What a view contributes to the predictions is
+measured by removing it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,129 +17,114 @@ import torch
 from torch import nn
 
 from mammo_utils.config import Training
-from mammo_utils.evaluation.bootstrap import Interval, Sample, interval, mean_interval, paired_difference
+from mammo_utils.evaluation.bootstrap import Interval, Sample, mean_interval, paired_difference
 from mammo_utils.evaluation.runs import RunResult
+from mammo_utils.metrics import auc
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.predict import predict
 from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
 
-# --- weights of the gate --------------------------------------------------------------------------------
-
 
 def view_weights(run: RunResult, exams: pd.DataFrame) -> pd.DataFrame:
-    """One row a (breast, view) of the reported part: exam, group, side, class, view, weight, present, complete.
+    """List the gate's weights in the reported part, one row per breast and view.
 
-    exams: the study's exam table, for the class of each breast; complete: all four views are there.
+    `exams` is the cohort's exam table, for the class of each breast. Columns: exam, group, side, class, complete (all
+    four views are present), view, weight, present.
     """
     table = run.predictions[run.predictions["part"] == run.reported].reset_index(drop=True)
     classes = [exams.at[exam, f"{side}_class"] for exam, side in zip(table["exam"], table["side"], strict=True)]
-    present = table[[f"present_{view}" for view in VIEWS]].to_numpy(bool)
-    kept = table[["exam", "group", "side"]].assign(**{"class": classes, "complete": present.all(1)})
-    return pd.concat(
-        kept.assign(view=view, weight=table[f"weight_{view}"], present=present[:, index])
-        for index, view in enumerate(VIEWS)
-    ).reset_index(drop=True)
+    complete = table[[f"present_{view}" for view in VIEWS]].all(axis=1)
+    breasts = table[["exam", "group", "side"]].assign(**{"class": classes, "complete": complete})
+    columns = [{"view": v, "weight": table[f"weight_{v}"], "present": table[f"present_{v}"]} for v in VIEWS]
+    return pd.concat([breasts.assign(**values) for values in columns], ignore_index=True)
 
 
 def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.DataFrame:
-    """Mean weight of each view by class and side of the breast, over exams with all four views.
+    """Average the weight of each view by class and side of the breast, over exams with all four views.
 
-    One row a (class, side): n_exams, and for each view its mean and, as <view>_low and <view>_high, the
-    interval over patients. The four means of a row sum to 1.
+    Args:
+        weights: The table made by `view_weights`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One row per class and side: n_exams and, for each view, its mean weight and the ends of its interval,
+        `<view>_low` and `<view>_high`. The four means of a row sum to 1.
     """
-    complete = weights[weights["complete"]]
-    rows = []
-    for name in CLASSES:
-        for side in SIDES:
-            cell = complete[(complete["class"] == name) & (complete["side"] == side)]
-            if cell.empty:
-                continue
-            row: dict = {"class": name, "side": side, "n_exams": cell["exam"].nunique()}
-            for view in VIEWS:
-                values = cell[cell["view"] == view]
-                mean = mean_interval(values["weight"], values["group"].to_numpy(), resamples=resamples, seed=seed)
-                row |= {view: mean.value, f"{view}_low": mean.low, f"{view}_high": mean.high}
+    complete, rows = weights[weights["complete"]], []
+    for name, side in product(CLASSES, SIDES):
+        breasts = complete[(complete["class"] == name) & (complete["side"] == side)]
+        if len(breasts):
+            row: dict[str, Any] = {"class": name, "side": side, "n_exams": breasts["exam"].nunique()}
+            for view, cell in breasts.groupby("view"):
+                groups = cell["group"].to_numpy()
+                row |= _prefix(view, mean_interval(cell["weight"], groups, resamples=resamples, seed=seed))
             rows.append(row)
-    columns = ["class", "side", "n_exams", *(f"{view}{end}" for view in VIEWS for end in ("", "_low", "_high"))]
-    return pd.DataFrame(rows, columns=columns)
+    columns = [f"{view}{end}" for view in VIEWS for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["class", "side", "n_exams", *columns])
 
 
 def absent_weight(weights: pd.DataFrame) -> dict[str, float]:
-    """The mean weight that an absent view gets and the exams it rests on; a present view's beside it.
+    """Average the weight of absent and of present views over exams that lack a view: n_exams, absent, present.
 
-    With missing="zeros" (the paper) an absent view may take weight; with "masked" it takes exactly 0.
+    With missing="zeros" (the paper) an absent view may get weight; with "masked" its weight is exactly 0.
     """
-    exams = weights.drop_duplicates(["exam", "view"])
-    exams = exams[~exams["complete"]]
-    absent, present = exams[~exams["present"]], exams[exams["present"]]
-    return {
-        "n_exams": exams["exam"].nunique(),
-        "absent": float(absent["weight"].mean()) if len(absent) else np.nan,
-        "present": float(present["weight"].mean()) if len(present) else np.nan,
-    }
-
-
-# --- views taken away -----------------------------------------------------------------------------------
+    views = weights[~weights["complete"]].drop_duplicates(["exam", "view"])
+    absent, present = (float(views.loc[views["present"] == state, "weight"].mean()) for state in (False, True))
+    return {"n_exams": views["exam"].nunique(), "absent": absent, "present": present}
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Answers with all views of an exam and without one of them, for the same breasts, one task.
+    """Predictions of one task for the same n breasts with all views of an exam and without one of them.
 
-    labels, sides, groups, exams: (n,); before, after: probabilities (n, K).
+    Attributes:
+        view: The removed view.
+        before: The predictions with all views.
+        after: The predictions without the view.
+        sides: (n,) "L" or "R".
+        exams: (n,) exam of each breast.
     """
 
     view: str
-    labels: np.ndarray
+    before: Sample
+    after: Sample
     sides: np.ndarray
-    groups: np.ndarray
     exams: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
 
 
-def remove_views(
-    model: nn.Module, exams: ExamSet, settings: Training, views: Sequence[str] = VIEWS
-) -> dict[str, list[Removal]]:
-    """Evaluate again with each view absent, as a view is absent in training (zeros, and a presence mask).
+def remove_views(model: nn.Module, exams: ExamSet, settings: Training) -> dict[str, list[Removal]]:
+    """Predict again without each view, which is made absent as in training (zeros, and the presence mask).
 
-    Counted are the exams that have the view and another one besides; with the view as their only one nothing
-    would be left to look at. Returns task -> one Removal a view that any exam has.
+    Args:
+        model: A system in eval mode.
+        exams: The exams; a view is removed from those that have it and at least one other view.
+        settings: Training settings, for the batch size and precision.
+
+    Returns:
+        Task -> one `Removal` for each view that was removed from any exam.
     """
-    before, _ = predict(model, exams, settings)
-    found: dict[str, list[Removal]] = {task: [] for task in before}
-    for view in views:
-        index = VIEWS.index(view)
-        present = exams.present.cpu().numpy()
-        kept = np.flatnonzero(present[:, index] & (present.sum(1) > 1))
-        if not len(kept):
+    complete, _ = predict(model, exams, settings)
+    removals: dict[str, list[Removal]] = {task: [] for task in complete}
+    present = exams.present.cpu().numpy()
+    for index, view in enumerate(VIEWS):
+        positions = np.flatnonzero(present[:, index] & (present.sum(1) > 1))
+        if not len(positions):
             continue
-        fewer = take(exams, kept)
-        rows = fewer.rows.clone()
-        rows[:, index] = -1
-        after, _ = predict(model, replace(fewer, rows=rows), settings)
-        for task in before:
-            labels = fewer.labels[task].cpu().numpy()  # (E, 2)
-            known = labels >= 0
-            groups = np.broadcast_to(np.array(fewer.groups, dtype=str)[:, None], labels.shape)
-            names = np.broadcast_to(np.array(fewer.names, dtype=str)[:, None], labels.shape)
-            sides = np.broadcast_to(np.array(SIDES), labels.shape)
-            found[task].append(
-                Removal(
-                    view,
-                    labels[known],
-                    sides[known],
-                    groups[known],
-                    names[known],
-                    before[task][kept][known],
-                    after[task][known],
-                )
-            )
-    return found
+        chosen = select_exams(exams, positions)
+        reduced, _ = _predict_shown(model, chosen, [other != view for other in VIEWS], settings)
+        sides = np.tile(SIDES, len(chosen))
+        names, groups = (np.repeat(np.array(values, dtype=str), 2) for values in (chosen.names, chosen.groups))
+        for task, probabilities in complete.items():
+            labels = chosen.labels[task].cpu().numpy().ravel()  # (2E,)
+            both = np.stack([probabilities[positions], reduced[task]]).reshape(2, 1, len(labels), -1)
+            before, after = (Sample(labels, p, groups).select(labels >= 0) for p in both)
+            removals[task].append(Removal(view, before, after, sides[labels >= 0], names[labels >= 0]))
+    return removals
 
 
-def take(exams: ExamSet, positions: np.ndarray) -> ExamSet:
-    """Some exams of a set, in the order of `positions`."""
+def select_exams(exams: ExamSet, positions: np.ndarray) -> ExamSet:
+    """Select exams by position, in the order of `positions`."""
     index = torch.as_tensor(positions, device=exams.rows.device)
     return replace(
         exams,
@@ -149,52 +136,62 @@ def take(exams: ExamSet, positions: np.ndarray) -> ExamSet:
 
 
 def removal_table(removals: dict[str, list[Removal]], *, resamples: int, seed: int = 0) -> pd.DataFrame:
-    """What each removal does: one row a (task, view, side of the breast).
+    """Tabulate the effect of removing each view, one row per task, view and side of the breast.
 
-    auc, auc_without, auc_change with its paired interval over patients; and the mean change in the probability
-    of the highest class (malignant, or the highest BI-RADS category), apart for the breasts of that class
-    (change_of_class) and the others (change_of_others), each with its interval.
+    Args:
+        removals: The result of `remove_views`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        auc, auc_without and auc_change with its paired interval; and the mean change in the probability of the highest
+        class (malignant, or the highest BI-RADS category) with its interval, for breasts of that class
+        (change_of_class) and for all others (change_of_others).
     """
-    rows = []
-    for task, found in removals.items():
-        for removal in found:
-            for side in ("both", *SIDES):
-                kept = np.ones(len(removal.labels), bool) if side == "both" else removal.sides == side
-                if not kept.any():
-                    continue
-                groups, labels = removal.groups[kept], removal.labels[kept]
-                before = Sample(labels, removal.before[kept][None], groups)
-                after = Sample(labels, removal.after[kept][None], groups)
-                settings = {"resamples": resamples, "seed": seed}
-                row = {"task": task, "view": removal.view, "side": side}
-                row |= {"n_exams": len(set(removal.exams[kept])), "n_breasts": int(kept.sum())}
-                row |= {"auc": interval(before, "auc", resamples=1).value}
-                row |= {"auc_without": interval(after, "auc", resamples=1).value}
-                change = paired_difference(after, before, "auc", **settings)
-                row |= _named("auc_change", change) | {"reason": change.reason}
-                moved = (removal.after - removal.before)[kept, -1]
-                highest = labels == removal.before.shape[1] - 1
-                for name, which in (("change_of_class", highest), ("change_of_others", ~highest)):
-                    row |= _named(name, mean_interval(moved[which], groups[which], **settings))
-                rows.append(row)
+    rows, bootstrap = [], {"resamples": resamples, "seed": seed}
+    listed = [(task, removal) for task, of_task in removals.items() for removal in of_task]
+    for (task, removal), side in product(listed, ("both", *SIDES)):
+        selected = (removal.sides == side) | (side == "both")
+        if not selected.any():
+            continue
+        before, after = removal.before.select(selected), removal.after.select(selected)
+        row = {"task": task, "view": removal.view, "side": side}
+        row |= {"n_exams": len(set(removal.exams[selected])), "n_breasts": int(selected.sum())}
+        row["auc"], row["auc_without"] = (auc(s.labels, s.probabilities[0]) for s in (before, after))
+        change = paired_difference(after, before, "auc", **bootstrap)
+        row |= _prefix("auc_change", change) | {"reason": change.reason}
+        gain = (after.probabilities - before.probabilities)[0, :, -1]  # (n,) of the highest class
+        highest = before.labels == before.probabilities.shape[2] - 1
+        for name, breasts in (("change_of_class", highest), ("change_of_others", ~highest)):
+            row |= _prefix(name, mean_interval(gain[breasts], before.groups[breasts], **bootstrap))
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _named(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-# --- one exam -------------------------------------------------------------------------------------------
+def _prefix(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def predict_with_views(
     model: nn.Module, exams: ExamSet, position: int, shown: Sequence[bool], settings: Training
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One exam answered with some of its views: task -> (2, K) probabilities by side, and weights (4,).
+    """Predict one exam from some of its views.
 
-    shown: one bool a view of VIEWS; a view that the exam lacks stays absent whatever is asked.
+    Args:
+        model: A system in eval mode.
+        exams: The set that the exam belongs to.
+        position: Its position in the set.
+        shown: (4,) one bool per view; a view that the exam lacks stays absent.
+        settings: Training settings, for the precision.
+
+    Returns:
+        Task -> probabilities (2, K) by side, and the gate's weights (4,).
     """
-    one = take(exams, np.array([position]))
-    rows = torch.where(torch.tensor(list(shown), device=one.rows.device), one.rows, -1)
-    probabilities, weights = predict(model, replace(one, rows=rows), settings)
+    probabilities, weights = _predict_shown(model, select_exams(exams, np.array([position])), shown, settings)
     return {task: values[0] for task, values in probabilities.items()}, weights[0]
+
+
+def _predict_shown(model: nn.Module, exams: ExamSet, shown: Sequence[bool], settings: Training):
+    """Predict with the views shown (4,) only."""
+    rows = torch.where(torch.tensor(list(shown), device=exams.rows.device), exams.rows, -1)
+    return predict(model, replace(exams, rows=rows), settings)

@@ -1,4 +1,4 @@
-"""Pictures of notebook 06: weights of the views, views taken away, one exam, and the explorer that toggles views."""
+"""Figures of notebook 06: view weights, removed views, predictions for one exam, and a widget that removes views."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
 from mammo_utils.config import Training
 from mammo_utils.evaluation.view_ablation import predict_with_views
-from mammo_utils.plots.style import styled
+from mammo_utils.plots.style import (
+    CHANCE_LINE,
+    SIDE_COLOURS,
+    VIEW_COLOURS,
+    draw_intervals,
+    make_panels,
+    show_image,
+    styled,
+)
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
 
-VIEW_COLOURS = dict(zip(VIEWS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))  # a hue a side
-SIDE_COLOURS = {"L": VIEW_COLOURS["L_CC"], "R": VIEW_COLOURS["R_CC"]}
-COMBINATIONS = {  # of the static twin: which views are shown
+COMBINATIONS = {  # the views that the system receives
     "all views": (True, True, True, True),
     "CC alone": (True, False, True, False),
     "MLO alone": (False, True, False, True),
@@ -31,151 +38,140 @@ COMBINATIONS = {  # of the static twin: which views are shown
 
 @styled
 def draw_weights(table: pd.DataFrame, title: str) -> Figure:
-    """Mean weight of each view by class and side (evidence.views.weight_table), with 95 % intervals."""
-    figure, axes = plt.subplots(1, len(SIDES), figsize=(8, 3.4), sharey=True, layout="constrained")
+    """Draw the mean weight of each view by class and side with 95 % intervals; `table` is made by `weight_table`."""
+    figure, axes = make_panels(title, ["left breast", "right breast"], 4, 3.4, sharey=True)
     for axis, side in zip(axes, SIDES, strict=True):
         rows = table[table["side"] == side].set_index("class")
-        classes = [name for name in CLASSES if name in rows.index]
+        rows = rows.loc[[name for name in CLASSES if name in rows.index]]
         for offset, view in enumerate(VIEWS):
-            x = np.arange(len(classes)) + (offset - 1.5) * 0.2
-            values = rows.loc[classes]
-            axis.bar(x, values[view], width=0.18, color=VIEW_COLOURS[view], label=view)
-            axis.vlines(x, values[f"{view}_low"], values[f"{view}_high"], color="k", linewidth=1)
-        axis.axhline(0.25, color="0.5", linewidth=0.8, linestyle=":")
-        ticks = [f"{name}\nexams: {rows.loc[name, 'n_exams']}" for name in classes]
-        axis.set_xticks(range(len(classes)), ticks)
-        axis.set_xlabel(f"class of the {'left' if side == 'L' else 'right'} breast")
+            x = np.arange(len(rows)) + (offset - 1.5) * 0.2
+            axis.bar(x, rows[view], width=0.18, color=VIEW_COLOURS[view], label=view)
+            axis.vlines(x, rows[f"{view}_low"], rows[f"{view}_high"], color="k", linewidth=1)
+        axis.axhline(0.25, **CHANCE_LINE)
+        axis.set_xticks(range(len(rows)), [f"{name}\nexams: {n}" for name, n in rows["n_exams"].items()])
+        axis.set_xlabel("class of the breast")
     axes[0].set_ylabel("mean weight α (Eq. 9)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle(title)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 @styled
 def draw_removals(table: pd.DataFrame, title: str) -> Figure:
-    """Effect of removing each view on the AUC (left) and on the probability of the highest class (right).
-
-    table: rows of one task of evidence.views.removal_table with the sides L and R.
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharey=True, layout="constrained")
-    columns = {
+    """Draw the effects of removing each view; `table` has the rows of `removal_table` of one task and one side each."""
+    labels = {
         "auc_change": "change in AUC",
         "change_of_class": "mean change in probability,\nbreasts of the highest class",
         "change_of_others": "mean change in probability,\nother breasts",
     }
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        for shift, side in ((-0.14, "L"), (0.14, "R")):
-            rows = table[table["side"] == side]
-            heights = [VIEWS.index(view) + shift for view in rows["view"]]
-            colour = SIDE_COLOURS[side]
-            axis.hlines(heights, rows[f"{column}_low"], rows[f"{column}_high"], color=colour)
-            axis.plot(rows[column], heights, "o", color=colour, markersize=5, label=f"breasts {side}")
-        axis.axvline(0, color="0.5", linewidth=0.8)
+    figure, axes = make_panels(title, [""] * 3, 3, 3.4, sharey=True)
+    y = table["view"].map(VIEWS.index) + table["side"].map({"L": -0.14, "R": 0.14})
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        intervals = table[column], table[f"{column}_low"], table[f"{column}_high"]
+        draw_intervals(axis, *intervals, y, list(table["side"].map(SIDE_COLOURS)))
+        axis.axvline(0, **CHANCE_LINE)
         axis.set_xlabel(label)
     axes[0].set_yticks(range(len(VIEWS)), [f"without {view}" for view in VIEWS])
     axes[0].invert_yaxis()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle(title)
+    handles = [plt.Line2D([], [], marker="o", color=colour) for colour in SIDE_COLOURS.values()]
+    figure.legend(handles, ["left breasts", "right breasts"], loc="outside lower center", ncols=2)
     return figure
 
 
 @styled
-def draw_exam(
+def draw_prediction(
     exams: ExamSet,
     position: int,
-    shown: Sequence[bool],
+    visible: Sequence[bool],
     probabilities: Mapping[str, np.ndarray],
     weights: np.ndarray,
     title: str,
 ) -> Figure:
-    """One exam as the system saw it: its views with their weights, and what it answered for each breast.
+    """Draw one exam as the system receives it, with the weights of its views and the prediction for each breast.
 
-    shown: (4,) bool; probabilities: task -> (2, K) by side; weights: (4,). Right breasts are stored flipped.
+    Args:
+        exams: The exams.
+        position: Index of the exam.
+        visible: (4,), False for a removed view.
+        probabilities: Task -> (2, K) by side.
+        weights: (4,) of the views.
+        title: Title of the figure.
     """
-    figure, axes = plt.subplots(
-        1, 4 + len(probabilities), figsize=(7.2 + 2 * len(probabilities), 2.9), layout="constrained"
-    )
-    for index, view in enumerate(VIEWS):
-        _draw_view(axes[index], exams, position, index, bool(shown[index]))
-        axes[index].set_title(f"{view}\nα = {weights[index]:.2f}")
+    names = [f"{view}\nα = {weight:.2f}" for view, weight in zip(VIEWS, weights, strict=True)]
+    figure, axes = make_panels(title, [*names, *(f"probability, {task}" for task in probabilities)], 2.1, 2.9)
+    for index in range(4):
+        _draw_view(axes[index], exams, position, index, bool(visible[index]))
     for axis, (task, values) in zip(axes[4:], probabilities.items(), strict=True):
-        _draw_answers(axis, exams, position, task, values)
-    figure.suptitle(title)
+        classes = ["not\nmalignant", "malignant"] if task == "diagnosis" else [str(c) for c in exams.categories]
+        for side, offset, label, row in zip(SIDES, (-0.19, 0.19), exams.labels[task][position], values, strict=True):
+            known = "label " + classes[label].replace("\n", " ") if label >= 0 else "no label"
+            axis.bar(np.arange(len(row)) + offset, row, 0.36, color=SIDE_COLOURS[side], label=f"{side}: {known}")
+        axis.set_xticks(range(len(classes)), classes, fontsize=7)
+        axis.set(ylim=(0, 1.35), yticks=(0, 0.5, 1))
+        axis.legend(loc="upper center", fontsize=6.5)
     return figure
 
 
-def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, shown: bool) -> None:
+def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, visible: bool) -> None:
     row = int(exams.rows[position, index])
-    if row >= 0:
-        image = exams.images[row].cpu().numpy()
-        axis.imshow(image if shown else image // 5, vmin=0, vmax=255, cmap="gray")
-    note = "" if row >= 0 and shown else "removed" if row >= 0 else "absent"
-    if note:
-        axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", color="w" if row >= 0 else "k")
-    axis.set(xticks=[], yticks=[], aspect="equal", box_aspect=1)
-    axis.set_xlabel("mirrored" if VIEWS[index].startswith("R") else "", fontsize=7)  # the store has them so
-
-
-def _draw_answers(axis: Axes, exams: ExamSet, position: int, task: str, values: np.ndarray) -> None:
-    names = ["not\nmalignant", "malignant"] if task == "diagnosis" else [str(c) for c in exams.categories]
-    for offset, side in enumerate(SIDES):
-        label = int(exams.labels[task][position, offset])
-        known = f"label {names[label]}".replace("\n", " ") if label >= 0 else "no label"
-        x = np.arange(len(names)) + (offset - 0.5) * 0.38
-        axis.bar(x, values[offset], width=0.36, color=SIDE_COLOURS[side], label=f"{side}: {known}")
-    axis.set_xticks(range(len(names)), names, fontsize=7)
-    axis.set(ylim=(0, 1.35), yticks=(0, 0.5, 1), title="probability, " + task)
-    axis.legend(loc="upper center", fontsize=6.5)
+    image = exams.images[row].cpu().numpy() if row >= 0 else None
+    show_image(
+        axis, image if row < 0 or visible else image // 5, note="absent" if row < 0 else "" if visible else "removed"
+    )
+    axis.set_box_aspect(1)
+    axis.set_xlabel("mirrored" if VIEWS[index].startswith("R") else "", fontsize=7)  # as right breasts are stored
 
 
 @styled
 def draw_combinations(
     model: nn.Module, exams: ExamSet, position: int, settings: Training, title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """The explorer's static twin: one exam answered with all of its views and with some.
+    """Draw the weights and predictions for one exam with each of COMBINATIONS of its views.
 
-    Returns the figure and its numbers: one row a combination, weights and the highest class's probability.
+    Returns:
+        The figure and its numbers: one row per combination, with the weights and the probability of the highest class.
     """
     rows = []
-    for name, shown in COMBINATIONS.items():
-        probabilities, weights = predict_with_views(model, exams, position, shown, settings)
-        row: dict = {"shown": name, **{f"α {view}": w for view, w in zip(VIEWS, weights, strict=True)}}
+    for name, visible in COMBINATIONS.items():
+        probabilities, weights = predict_with_views(model, exams, position, visible, settings)
+        row: dict = {"views": name, **{f"α {view}": weight for view, weight in zip(VIEWS, weights, strict=True)}}
         for task, values in probabilities.items():
             highest = "malignant" if task == "diagnosis" else f"BI-RADS {exams.categories[-1]}"
             row |= {f"P({highest}) {side}": values[i, -1] for i, side in enumerate(SIDES)}
         rows.append(row)
-    table = pd.DataFrame(rows).set_index("shown")
-    answers = [column for column in table if column.startswith("P(")]
+    table = pd.DataFrame(rows).set_index("views")
     figure = plt.figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.9))
     for index, axis in enumerate(left.subplots(2, 2).flat):
         _draw_view(axis, exams, position, index, True)
         axis.set_title(VIEWS[index])
     above, below = right.subplots(2, 1, sharex=True)
-    x = np.arange(len(table))
-    for index, view in enumerate(VIEWS):
-        above.bar(x + (index - 1.5) * 0.2, table[f"α {view}"], width=0.18, color=VIEW_COLOURS[view], label=view)
+    weights = table.filter(like="α").rename(columns=lambda name: name.removeprefix("α "))
+    weights.plot.bar(ax=above, color=VIEW_COLOURS, width=0.8)
     above.set(ylabel="weight α", ylim=(0, 1.3), yticks=(0, 0.5, 1))
+    points = table.filter(like="P(").melt(var_name="prediction", value_name="probability", ignore_index=False)
+    colours = {column: SIDE_COLOURS[column[-1]] for column in points["prediction"].unique()}
+    markers = ["o" if "malignant" in column else "s" for column in colours]
+    looks = {"palette": colours, "markers": markers, "linestyles": "none", "dodge": 0.4, "ax": below}
+    sns.pointplot(points.reset_index(), x="views", y="probability", hue="prediction", **looks)
+    below.axhline(0.5, **CHANCE_LINE)
+    below.set(xlabel="", ylim=(-0.03, 1.4), yticks=(0, 0.5, 1))
     above.legend(ncols=4, loc="upper center", fontsize=7)
-    for number, column in enumerate(answers):
-        task, side = column.rsplit(" ", 1)
-        marker = "o" if "malignant" in column else "s"
-        beside = x + (number - (len(answers) - 1) / 2) * 0.12  # so that none hides another
-        below.plot(beside, table[column], marker, color=SIDE_COLOURS[side], label=f"{task}, breast {side}", alpha=0.9)
-    below.axhline(0.5, color="0.7", linewidth=0.8, linestyle=":")
-    below.set(ylabel="probability", ylim=(-0.03, 1.4), yticks=(0, 0.5, 1))
-    below.set_xticks(x, table.index)
     below.legend(ncols=2, loc="upper center", fontsize=7)
     figure.suptitle(title)
     return figure, table
 
 
 def explore_views(model: nn.Module, exams: ExamSet, settings: Training, note: str):
-    """A widget: choose an exam, tick the views that the system may see, read probabilities and weights.
+    """Make a widget in which one chooses an exam, removes views and sees the prediction and the weights.
 
-    note: shown above every picture, such as "synthetic cohort". Returns an ipywidgets box.
+    Args:
+        model: The trained system.
+        exams: The exams to choose from.
+        settings: Training settings, for the device and the batch size.
+        note: Shown above every figure, such as "synthetic cohort".
+
+    Returns:
+        An ipywidgets box.
     """
     import ipywidgets as widgets
 
@@ -185,23 +181,17 @@ def explore_views(model: nn.Module, exams: ExamSet, settings: Training, note: st
 
     def redraw(_: object = None) -> None:
         present = exams.present[choice.value].tolist()
-        for box, there in zip(boxes, present, strict=True):
-            box.disabled = not there
-        shown = [box.value and there for box, there in zip(boxes, present, strict=True)]
-        probabilities, weights = predict_with_views(model, exams, choice.value, shown, settings)
-        title = f"{exams.names[choice.value]} ({note})" + ("" if any(shown) else ": nothing shown, nothing known")
-        figure = draw_exam(exams, choice.value, shown, probabilities, weights, title)
-        picture.value = as_png(figure)
+        for box, available in zip(boxes, present, strict=True):
+            box.disabled = not available
+        visible = [box.value and not box.disabled for box in boxes]
+        title = f"{exams.names[choice.value]} ({note})" + ("" if any(visible) else ": no view, no information")
+        prediction = predict_with_views(model, exams, choice.value, visible, settings)
+        figure, buffer = draw_prediction(exams, choice.value, visible, *prediction, title), io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        plt.close(figure)  # else the notebook would show it once more
+        picture.value = buffer.getvalue()
 
     for widget in (choice, *boxes):
         widget.observe(redraw, names="value")
     redraw()
     return widgets.VBox([widgets.HBox([choice, *boxes]), picture])
-
-
-def as_png(figure: Figure) -> bytes:
-    """The figure as PNG bytes; it is closed, so that the notebook does not show it again."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-    plt.close(figure)
-    return buffer.getvalue()

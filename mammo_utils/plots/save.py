@@ -1,4 +1,4 @@
-"""A figure's file, and the entry that says where it comes from."""
+"""Save a figure together with a manifest entry that states where it comes from."""
 
 from __future__ import annotations
 
@@ -31,16 +31,25 @@ def save_figure(
     caption: str = "",
     synthetic: bool,
 ) -> Path:
-    """Write ``folder/<name>.png``, whole or not at all, and its entry in ``folder/manifest.json``.
+    """Write `folder/<name>.png` atomically and its entry in `folder/manifest.json`.
 
-    The same figure gives the same bytes (fixed resolution, no date, no version in the file). A figure made
-    from the synthetic cohort says so on its face, here and where the notebook shows it.
+    The same figure gives the same bytes: the resolution is fixed, and the file holds neither date nor version.
 
-    name: letters, digits, - and _; notebook: the one that drew it, "05_results"; runs: the ids of the runs
-    that it shows; data: name and hash of the data that it rests on. Raises ValueError for another name.
+    Args:
+        figure: The figure, drawn by a function decorated with `style.styled`.
+        name: File name without suffix: letters, digits, - and _.
+        folder: Folder of the figures.
+        notebook: Name of the notebook that drew it, such as "05_results".
+        runs: Ids of the runs that it shows.
+        data: Name and hash of the data that it shows.
+        caption: One line for the report.
+        synthetic: Whether it shows the synthetic cohort; if so, the figure is marked.
+
+    Raises:
+        ValueError: The name has other characters.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(f"The figure name {name!r} is not made of letters, digits, - and _; choose another.")
+        raise ValueError(f"The figure name {name!r} may contain only letters, digits, - and _; choose another.")
     if synthetic:
         mark_synthetic(figure)
     path = Path(folder) / f"{name}.png"
@@ -49,18 +58,10 @@ def save_figure(
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    entry = {
-        "figure": path.name,
-        "sha256": file_hash(path),
-        "notebook": notebook,
-        "runs": list(runs),
-        "data": data,
-        "synthetic": synthetic,
-        "commit": commit(),
-        "drawn_by": getattr(figure, "drawn_by", ""),
-        "code": drawing_code(getattr(figure, "drawn_by", "")),
-        "caption": caption,
-    }
+    drawn_by = getattr(figure, "drawn_by", "")
+    entry = {"figure": path.name, "sha256": file_hash(path), "notebook": notebook, "runs": list(runs), "data": data}
+    entry |= {"synthetic": synthetic, "commit": commit()}
+    entry |= {"drawn_by": drawn_by, "code": drawing_code(drawn_by), "caption": caption}
     with folder_lock(path.parent):  # two notebooks of a study may save at once
         entries = [old for old in read_manifest(path.parent) if old["figure"] != path.name]
         write_json(path.parent / MANIFEST, sorted([*entries, entry], key=lambda e: e["figure"]))
@@ -68,7 +69,7 @@ def save_figure(
 
 
 def drawing_code(drawn_by: str) -> str:
-    """Hash of the function that draws a figure, ``module:name``; "" if there is none of that name any more."""
+    """Hash the function `module:name` that draws a figure; "" if it no longer exists."""
     module, _, name = drawn_by.partition(":")
     try:
         return function_hash(getattr(import_module(module), name))
@@ -77,12 +78,12 @@ def drawing_code(drawn_by: str) -> str:
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a folder's figures, sorted by file name; none where nothing was saved yet."""
+    """Read the entries of a folder's figures, sorted by file name; none if nothing has been saved yet."""
     path = Path(folder) / MANIFEST
     return read_json(path) if path.is_file() else []
 
 
 def mark_synthetic(figure: Figure) -> None:
-    """Write "synthetic cohort" under the figure's lower right corner, once."""
+    """Write "synthetic cohort" below the figure's lower right corner, once."""
     if all(text.get_gid() != MARK for text in figure.texts):
         figure.text(0.995, -0.01, MARK, ha="right", va="top", fontsize=7, style="italic", color="#555555", gid=MARK)

@@ -164,7 +164,7 @@ def print_claims(study: Study) -> int:
     checks = read_json(path)["checks"]
     for check in checks:
         word = "holds" if check["holds"] else "DOES NOT HOLD"
-        print(f"{word}: {check['claim']} {check['count']} {check['not so']}".rstrip())
+        print(f"{word}: {check['claim']} {check['count']} {check['exceptions']}".rstrip())
     return int(not all(check["holds"] for check in checks))
 
 

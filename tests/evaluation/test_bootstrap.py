@@ -12,10 +12,8 @@ from mammo_utils.evaluation.bootstrap import (
     interval,
     mean_interval,
     paired_difference,
-    weighted_auc,
-    weighted_f1_macro,
 )
-from mammo_utils.metrics import auc, f1_macro
+from mammo_utils.metrics import auc, f1_macro, weighted_auc, weighted_f1_macro
 from tests.test_metrics import answers
 
 
@@ -34,7 +32,7 @@ def test_weighted_metrics_equal_scikit_learn_on_the_resampled_breasts(k):
         assert fast_f1[row] == pytest.approx(f1_macro(labels[drawn], p[drawn]), abs=1e-12)
 
 
-def test_a_patient_is_drawn_with_all_breasts_and_as_many_patients_as_there_are():
+def test_a_patient_is_drawn_with_all_breasts_and_as_many_patients_as_exist():
     groups = np.repeat([f"p{i}" for i in range(20)], 2)
     weights = group_weights(groups, 200, seed=0)
     assert (weights[:, 0::2] == weights[:, 1::2]).all() and (weights[:, 0::2].sum(1) == 20).all()
@@ -42,9 +40,9 @@ def test_a_patient_is_drawn_with_all_breasts_and_as_many_patients_as_there_are()
     assert np.array_equal(weights, group_weights(groups, 200, seed=0))
 
 
-def test_duplicated_breasts_widen_nothing_naive_but_this_interval():
-    """Each patient's breast counted twice tells nothing new: over patients the interval stays as it was, a naive
-    one over breasts shrinks by about the root of two."""
+def test_duplicated_breasts_do_not_narrow_the_interval():
+    """Counting each breast twice adds no information: the interval over patients does not change, a naive one over
+    breasts shrinks by a factor of about the root of two."""
     labels, p = answers(80, 2)
     once = interval(Sample(labels, p[None], np.arange(80)), "auc", resamples=1000)
     twice_labels, twice_p = np.repeat(labels, 2), np.repeat(p, 2, axis=0)
@@ -67,23 +65,25 @@ def test_coverage_of_the_true_auc_is_near_95_percent():
         sample = Sample(labels.ravel(), binary(scores)[None], np.repeat(np.arange(60), 2))
         found = interval(sample, "auc", resamples=300, seed=trial)
         hits += found.low <= truth <= found.high
-    assert 0.91 <= hits / n <= 0.98, hits / n  # 0.95 less three standard errors of 300 trials, and percentile's bias
+    assert 0.91 <= hits / n <= 0.98, (
+        hits / n
+    )  # 0.95 less three standard errors of 300 trials, and the bias of percentile intervals
 
 
-def test_a_paired_difference_is_tighter_than_two_intervals_and_0_for_the_same_answers():
+def test_a_paired_difference_is_tighter_than_two_intervals_and_0_for_the_same_predictions():
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 2, 100), np.repeat(np.arange(50), 2)
     scores = norm.cdf(1.2 * labels + rng.normal(size=100))
     near = np.clip(scores + rng.normal(scale=0.02, size=100), 0, 1)
-    ours, reference = (Sample(labels, binary(s)[None], groups) for s in (near, scores))
-    difference = paired_difference(ours, reference, "auc", resamples=500)
-    single = interval(ours, "auc", resamples=500)
+    system, reference = (Sample(labels, binary(s)[None], groups) for s in (near, scores))
+    difference = paired_difference(system, reference, "auc", resamples=500)
+    single = interval(system, "auc", resamples=500)
     assert difference.value == pytest.approx(auc(labels, binary(near)) - auc(labels, binary(scores)), abs=1e-12)
     assert difference.high - difference.low < (single.high - single.low) / 3
-    same = paired_difference(ours, ours, "auc", resamples=100)
+    same = paired_difference(system, system, "auc", resamples=100)
     assert (same.value, same.low, same.high) == (0, 0, 0) and "no width" in same.reason
     with pytest.raises(ValueError, match="same breasts"):
-        paired_difference(ours, Sample(1 - labels, binary(near)[None], groups), "auc", resamples=10)
+        paired_difference(system, Sample(1 - labels, binary(near)[None], groups), "auc", resamples=10)
 
 
 def test_seeds_are_averaged_on_the_same_resamples():
@@ -98,12 +98,12 @@ def test_resamples_without_a_class_are_left_out_and_counted():
     labels = np.r_[1, 1, np.zeros(30, int)]
     rng = np.random.default_rng(0)
     found = interval(Sample(labels, binary(rng.random(32))[None], np.arange(32)), "auc", resamples=1000)
-    assert found.used + found.dropped == 1000
+    assert found.resamples + found.dropped == 1000
     assert 60 < found.dropped < 220  # (30 / 32) ** 32 = 0.127 of the resamples
     assert found.low <= found.value <= found.high
 
 
-def test_degenerate_samples_have_no_interval_and_say_why():
+def test_degenerate_samples_have_no_interval_but_a_reason():
     one_class = interval(Sample(np.zeros(9, int), np.full((1, 9, 2), 0.5), np.arange(9)), "auc", resamples=20)
     assert np.isnan([one_class.value, one_class.low]).all() and one_class.reason == "no breast of class 1 of 2"
     one_patient = interval(Sample(np.array([0, 1]), np.eye(2)[None], np.array([3, 3])), "auc", resamples=20)
@@ -112,7 +112,7 @@ def test_degenerate_samples_have_no_interval_and_say_why():
     assert np.isnan(nobody.low) and nobody.reason == "no labelled breast"
     assert mean_interval(np.array([]), np.array([]), resamples=5).reason == "nothing to average"
     rare = Sample(np.array([0, 1]), np.eye(2)[None], np.array(["a", "b"]))  # half of the resamples have one class
-    assert interval(rare, "auc", resamples=1000).used in (0, *range(500, 600))
+    assert interval(rare, "auc", resamples=1000).resamples in (0, *range(500, 600))
 
 
 def test_the_mean_over_patients_has_the_width_of_its_standard_error():

@@ -1,4 +1,4 @@
-"""A model that remembers patients: it gains by a split by image, and nothing by a split by patient."""
+"""A model that memorises patients gains from a split by image, and nothing from a split by patient."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from mammo_utils.evaluation.leakage import leakage
 
 
 def cohort(likeness, patients=120, seed=0):
-    """Two images of each projection a patient, alike to the share `likeness`; a label that they do not show."""
+    """Two images per patient and projection that share the fraction `likeness`, and a label that they do not show."""
     draw = np.random.default_rng(seed)
     own = draw.normal(size=(patients, 1, 16, 16))
     images = likeness * own + (1 - likeness) * draw.normal(size=(patients, 4, 16, 16))
@@ -32,13 +32,13 @@ def test_without_likeness_nothing_leaks():
     assert (mean - 0.5).abs().max() < 0.08
 
 
-def test_it_is_repeatable_and_one_row_a_repeat():
+def test_it_is_repeatable_with_one_row_per_repeat():
     rows = leakage(*cohort(likeness=0.5, patients=30), repeats=3)
     assert len(rows) == 2 * 2 * 3 and rows.equals(leakage(*cohort(likeness=0.5, patients=30), repeats=3))
     assert not rows["auc"].equals(leakage(*cohort(likeness=0.5, patients=30), repeats=3, seed=1)["auc"])
 
 
-def test_without_labels_only_the_coin_is_asked_and_few_patients_say_nothing():
+def test_without_labels_only_the_coin_is_scored_and_few_patients_give_no_row():
     images, projections, patients, labels = cohort(likeness=0.5, patients=30)
     rows = leakage(iter(images), projections, patients, np.full_like(labels, -1), repeats=2)
     assert set(rows["label"]) == {"coin"} and rows["auc"].notna().all()
@@ -53,8 +53,8 @@ def test_unknown_labels_are_left_out():
     assert mean["label", "by image"] > 0.75 and mean["label", "by patient"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_where_a_part_has_one_class_there_is_no_score():
-    """One patient of 30 is malignant: her images are in one part, the other part then has none."""
+def test_a_part_with_one_class_has_no_score():
+    """One patient of 30 is malignant: all her images are in one part, so the other part lacks the class."""
     images, projections, patients, _ = cohort(likeness=0.5, patients=30)
     rows = leakage(images, projections, patients, (patients == 3).astype(int), repeats=3)
     assert not len(rows[(rows["label"] == "label") & (rows["split"] == "by patient")])

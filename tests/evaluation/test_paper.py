@@ -3,19 +3,20 @@
 import pandas as pd
 import pytest
 
-from mammo_utils.evaluation.paper import FILE, KEY, SYSTEM_NAMES, paper_layout, paper_values
+from mammo_utils.evaluation.paper import FILE, KEY, paper_layout, paper_values
 from mammo_utils.evaluation.tables import RESULT_COLUMNS
+from mammo_utils.vocabulary import SYSTEMS
 from tests.conftest import SHARED
 
 
 def test_the_copy_equals_its_source():
     source = SHARED / "paper" / "tables_2_3_4.csv"
     if not source.is_file():
-        pytest.skip("the paper's tables do not lie beside this checkout")
+        pytest.skip("the paper's tables are not beside this checkout")
     assert FILE.read_bytes() == source.read_bytes()
 
 
-def test_all_cells_of_three_tables_are_there_once():
+def test_each_cell_of_the_three_tables_occurs_once():
     table = paper_values()
     assert len(table) == 3 * 6 * 8 and not table.duplicated(KEY).any()
     assert table["value"].between(0, 1).sum() + table["value"].isna().sum() == 144
@@ -34,10 +35,10 @@ def test_numbers_that_the_paper_states_in_its_text():
 
 
 @pytest.mark.parametrize("subset", ["1v5", "1v3v5", "1to5"])
-def test_the_shape_is_the_papers_and_an_empty_cell_stays_empty(subset):
+def test_the_layout_is_the_papers_and_an_empty_cell_stays_empty(subset):
     table = paper_layout(subset, pd.DataFrame(columns=RESULT_COLUMNS))
-    assert list(table.index) == list(SYSTEM_NAMES.values()) and table.shape == (6, 16)
-    ours = table.xs("ours", axis=1, level="from")
+    assert list(table.index) == [entry.title for entry in SYSTEMS.values()] and table.shape == (6, 16)
+    measured = table.xs("this study", axis=1, level="from")
     printed = table.xs("paper", axis=1, level="from")
-    assert (ours == "").all().all()
+    assert (measured == "").all().all()
     assert (printed == "").sum().sum() == (8 if subset == "1v5" else 0)

@@ -1,4 +1,4 @@
-"""The shortcuts find what is theirs to find, and nothing where there is nothing."""
+"""Each shortcut finds its own kind of signal, and none where there is none."""
 
 import numpy as np
 import pytest
@@ -29,10 +29,10 @@ def test_each_shortcut_finds_its_own_signal():
     corner = aucs("corner")
     assert corner["8x8 thumbnails"] > 0.9 and corner["mean intensity"] < 0.65
     available = aucs("availability")
-    assert available["view availability"] > 0.75  # it tells of the left breast, not of the right
+    assert available["view availability"] > 0.75  # it predicts the left breast, not the right
 
 
-def test_without_signal_they_find_none_and_the_majority_is_one_half():
+def test_without_signal_they_find_none_and_the_majority_class_scores_one_half():
     found = aucs("none")
     assert found["majority class"] == 0.5
     assert all(0.38 < value < 0.62 for value in found.values()), found
@@ -63,7 +63,7 @@ def test_thumbnails_are_means_of_tiles_and_an_absent_view_is_zero():
     image = exams.images[exams.rows[exam, view]].numpy()
     assert small[exam, view, 9] == pytest.approx(image[2:4, 2:4].mean() / 255)
     assert (small[~exams.present.numpy()] == 0).all() and (small[exams.present.numpy()] > 0).all()
-    with pytest.raises(ValueError, match="4 pixels a side are too small for thumbnails of 8"):
+    with pytest.raises(ValueError, match="4 pixels per side are too small for thumbnails of 8"):
         thumbnails(exam_set_of(2, size=4))
 
 
@@ -72,7 +72,7 @@ def test_a_breasts_own_views_come_first():
     assert features.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1]]
 
 
-def test_a_task_without_labels_has_no_baseline_and_does_not_stop_the_other():
+def test_a_task_without_labels_has_no_baseline_and_does_not_affect_the_other():
     exams = parts("mean")
     for part in exams.values():
         part.labels["diagnosis"].fill_(-1)
@@ -82,8 +82,8 @@ def test_a_task_without_labels_has_no_baseline_and_does_not_stop_the_other():
     assert shortcut_baselines(exams, "test", "birads") == []
 
 
-def test_data_without_diagnoses_are_read_by_a_task_mode_of_the_study(monkeypatch):
-    """As VinDr-Mammo: a study of BI-RADS alone has its shortcut rows."""
+def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(monkeypatch):
+    """VinDr-Mammo has no diagnoses: a study of BI-RADS alone has its baselines all the same."""
 
     def load_data(spec):
         if spec.task_mode != "birads":

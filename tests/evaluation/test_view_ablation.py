@@ -1,4 +1,4 @@
-"""What a view is worth: known for a system that looks at one view."""
+"""The contribution of a view, which is known for a system that looks at one view."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from mammo_utils.evaluation.view_ablation import (
     predict_with_views,
     removal_table,
     remove_views,
-    take,
+    select_exams,
     view_weights,
     weight_table,
 )
@@ -32,24 +32,24 @@ def test_only_the_view_that_the_system_looks_at_matters():
     assert (others["auc_change"] == 0).all() and (others["change_of_class"] == 0).all()
 
 
-def test_counted_are_exams_that_have_the_view():
+def test_only_exams_with_the_view_and_another_one_are_used():
     exams = exam_set_of(40, signal="none", missing=0.5)
     removals = {r.view: r for r in remove_views(LooksAtOneView(0), exams, SETTINGS)["diagnosis"]}
     with_right = exams.present[:, 2].numpy()
     assert set(removals["R_CC"].exams) == {n for n, there in zip(exams.names, with_right, strict=True) if there}
-    lone = take(exams, np.flatnonzero(~with_right))
+    lone = select_exams(exams, np.flatnonzero(~with_right))
     lone.rows[:, 1] = -1  # L_CC is now the only view
     assert remove_views(LooksAtOneView(0), lone, SETTINGS)["diagnosis"] == []
 
 
-def test_removing_leaves_the_exams_as_they_were():
+def test_removing_views_does_not_change_the_exams():
     exams = exam_set_of(10)
     before = exams.rows.clone()
     remove_views(LooksAtOneView(1), exams, SETTINGS)
     assert (exams.rows == before).all()
 
 
-def test_an_exam_is_answered_with_the_views_that_are_ticked():
+def test_an_exam_is_predicted_from_the_chosen_views():
     exams = exam_set_of(8, signal="mean", missing=0.0)
     exam = int(np.flatnonzero(exams.labels["diagnosis"][:, 0].numpy() == 1)[0])
     with_it, weights = predict_with_views(LooksAtOneView(0), exams, exam, (True, False, True, True), SETTINGS)

@@ -1,4 +1,4 @@
-"""Pictures of weights and removed views, and the explorer moved by hand."""
+"""Figures of view weights and removed views, and the widget that removes views."""
 
 import io
 
@@ -24,7 +24,7 @@ def _close():
     plt.close("all")
 
 
-def test_weights_are_drawn_for_the_classes_that_there_are():
+def test_weights_are_drawn_for_the_classes_present():
     row = {"class": "malignant", "side": "L", "n_exams": 5}
     row |= {f"{view}{end}": 0.25 for view in VIEWS for end in ("", "_low", "_high")}
     figure = draw.draw_weights(pd.DataFrame([row, {**row, "side": "R", "class": "benign"}]), "weights")
@@ -36,18 +36,18 @@ def test_removals_are_drawn():
     assert len(draw.draw_removals(table[table["side"] != "both"], "removed").axes) == 3
 
 
-def test_an_exam_shows_what_was_removed_and_what_was_never_there():
+def test_a_prediction_marks_removed_and_absent_views():
     exams = exam_set_of(12)
     position = int(np.flatnonzero(~exams.present[:, 2].numpy())[0])
-    shown = (False, True, False, False)
-    figure = draw.draw_exam(
-        exams, position, shown, *predict_with_views(LooksAtOneView(0), exams, position, shown, SETTINGS), "x"
+    visible = (False, True, False, False)
+    figure = draw.draw_prediction(
+        exams, position, visible, *predict_with_views(LooksAtOneView(0), exams, position, visible, SETTINGS), "x"
     )
     notes = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
     assert notes == [["removed"], [], ["absent"], ["absent"]]
 
 
-def test_the_static_twin_has_a_row_a_combination():
+def test_combinations_give_one_row_each():
     figure, table = draw.draw_combinations(LooksAtOneView(0), exam_set_of(4, missing=0.0), 1, SETTINGS, "x")
     assert list(table.index) == list(draw.COMBINATIONS)
     assert table.loc["right alone", "α L_CC"] == 0 and table.loc["all views", "α L_CC"] == pytest.approx(0.25)
@@ -55,7 +55,7 @@ def test_the_static_twin_has_a_row_a_combination():
     assert figure.get_suptitle() == "x"
 
 
-def test_the_explorer_answers_a_moved_widget():
+def test_the_widget_redraws_when_it_is_changed():
     exams = exam_set_of(12)
     box = draw.explore_views(LooksAtOneView(0), exams, SETTINGS, "made up")
     choice, *ticks = box.children[0].children
@@ -68,4 +68,4 @@ def test_the_explorer_answers_a_moved_widget():
     seen.append(picture.value)
     assert len(set(seen)) == 3 and [tick.disabled for tick in ticks] == [False, False, True, True]
     assert Image.open(io.BytesIO(seen[-1])).format == "PNG"
-    assert not plt.get_fignums(), "pictures are closed"
+    assert not plt.get_fignums(), "figures are closed"

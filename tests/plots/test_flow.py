@@ -1,4 +1,4 @@
-"""The flow diagram shows the table's numbers; the gallery what can be decoded."""
+"""The flow diagram shows the numbers of its table; thumbnails are made of what can be decoded."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.plots.flow import draw_flow, gallery
+from mammo_utils.plots.flow import draw_flow, sample_excluded
 from tests.release_builder import BREASTS, write_dicom, write_workbook
 
 
@@ -17,11 +17,11 @@ def cohort(tmp_path_factory):
     for number, (exam, side) in enumerate(dict.fromkeys((row[0], row[1]) for row in BREASTS)):
         for view in ("CC", "MLO"):
             write_dicom(folder / f"{number}-{view}.dcm", exam, side, view, 2 * number + (view == "CC"))
-    write_dicom(folder / "more.dcm", "D9-9999", "L", "CC", 99)  # a patient whom the workbook does not know
+    write_dicom(folder / "more.dcm", "D9-9999", "L", "CC", 99)  # a patient who is not in the workbook
     return read_cohort("cmmd", folder)
 
 
-def test_the_diagram_has_every_number_of_the_table(cohort):
+def test_the_diagram_shows_every_number_of_the_table(cohort):
     rows = exclusion_flow(cohort)
     assert len(rows) > 1
     figure = draw_flow(rows, "a title")
@@ -35,23 +35,23 @@ def test_the_diagram_has_every_number_of_the_table(cohort):
     plt.close(figure)
 
 
-def test_the_gallery_takes_some_of_each_reason_and_skips_what_cannot_be_decoded(cohort):
-    aside = cohort.images[cohort.images["status"] == "excluded"]
-    found, pictures = gallery(cohort, limit=100, size=8)
-    assert len(found) == len(pictures) == len(aside) and pictures[0].shape == (8, 8)
-    reasons = aside["reason"].str.split(": ").str[0].nunique()
-    some, _ = gallery(cohort, limit=reasons, size=8)
+def test_thumbnails_cover_each_reason_and_skip_undecodable_images(cohort):
+    excluded = cohort.images[cohort.images["status"] == "excluded"]
+    found, pictures = sample_excluded(cohort, limit=100, size=8)
+    assert len(found) == len(pictures) == len(excluded) and pictures[0].shape == (8, 8)
+    reasons = excluded["reason"].str.split(": ").str[0].nunique()
+    some, _ = sample_excluded(cohort, limit=reasons, size=8)
     assert some["reason"].str.split(": ").str[0].nunique() == reasons
     gone = cohort.folder / found.iloc[0]["path"]
     kept = gone.read_bytes()
     try:
         gone.write_bytes(kept[:200])
-        assert len(gallery(cohort, limit=100, size=8)[0]) == len(aside) - 1
+        assert len(sample_excluded(cohort, limit=100, size=8)[0]) == len(excluded) - 1
     finally:
         gone.write_bytes(kept)
 
 
-def test_nothing_left_out_is_one_box():
+def test_a_flow_without_exclusions_is_one_box():
     row = {
         "step": "found",
         "reason": "",

@@ -1,15 +1,21 @@
-"""Curves, confusions and comparisons: drawn from predictions, right where the answer is known."""
+"""Curves, confusion matrices and comparisons: drawn from predictions, checked where the answer is known."""
+
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
 
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import blocks_table, compare_systems, results_table
 from mammo_utils.metrics import auc
 from mammo_utils.plots import results as draw
+from mammo_utils.plots.style import BASELINE_COLOUR
+from mammo_utils.vocabulary import SYSTEMS, SystemEntry
 from tests.evaluation.fakes import write_run
 from tests.test_metrics import answers
 
@@ -34,7 +40,7 @@ def test_a_resample_without_a_class_has_no_curve():
     assert np.isfinite(curves[0]).all() and np.isnan(curves[1]).all()
 
 
-def test_confusion_counts_breasts_by_label_and_answer():
+def test_confusion_counts_breasts_by_label_and_predicted_class():
     labels = np.array([0, 0, 0, 1])
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.2, 0.8]])
     answers = Sample(labels, np.stack([p, 1 - p]), np.arange(4))
@@ -42,7 +48,7 @@ def test_confusion_counts_breasts_by_label_and_answer():
     assert draw.confusion(answers).tolist() == [[1.5, 1.5], [0.5, 0.5]]
 
 
-def test_every_picture_is_drawn_from_any_subset_of_runs(fake_study):
+def test_every_figure_is_drawn_from_any_subset_of_runs(fake_study):
     write_run(fake_study.run("hybrid_shared", "multi", "1v3v5", 0))
     write_run(fake_study.run("resnet18", "birads", "1v3v5", 0))
     runs = [run for run in read_runs(fake_study) if run.finished]
@@ -67,11 +73,58 @@ def test_seeds_and_numbers_of_blocks_are_drawn_with_their_spread(fake_study):
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "± 1 standard deviation over 2 seeds" in texts
     row = table[table["task"] == "diagnosis"].iloc[0]
-    band = next(line for line in figure.axes[0].lines if line.get_linewidth() == 6)
-    np.testing.assert_allclose(band.get_xdata(), row["value"] + row["sd_seeds"] * np.array([-1, 1]))
+    (band,) = (lines for lines in figure.axes[0].collections if np.ravel(lines.get_linewidths()).tolist() == [6])
+    ends = row["value"] + row["sd_seeds"] * np.array([-1, 1])
+    np.testing.assert_allclose(band.get_segments()[0][:, 0], ends)
     blocks = draw.draw_blocks(blocks_table(runs, fake_study), "made up")
     assert len(blocks.axes) == 2 and blocks.axes[0].get_xlabel() == "blocks"
     assert blocks.axes[0].lines[0].get_xdata().tolist() == [1, 2, 4]
+
+
+def test_a_system_added_to_the_registry_alone_is_in_every_figure(fake_study, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "lenet", SystemEntry("LeNet", "#123456", "resnet18", 1, 1e-4, "Is it better?"))
+    spec = fake_study.run("hybrid_shared", "multi", "1v5", 0)
+    write_run(spec)
+    lenet = spec.model_copy(update={"system": "lenet"})
+    runs = [replace(run, spec=lenet) for run in read_runs(fake_study) if run.finished]
+    samples = {"lenet": Sample(*_three_classes())}
+    colour = to_rgba("#123456")
+
+    assert _titles(draw.draw_roc(samples, {"lenet": "0.7"}, "one", resamples=20)) == ["LeNet"]
+    assert _titles(draw.draw_confusions(samples, ["1", "3", "5"], "one")) == ["LeNet"]
+    training = draw.draw_training(runs, "one")
+    assert "LeNet" in [text.get_text() for text in training.legends[0].get_texts()]
+    assert all(axis.lines[0].get_color() == "#123456" for axis in training.axes)
+
+    row = {"task": "diagnosis", "task_mode": "multi", "system": "lenet", "value": 0.7, "low": 0.6, "high": 0.8}
+    row |= {"sd_seeds": np.nan, "n_seeds": 1, "paper": np.nan, "blocks": 2, "difference": 0.1, "reference": "x multi"}
+    table = pd.DataFrame([row])
+    against = draw.draw_against_paper(table, pd.DataFrame(), "made up").axes[0]
+    (heights,) = (points.get_offsets()[:, 1] for points in against.collections if _has_colour(points, colour))
+    assert against.get_yticklabels()[int(heights[0])].get_text() == "LeNet"
+    blocks = draw.draw_blocks(table, "one")
+    assert [text.get_text() for text in blocks.legends[0].get_texts()] == ["LeNet"]
+    compared = draw.draw_comparisons(table.assign(low=0.0, high=0.2), "one").axes[0]
+    assert any(_has_colour(points, colour) for points in compared.collections)
+    assert compared.get_yticklabels()[0].get_text().startswith("lenet multi")
+
+
+def test_shortcuts_are_drawn_grey_below_the_systems():
+    row = {"task": "diagnosis", "task_mode": "multi", "system": "resnet18", "value": 0.7, "low": 0.6, "high": 0.8}
+    row |= {"sd_seeds": np.nan, "n_seeds": 1, "paper": 0.9}
+    shortcut = {"task": "diagnosis", "baseline": "brightness", "value": 0.55, "low": 0.5, "high": 0.6}
+    axis = draw.draw_against_paper(pd.DataFrame([row]), pd.DataFrame([shortcut]), "made up").axes[0]
+    (grey,) = (points for points in axis.collections if _has_colour(points, to_rgba(BASELINE_COLOUR)))
+    assert grey.get_offsets().tolist() == [[0.55, len(SYSTEMS)]]
+    assert axis.get_yticklabels()[-1].get_text() == "brightness"
+
+
+def _has_colour(points, colour) -> bool:
+    return isinstance(points, PathCollection) and any(tuple(face) == colour for face in points.get_facecolor())
+
+
+def _titles(figure) -> list[str]:
+    return [axis.get_title() for axis in figure.axes]
 
 
 def _three_classes():

@@ -1,11 +1,36 @@
-"""A figure's file and its entry in the manifest."""
+"""A figure's file, its entry in the manifest, and the hash of the code that draws it."""
+
+import inspect
+import sys
+from importlib import import_module
 
 import matplotlib.pyplot as plt
 import pytest
 
-from mammo_utils.plots.save import MARK, read_manifest, save_figure
-from mammo_utils.plots.style import STYLE, SYSTEM_COLOURS, styled
-from mammo_utils.provenance import code_hash, file_hash
+from mammo_utils.plots.save import MARK, drawing_code, read_manifest, save_figure
+from mammo_utils.plots.style import styled
+from mammo_utils.provenance import file_hash, function_hash
+
+MODULE = '''
+from mammo_utils.plots.style import styled
+
+WIDTH = 2
+
+@styled
+def draw_one():
+    return helper(WIDTH)
+
+def helper(width):
+    """The old text."""
+    return inner(width)
+
+def inner(width):
+    return width
+
+@styled
+def draw_other():
+    return 1
+'''
 
 
 @styled
@@ -15,20 +40,65 @@ def figure():
     return drawn
 
 
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The file of an importable module with two drawing functions."""
+    path = tmp_path / "module_that_draws.py"
+    path.write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield path
+    sys.modules.pop("module_that_draws", None)
+
+
 def save(folder, name="one", synthetic=True, **more):
     path = save_figure(figure(), name, folder, notebook="05_results", synthetic=synthetic, **more)
     plt.close("all")
     return path
 
 
-def test_the_entry_says_where_the_figure_comes_from(tmp_path):
+def test_the_entry_states_where_the_figure_comes_from(tmp_path):
     path = save(tmp_path, runs=["a", "b"], data="demo 1234", caption="A line.")
     (entry,) = read_manifest(tmp_path)
     assert entry["figure"] == "one.png" and entry["sha256"] == file_hash(path)
     assert (entry["notebook"], entry["runs"], entry["data"]) == ("05_results", ["a", "b"], "demo 1234")
-    assert (
-        entry["code"] == code_hash(*entry["modules"]) and entry["caption"] == "A line." and entry["synthetic"] is True
-    )
+    assert entry["drawn_by"] == f"{__name__}:figure" and entry["code"] == function_hash(figure)
+    assert entry["caption"] == "A line." and entry["synthetic"] is True
+
+
+@pytest.mark.parametrize("old", ["helper(WIDTH)", "inner(width)\n\n", "return width\n", "WIDTH = 2"])
+def test_a_change_of_the_drawing_function_or_of_what_it_uses_changes_the_code(module, old):
+    before = drawing_code("module_that_draws:draw_one")
+    assert before == function_hash(import_module("module_that_draws").draw_one) != ""
+    module.write_text(MODULE.replace(old, f"{old.rstrip()} + 1\n"))
+    assert drawing_code("module_that_draws:draw_one") != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return 1\n", "return 2\n"),
+        ("def inner(width):\n", "def inner(width):\n    # why\n\n"),
+        ("The old text.", "Another text."),
+    ],
+)
+def test_another_function_or_a_comment_does_not_change_the_code(module, old, new):
+    before = drawing_code("module_that_draws:draw_one")
+    assert old in MODULE
+    module.write_text(MODULE.replace(old, new))
+    assert drawing_code("module_that_draws:draw_one") == before
+
+
+def test_a_drawing_function_that_no_longer_exists_has_no_code(module):
+    assert drawing_code("module_that_draws:draw_none") == drawing_code("no.such.module:draw") == drawing_code("") == ""
+
+
+@pytest.mark.parametrize("name", ["attention", "data", "flow", "models", "results"])
+def test_every_drawing_function_signs_its_figure(name):
+    module = import_module(f"mammo_utils.plots.{name}")
+    functions = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
+    drawing = [f for f in functions if f.__name__.startswith("draw_")]
+    assert drawing and all(hasattr(f, "__wrapped__") for f in drawing)
+    assert all(drawing_code(f"{f.__module__}:{f.__qualname__}") for f in drawing)
 
 
 def test_the_same_figure_has_the_same_bytes_and_one_entry(tmp_path):
@@ -39,7 +109,7 @@ def test_the_same_figure_has_the_same_bytes_and_one_entry(tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_synthetic_is_written_on_the_face(tmp_path):
+def test_a_synthetic_figure_is_marked_once(tmp_path):
     drawn = figure()
     for _ in range(2):
         save_figure(drawn, "one", tmp_path, notebook="05_results", synthetic=True)
@@ -48,14 +118,6 @@ def test_synthetic_is_written_on_the_face(tmp_path):
 
 
 def test_a_name_that_is_a_path_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"'\.\./one' is not made of letters"):
+    with pytest.raises(ValueError, match=r"'\.\./one' may contain only letters"):
         save(tmp_path, "../one")
     plt.close("all")
-
-
-def test_drawing_leaves_matplotlibs_settings_alone_and_systems_have_colours_of_their_own():
-    before = dict(plt.rcParams)
-    figure()
-    plt.close("all")
-    assert dict(plt.rcParams) == before and STYLE["font.size"] != before["font.size"]
-    assert len(set(SYSTEM_COLOURS.values())) == 6
