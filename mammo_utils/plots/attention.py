@@ -15,15 +15,7 @@ from torch import nn
 
 from mammo_utils.config import Training
 from mammo_utils.evaluation.view_ablation import predict_with_views
-from mammo_utils.plots.style import (
-    CHANCE_LINE,
-    SIDE_COLOURS,
-    VIEW_COLOURS,
-    draw_intervals,
-    make_panels,
-    show_image,
-    styled,
-)
+from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
 
@@ -39,18 +31,18 @@ COMBINATIONS = {  # the views that the system receives
 @styled
 def draw_weights(table: pd.DataFrame, title: str) -> Figure:
     """Draw the mean weight of each view by class and side with 95 % intervals; `table` is made by `weight_table`."""
-    figure, axes = make_panels(title, ["left breast", "right breast"], 4, 3.4, sharey=True)
+    figure, axes = make_panels(
+        title, ["left breast", "right breast"], (4, 3.4), x="class", y="mean weight α (Eq. 9)", sharey=True
+    )
     for axis, side in zip(axes, SIDES, strict=True):
         rows = table[table["side"] == side].set_index("class")
         rows = rows.loc[[name for name in CLASSES if name in rows.index]]
         for offset, view in enumerate(VIEWS):
             x = np.arange(len(rows)) + (offset - 1.5) * 0.2
-            axis.bar(x, rows[view], width=0.18, color=VIEW_COLOURS[view], label=view)
+            axis.bar(x, rows[view], width=0.18, color=COLOURS[view], label=view)
             axis.vlines(x, rows[f"{view}_low"], rows[f"{view}_high"], color="k", linewidth=1)
         axis.axhline(0.25, **CHANCE_LINE)
         axis.set_xticks(range(len(rows)), [f"{name}\nexams: {n}" for name, n in rows["n_exams"].items()])
-        axis.set_xlabel("class of the breast")
-    axes[0].set_ylabel("mean weight α (Eq. 9)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -63,16 +55,16 @@ def draw_removals(table: pd.DataFrame, title: str) -> Figure:
         "change_of_class": "mean change in probability,\nbreasts of the highest class",
         "change_of_others": "mean change in probability,\nother breasts",
     }
-    figure, axes = make_panels(title, [""] * 3, 3, 3.4, sharey=True)
+    figure, axes = make_panels(title, [""] * 3, (3, 3.4), sharey=True)
     y = table["view"].map(VIEWS.index) + table["side"].map({"L": -0.14, "R": 0.14})
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
         intervals = table[column], table[f"{column}_low"], table[f"{column}_high"]
-        draw_intervals(axis, *intervals, y, list(table["side"].map(SIDE_COLOURS)))
+        draw_intervals(axis, *intervals, y, list(table["side"].map(COLOURS)))
         axis.axvline(0, **CHANCE_LINE)
         axis.set_xlabel(label)
     axes[0].set_yticks(range(len(VIEWS)), [f"without {view}" for view in VIEWS])
     axes[0].invert_yaxis()
-    handles = [plt.Line2D([], [], marker="o", color=colour) for colour in SIDE_COLOURS.values()]
+    handles = [plt.Line2D([], [], marker="o", color=COLOURS[side]) for side in SIDES]
     figure.legend(handles, ["left breasts", "right breasts"], loc="outside lower center", ncols=2)
     return figure
 
@@ -97,14 +89,14 @@ def draw_prediction(
         title: Title of the figure.
     """
     names = [f"{view}\nα = {weight:.2f}" for view, weight in zip(VIEWS, weights, strict=True)]
-    figure, axes = make_panels(title, [*names, *(f"probability, {task}" for task in probabilities)], 2.1, 2.9)
+    figure, axes = make_panels(title, [*names, *(f"probability, {task}" for task in probabilities)], (2.1, 2.9))
     for index in range(4):
         _draw_view(axes[index], exams, position, index, bool(visible[index]))
     for axis, (task, values) in zip(axes[4:], probabilities.items(), strict=True):
         classes = ["not\nmalignant", "malignant"] if task == "diagnosis" else [str(c) for c in exams.categories]
         for side, offset, label, row in zip(SIDES, (-0.19, 0.19), exams.labels[task][position], values, strict=True):
             known = "label " + classes[label].replace("\n", " ") if label >= 0 else "no label"
-            axis.bar(np.arange(len(row)) + offset, row, 0.36, color=SIDE_COLOURS[side], label=f"{side}: {known}")
+            axis.bar(np.arange(len(row)) + offset, row, 0.36, color=COLOURS[side], label=f"{side}: {known}")
         axis.set_xticks(range(len(classes)), classes, fontsize=7)
         axis.set(ylim=(0, 1.35), yticks=(0, 0.5, 1))
         axis.legend(loc="upper center", fontsize=6.5)
@@ -146,10 +138,10 @@ def draw_combinations(
         axis.set_title(VIEWS[index])
     above, below = right.subplots(2, 1, sharex=True)
     weights = table.filter(like="α").rename(columns=lambda name: name.removeprefix("α "))
-    weights.plot.bar(ax=above, color=VIEW_COLOURS, width=0.8)
+    weights.plot.bar(ax=above, color=COLOURS, width=0.8)
     above.set(ylabel="weight α", ylim=(0, 1.3), yticks=(0, 0.5, 1))
     points = table.filter(like="P(").melt(var_name="prediction", value_name="probability", ignore_index=False)
-    colours = {column: SIDE_COLOURS[column[-1]] for column in points["prediction"].unique()}
+    colours = {column: COLOURS[column[-1]] for column in points["prediction"].unique()}
     markers = ["o" if "malignant" in column else "s" for column in colours]
     looks = {"palette": colours, "markers": markers, "linestyles": "none", "dodge": 0.4, "ax": below}
     sns.pointplot(points.reset_index(), x="views", y="probability", hue="prediction", **looks)

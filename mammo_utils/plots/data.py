@@ -1,22 +1,35 @@
-"""Figures of the data: exams, their labels, preprocessing, and the leakage of a split by image."""
+"""Figures of the data: exams, labels, preprocessing, leakage, and the flow from files found to exams used."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mammo_utils.data.cohort import Cohort
-from mammo_utils.images.preprocess import PixelError, read_pixels, rescale
-from mammo_utils.plots.style import CHANCE_LINE, CLASS_COLOURS, SIDE_COLOURS, make_panels, show_image, styled
+from mammo_utils.data.cohort import EXCLUDED, Cohort
+from mammo_utils.images.preprocess import PixelError, read_pixels, rescale, resize
+from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, show_image, styled
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, VIEWS
 
-OUTLINE_COLOUR = "#56B4E9"
+WIDTH = 80  # characters per line in a box at the side
+LINE, HALF_BOX, GAP = 0.16, 0.38, 0.14  # inches
+COUNTED = ("images", "breasts", "exams")
+STEPS = {
+    "reading": "reading files and tags",
+    "corrections": "known errors",
+    "labels": "labels",
+    "cohort": "the study's cohort",
+    "pixels": "decoding pixels",
+    "duplicates": "duplicates",
+    "subset": "the run's subset",
+}
 
 
 def read_exam(cohort: Cohort, exam: str) -> dict[str, np.ndarray]:
@@ -32,10 +45,11 @@ def read_exam(cohort: Cohort, exam: str) -> dict[str, np.ndarray]:
 
 def read_outlines(cohort: Cohort, exam: str) -> dict[str, list[tuple[str, np.ndarray]]]:
     """Read the outlined lesions of an exam: view -> (kind, points (n, 2) in pixels of the original image)."""
-    outlines: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for row in cohort.lesions[cohort.lesions["exam"] == exam].to_dict("records"):
-        outlines.setdefault(row["view"], []).append((row["kind"], np.array(json.loads(row["points"]))))
-    return outlines
+    lesions = cohort.lesions[cohort.lesions["exam"] == exam]
+    return {
+        view: [(kind, np.array(json.loads(points))) for kind, points in zip(rows["kind"], rows["points"], strict=True)]
+        for view, rows in lesions.groupby("view", sort=False)
+    }
 
 
 def describe_breast(exam: pd.Series, side: str) -> str:
@@ -64,18 +78,18 @@ def draw_exam(
     """
     hanging = {view: view for view in ("R_CC", "L_CC", "R_MLO", "L_MLO")}
     hanging |= {f"{side}_CC": f"{label}\n{side}_CC" for side, label in (labels or {}).items()}
-    figure, axes = make_panels(title, list(hanging.values()), 2.7, 3.4, columns=2)
+    figure, axes = make_panels(title, list(hanging.values()), (2.7, 3.4), 2)
     for axis, view in zip(axes, hanging, strict=True):
         show_image(axis, images.get(view), note="" if view in images else "absent")
         for kind, points in (outlines or {}).get(view, []) if view in images else []:
             _draw_outline(axis, points)
             top = points[points[:, 1].argmin()]
-            axis.annotate(kind, top, color=OUTLINE_COLOUR, fontsize=7, ha="center", va="bottom")
+            axis.annotate(kind, top, color=COLOURS["outline"], fontsize=7, ha="center", va="bottom")
     return figure
 
 
 def _draw_outline(axis: Axes, points: np.ndarray) -> None:
-    axis.fill(*points.T, fill=False, edgecolor=OUTLINE_COLOUR, linewidth=1)
+    axis.fill(*points.T, fill=False, edgecolor=COLOURS["outline"], linewidth=1)
 
 
 @styled
@@ -84,11 +98,11 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
     fields = ("class", "birads", "density")
     sides = [exams[[f"{side}_{name}" for name in fields]].set_axis(fields, axis=1).assign(side=side) for side in SIDES]
     breasts = pd.concat(sides, ignore_index=True)
-    figure, axes = make_panels(title, ["diagnosis", "BI-RADS by diagnosis", "density", "views present"], 2.8, 2.8)
-    sides = {"hue": "side", "hue_order": SIDES, "palette": SIDE_COLOURS, "saturation": 1}
+    figure, axes = make_panels(title, ["diagnosis", "BI-RADS by diagnosis", "density", "views present"], (2.8, 2.8))
+    sides = {"hue": "side", "hue_order": SIDES, "palette": COLOURS, "saturation": 1}
     sns.countplot(breasts, x="class", order=CLASSES, **sides, ax=axes[0])
     counts = pd.crosstab(breasts["birads"], breasts["class"]).reindex(range(1, 6), columns=CLASSES, fill_value=0)
-    counts.plot.bar(stacked=True, color=CLASS_COLOURS, width=0.8, rot=0, ax=axes[1])
+    counts.plot.bar(stacked=True, color=COLOURS, width=0.8, rot=0, ax=axes[1])
     sns.countplot(breasts, x="density", order=DENSITIES, color="0.6", ax=axes[2])
     sns.countplot(x=exams[list(VIEWS)].sum(axis=1), color="0.6", ax=axes[3])
     for axis, (x, y) in zip(axes, (("", "breasts"), ("BI-RADS", ""), ("", ""), ("views", "exams")), strict=True):
@@ -114,7 +128,7 @@ def draw_steps(
         title: Title of the figure.
         outlines: For each image the lesions to draw, points (n, 2) in its pixels.
     """
-    figure, axes = make_panels(title, [caption for caption, _ in images], 2.5, 3.4)
+    figure, axes = make_panels(title, [caption for caption, _ in images], (2.5, 3.4))
     for axis, (_, image), lesions in zip(axes, images, outlines or [()] * len(images), strict=True):
         show_image(axis, image)
         for points in lesions:
@@ -136,7 +150,7 @@ def draw_sheet(
         columns: Images in a row.
         width: Width of an image in inches.
     """
-    figure, axes = make_panels(title, captions, width, width + 0.25, columns=columns)
+    figure, axes = make_panels(title, captions, (width, width + 0.25), columns)
     for axis, image in zip(axes, images, strict=True):
         show_image(axis, image)
         axis.title.set_fontsize(6.5)
@@ -149,14 +163,77 @@ def draw_leakage(rows: pd.DataFrame, title: str) -> Figure:
     """Draw the AUC of one quick model split by image and by patient: one point per repeat, a bar at their mean."""
     panels = {"label": "a breast of the patient is malignant", "coin": "a coin tossed for each patient"}
     panels = {label: question for label, question in panels.items() if label in set(rows["label"])}
-    figure, axes = make_panels(title, list(panels.values()), 3.5, 2.8, sharey=True)
+    figure, axes = make_panels(title, list(panels.values()), (3.5, 2.8), sharey=True)
     for axis, label in zip(axes, panels, strict=True):
         scores = rows[rows["label"] == label]
         order = ["by image", "by patient"]
         sns.swarmplot(scores, x="split", y="auc", order=order, size=3, color="0.6", ax=axis)
         for x, mean in enumerate(scores.groupby("split")["auc"].mean().reindex(order)):
-            axis.hlines(mean, x - 0.25, x + 0.25, color=CLASS_COLOURS["malignant"], linewidth=2.5)
+            axis.hlines(mean, x - 0.25, x + 0.25, color=COLOURS["malignant"], linewidth=2.5)
             axis.text(x + 0.28, mean, f"{mean:.2f}", va="center", fontsize=8)
         axis.axhline(0.5, **CHANCE_LINE)
         axis.set(xlabel="split", ylabel="AUC on the test part", xlim=(-0.5, 1.6))
     return figure
+
+
+# --- exclusions -----------------------------------------------------------------------------------------
+
+
+@styled
+def draw_flow(rows: pd.DataFrame, title: str) -> Figure:
+    """Draw the table of `mammo_utils.data.exclusions.exclusion_flow`: what remains in the middle, exclusions beside."""
+    blocks = [(step, block, _list_reasons(block)) for step, block in rows.iloc[1:].groupby("step", sort=False)]
+    heights = [LINE * (text.count("\n") + 1) + 0.3 for _, _, text in blocks]
+    height = 2 * (HALF_BOX + GAP) * (1 + len(blocks)) + sum(heights)
+    figure, axis = plt.subplots(figsize=(9, height), layout="constrained")
+    axis.set(xlim=(0, 9), ylim=(height, 0))
+    axis.axis("off")
+
+    def draw_box(x: float, y: float, text: str, colour: str, align: str) -> None:
+        style = {"boxstyle": "round,pad=0.4", "facecolor": colour, "edgecolor": "0.5", "linewidth": 0.8}
+        axis.text(x, y, text, ha=align, va="center", fontsize=8, bbox=style, zorder=3)
+
+    centre, y = 1.2, HALF_BOX + GAP
+    draw_box(centre, y, "found\n" + _list_counts(rows.iloc[0], ""), "#E5E5E5", "center")
+    for (step, block, text), room in zip(blocks, heights, strict=True):
+        middle, below = y + HALF_BOX + GAP + room / 2, y + 2 * (HALF_BOX + GAP) + room
+        draw_arrow(axis, (centre, y + HALF_BOX), (centre, below - HALF_BOX))
+        draw_arrow(axis, (centre, middle), (2.75, middle))
+        draw_box(2.85, middle, f"{STEPS.get(step, step)}: excluded\n{text}", "#FBE3D6", "left")
+        draw_box(centre, below, f"left after {step}\n" + _list_counts(block.iloc[-1], "_left"), "#DCEBF7", "center")
+        y = below
+    figure.suptitle(title)
+    return figure
+
+
+def _list_counts(row: pd.Series, ending: str) -> str:
+    return "\n".join(f"{row[name + ending]:,} {name}" for name in COUNTED)
+
+
+def _list_reasons(block: pd.DataFrame) -> str:
+    """One line per reason, the numbers first; zeros are left out."""
+    lines = []
+    for row in block.to_dict("records"):
+        numbers = [f"{row[name]:,} {name[:-1] if row[name] == 1 else name}" for name in COUNTED if row[name]]
+        lines += textwrap.wrap(f"{', '.join(numbers)}: {row['reason']}", WIDTH, subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def sample_excluded(cohort: Cohort, limit: int = 16, size: int = 96) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Make thumbnails of at most `limit` excluded images that can be decoded, spread over the reasons.
+
+    Returns:
+        Their rows of the table `images`, and an array (size, size) uint8 for each.
+    """
+    rows = cohort.images[cohort.images["status"] == EXCLUDED]
+    turn = rows.groupby(rows["reason"].str.split(": ").str[0]).cumcount()  # the first of each reason, then the second
+    kept, thumbnails = [], []
+    for index in turn.sort_values(kind="stable").index:
+        if len(kept) == limit:
+            break
+        try:
+            thumbnails.append(resize(rescale(*read_pixels(cohort.folder / rows.at[index, "path"])), size))
+        except PixelError:
+            continue
+        kept.append(index)
+    return rows.loc[kept], thumbnails

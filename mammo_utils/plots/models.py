@@ -15,7 +15,7 @@ from torch import nn
 from mammo_utils.models.costs import Layer, trace_layers
 from mammo_utils.models.ss2d import PATHS, SSConvSSM, four_paths
 from mammo_utils.models.system import System
-from mammo_utils.plots.style import CHANCE_LINE, VIEW_COLOURS, draw_arrow, make_panels, styled
+from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, styled
 from mammo_utils.vocabulary import SYSTEMS, VIEWS
 
 VIEW, CNN, SCAN, MERGE, FUSION, HEAD = "#E5E5E5", "#BBDCF2", "#F6C9AE", "#F3E3A4", "#CFE8D5", "#E3CFE6"
@@ -31,7 +31,7 @@ GAP = 1.4  # between boxes of a row
 @styled
 def draw_paths(image: np.ndarray, rows: int, columns: int, title: str) -> Figure:
     """Draw the four paths of SS2D over an image cut into rows x columns tokens; colour runs from first to last step."""
-    figure, axes = make_panels(title, PATHS, 2.5, 3)
+    figure, axes = make_panels(title, PATHS, (2.5, 3))
     steps = np.linspace(0, 1, rows * columns)
     for axis, path in zip(axes, four_paths(rows, columns).numpy(), strict=True):
         axis.imshow(image, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), alpha=0.6)
@@ -42,7 +42,8 @@ def draw_paths(image: np.ndarray, rows: int, columns: int, title: str) -> Figure
             axis.plot(x[i : i + 2], y[i : i + 2], color=plt.cm.plasma(steps[i]), **style)
         axis.scatter(x, y, c=steps, cmap="plasma", s=8, zorder=3)
         inwards = (16 if x[0] == 0 else -16, 9 if y[0] else -13)
-        axis.annotate("start", (x[0], y[0]), textcoords="offset points", xytext=inwards, ha="center", color="#00C8C8")
+        label = {"ha": "center", "bbox": {"facecolor": "w", "edgecolor": "none", "alpha": 0.8, "pad": 1}}
+        axis.annotate("start", (x[0], y[0]), textcoords="offset points", xytext=inwards, **label)
         axis.set(xticks=[], yticks=[], aspect=image.shape[0] / image.shape[1] * columns / rows)
     return figure
 
@@ -59,7 +60,7 @@ def draw_discretisations(
         responses: Name -> (L,) output of a scan.
         title: Title of the figure.
     """
-    figure, (left, right) = make_panels(title, ["", ""], 4, 3)
+    figure, (left, right) = make_panels(title, ["", ""], (4, 3))
     for factor, response, style in zip(factors, responses, ("-", "--"), strict=True):
         left.plot(products, factors[factor], style, label=factor)
         right.plot(responses[response], style, label=response)
@@ -74,7 +75,7 @@ def draw_discretisations(
 @styled
 def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figure:
     """Draw each pixel's influence on the centre of a model's map, relative to the largest; white means none."""
-    figure, axes = make_panels(title, list(fields), 2.8, 2.9)
+    figure, axes = make_panels(title, list(fields), (2.8, 2.9))
     for axis, field in zip(axes, fields.values(), strict=True):
         relative = np.ma.masked_less_equal(field / field.max(), 0)
         picture = axis.imshow(relative, norm=LogNorm(1e-5, 1), cmap="magma_r")
@@ -86,13 +87,12 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figur
 @styled
 def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
     """Draw the weights of the views, (4,), in a few named cases."""
-    figure, axes = make_panels(title, list(weights), 2.1, 2.4, sharey=True)
+    figure, axes = make_panels(title, list(weights), (2.1, 2.4), y="weight α", sharey=True)
     for axis, alpha in zip(axes, weights.values(), strict=True):
-        axis.bar(VIEWS, alpha, color=list(VIEW_COLOURS.values()))
+        axis.bar(VIEWS, alpha, color=[COLOURS[view] for view in VIEWS])
         axis.axhline(0.25, **CHANCE_LINE)
         axis.set_ylim(0, 1)
         axis.tick_params(axis="x", rotation=60)
-    axes[0].set_ylabel("weight α")
     return figure
 
 

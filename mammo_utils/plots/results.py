@@ -18,7 +18,7 @@ from mammo_utils.evaluation.bootstrap import LEVEL, Sample, group_weights
 from mammo_utils.evaluation.runs import RunResult
 from mammo_utils.metrics import METRICS, scored_classes
 from mammo_utils.plots.data import draw_sheet
-from mammo_utils.plots.style import BASELINE_COLOUR, CHANCE_LINE, draw_intervals, make_panels, styled
+from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, styled
 from mammo_utils.training.dataset import DEVIATION, MEAN
 from mammo_utils.vocabulary import SYSTEMS, TASKS, VIEWS
 
@@ -37,7 +37,9 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         resamples: Bootstrap resamples of the band.
     """
     names = [SYSTEMS[system].title for system in samples]
-    figure, axes = make_panels(title, names, 2.6, 2.7, columns=3, sharey=True)
+    figure, axes = make_panels(
+        title, names, (2.6, 2.8), 3, x="false positive rate", y="true positive rate", sharey=True
+    )
     curves = {system: roc_curve(sample, np.ones((1, len(sample.labels))))[0] for system, sample in samples.items()}
     for axis, (system, sample) in zip(axes, samples.items(), strict=True):
         colour = SYSTEMS[system].colour
@@ -51,8 +53,6 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         axis.plot(GRID, curves[system], color=colour)
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axis.text(0.97, 0.05, f"AUC {aucs[system]}", ha="right", transform=axis.transAxes, fontsize=7.5)
-    figure.supxlabel("false positive rate", fontsize=9)
-    figure.supylabel("true positive rate", fontsize=9)
     return figure
 
 
@@ -94,7 +94,7 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
     """
     names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
     side = 1.3 + 0.45 * len(classes)
-    figure, axes = make_panels(title, names, side, side, columns=3)
+    figure, axes = make_panels(title, names, (side, side), 3)
     for axis, sample in zip(axes, samples.values(), strict=True):
         counts = confusion(sample)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -102,10 +102,9 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
         texts = [f"{count:.{decimals}f}\n{share:.0%}" for count, share in zip(counts.flat, shares.flat, strict=True)]
         looks = {"fmt": "", "cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True}
         sns.heatmap(shares, annot=np.reshape(texts, shares.shape), annot_kws={"size": 7}, ax=axis, **looks)
+        axis.set(xlabel="predicted class", ylabel="label")
         axis.set_xticklabels(classes, fontsize=7)
         axis.set_yticklabels(classes, fontsize=7, rotation=90, va="center")
-    figure.supxlabel("predicted class", fontsize=9)
-    figure.supylabel("label", fontsize=9)
     return figure
 
 
@@ -190,7 +189,7 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, data: str
     """
     names = [*SYSTEMS, *(baselines["baseline"].unique() if len(baselines) else ())]
     panels = _split(results)
-    figure, axes = make_panels("", list(panels), 3.3, 0.8 + 0.3 * len(names), sharey=True)
+    figure, axes = make_panels("", list(panels), (3.3, 0.8 + 0.3 * len(names)), x="AUC", sharey=True)
     for axis, rows in zip(axes, panels.values(), strict=True):
         y = np.array([names.index(system) for system in rows["system"]])
         colours = [SYSTEMS[system].colour for system in rows["system"]]
@@ -201,9 +200,8 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, data: str
         if len(baselines):
             grey = baselines[baselines["task"] == rows["task"].iloc[0]]
             y = [names.index(name) for name in grey["baseline"]]
-            draw_intervals(axis, grey["value"], grey["low"], grey["high"], y, BASELINE_COLOUR)
+            draw_intervals(axis, grey["value"], grey["low"], grey["high"], y, COLOURS["baseline"])
         axis.axvline(0.5, **CHANCE_LINE)
-        axis.set_xlabel("AUC")
     axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title if name in SYSTEMS else name for name in names])
     axes[0].set_ylim(len(names) - 0.5, -0.6)
     black = {"color": "k", "markersize": 5}
@@ -228,7 +226,7 @@ def _split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def draw_blocks(blocks: pd.DataFrame, title: str) -> Figure:
     """Draw the AUC by number of blocks with 95 % intervals over patients (bars) and the spread over seeds (bands)."""
     panels = _split(blocks)
-    figure, axes = make_panels(title, list(panels), 3.2, 3, sharey=True)
+    figure, axes = make_panels(title, list(panels), (3.2, 3), x="blocks", y="AUC", sharey=True)
     for axis, rows in zip(axes, panels.values(), strict=True):
         for shift, (system, line) in enumerate(rows.groupby("system", sort=False)):
             line, entry = line.sort_values("blocks"), SYSTEMS[system]
@@ -239,8 +237,6 @@ def draw_blocks(blocks: pd.DataFrame, title: str) -> Figure:
             axis.fill_between(x, low, high, color=entry.colour, alpha=0.2, linewidth=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.axhline(0.5, **CHANCE_LINE)
-        axis.set_xlabel("blocks")
-    axes[0].set_ylabel("AUC")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -250,8 +246,8 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
     """Draw paired differences in AUC with 95 % intervals, one panel per task; left of 0 the reference is better."""
     tasks = comparisons["task"].unique()
     labels = comparisons["system"] + " " + comparisons["task_mode"] + "\nminus " + comparisons["reference"]
-    names = list(labels.unique())
-    figure, axes = make_panels(title, tasks, 3.6, 0.8 + 0.42 * len(names), sharey=True)
+    names, x = list(labels.unique()), f"difference in {METRICS['auc'].title}"
+    figure, axes = make_panels(title, tasks, (3.6, 0.8 + 0.42 * len(names)), x=x, sharey=True)
     for axis, task in zip(axes, tasks, strict=True):
         rows = comparisons[comparisons["task"] == task]
         y = [names.index(label) for label in labels[rows.index]]
@@ -259,7 +255,6 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
         draw_intervals(axis, rows["difference"], rows["low"], rows["high"], y, colours)
         axis.axvline(0, **CHANCE_LINE)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.set_xlabel(f"difference in {METRICS['auc'].title}")
     axes[0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -5,10 +5,9 @@ Colours are those of Okabe and Ito (2008). Each system has its own in `mammo_uti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,58 +18,41 @@ from numpy.typing import ArrayLike
 from mammo_utils.vocabulary import VIEWS
 
 DPI = 150
-CLASS_COLOURS = {"normal": "#009E73", "benign": "#E69F00", "malignant": "#D55E00"}
-VIEW_COLOURS = dict(zip(VIEWS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))  # one hue per side
-SIDE_COLOURS = {"L": VIEW_COLOURS["L_CC"], "R": VIEW_COLOURS["R_CC"]}
-BASELINE_COLOUR = "#777777"
+COLOURS = {"normal": "#009E73", "benign": "#E69F00", "malignant": "#D55E00"}
+COLOURS |= dict(zip(VIEWS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))  # one hue per side
+COLOURS |= {"L": COLOURS["L_CC"], "R": COLOURS["R_CC"], "baseline": "#777777", "outline": "#56B4E9"}
 CHANCE_LINE = {"color": "0.6", "linewidth": 0.8, "linestyle": ":"}
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
+    **dict.fromkeys(["font.size", "axes.titlesize", "axes.labelsize"], 9),
+    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 8),
+    **dict.fromkeys(["legend.frameon", "axes.spines.top", "axes.spines.right"], False),
     "figure.titlesize": 10,
     "figure.dpi": 100,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "lines.linewidth": 1.4,
     "image.cmap": "gray",
 }
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
-@contextmanager
-def in_style() -> Iterator[None]:
-    """Apply STYLE, then restore the settings that it changed and no others.
-
-    `plt.rc_context` would also restore "interactive", which the notebook's backend switches on when the first
-    figure is made; without it, only that figure would be shown.
-    """
-    before = {name: plt.rcParams[name] for name in STYLE}
-    plt.rcParams.update(STYLE)
-    try:
-        yield
-    finally:
-        plt.rcParams.update(before)
-
-
-def styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def styled(draw: Draw) -> Draw:
     """Decorate a function that returns a figure, or a tuple that starts with one: draw in STYLE and sign the figure.
 
     The signature, `figure.drawn_by = "module:function"`, is stored with the figure's file by `save_figure`.
     """
 
     @wraps(draw)
-    def draw_in_style(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with in_style():
+    def draw_in_style(*args: Any, **kwargs: Any) -> Any:
+        before = {name: plt.rcParams[name] for name in STYLE}
+        plt.rcParams.update(STYLE)
+        try:
             result = draw(*args, **kwargs)
+        finally:
+            # Not by plt.rc_context, which would also reset "interactive": the notebook's backend switches it on when
+            # the first figure is made, and without it only that figure would be shown.
+            plt.rcParams.update(before)
         figure = result[0] if isinstance(result, tuple) else result
         figure.drawn_by = f"{draw.__module__}:{draw.__qualname__}"
         return result
@@ -79,26 +61,35 @@ def styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
 
 
 def make_panels(
-    title: str, names: Sequence[str], width: float, height: float, columns: int = 99, **options: Any
+    title: str,
+    names: Sequence[str],
+    size: tuple[float, float],
+    columns: int = 99,
+    x: str = "",
+    y: str = "",
+    **options: Any,
 ) -> tuple[Figure, np.ndarray]:
     """Make a titled figure with one panel per name; return it and its axes, in the order of the names.
 
     Args:
         title: Title of the figure.
         names: Titles of the panels.
-        width: Width of a panel in inches.
-        height: Height of a panel in inches.
+        size: Width and height of a panel in inches.
         columns: Most panels in a row.
+        x: Label of the x axes.
+        y: Label of the y axes, at the left.
         **options: Passed to `plt.subplots`, such as `sharey`.
     """
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    size = (width * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    options |= {"figsize": (size[0] * columns, size[1] * rows), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, **options)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
     for axis in axes.flat[len(names) :]:
         axis.remove()
     for axis, name in zip(axes.flat, names, strict=False):
-        axis.set_title(name)
+        axis.set(title=name, xlabel=x)
     figure.suptitle(title)
     return figure, axes.flat[: len(names)]
 

@@ -14,7 +14,7 @@ from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import blocks_table, compare_systems, results_table
 from mammo_utils.metrics import auc
 from mammo_utils.plots import results as draw
-from mammo_utils.plots.style import BASELINE_COLOUR
+from mammo_utils.plots.style import COLOURS
 from mammo_utils.vocabulary import SYSTEMS, SystemEntry
 from tests.evaluation.fakes import write_run
 from tests.test_metrics import answers
@@ -114,7 +114,7 @@ def test_shortcuts_are_drawn_grey_below_the_systems():
     row |= {"sd_seeds": np.nan, "n_seeds": 1, "paper": 0.9}
     shortcut = {"task": "diagnosis", "baseline": "brightness", "value": 0.55, "low": 0.5, "high": 0.6}
     axis = draw.draw_against_paper(pd.DataFrame([row]), pd.DataFrame([shortcut]), "made up").axes[0]
-    (grey,) = (points for points in axis.collections if _has_colour(points, to_rgba(BASELINE_COLOUR)))
+    (grey,) = (points for points in axis.collections if _has_colour(points, to_rgba(COLOURS["baseline"])))
     assert grey.get_offsets().tolist() == [[0.55, len(SYSTEMS)]]
     assert axis.get_yticklabels()[-1].get_text() == "brightness"
 

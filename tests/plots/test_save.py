@@ -92,7 +92,7 @@ def test_a_drawing_function_that_no_longer_exists_has_no_code(module):
     assert drawing_code("module_that_draws:draw_none") == drawing_code("no.such.module:draw") == drawing_code("") == ""
 
 
-@pytest.mark.parametrize("name", ["attention", "data", "flow", "models", "results"])
+@pytest.mark.parametrize("name", ["attention", "data", "models", "results"])
 def test_every_drawing_function_signs_its_figure(name):
     module = import_module(f"mammo_utils.plots.{name}")
     functions = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]

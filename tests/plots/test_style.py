@@ -25,7 +25,7 @@ def test_drawing_restores_its_settings_but_keeps_what_the_notebook_backend_switc
 
 
 def test_panels_have_their_names_and_none_is_left_over():
-    figure, axes = make_panels("a title", list("abcd"), 1, 1, columns=3)
+    figure, axes = make_panels("a title", list("abcd"), (1, 1), columns=3)
     assert [axis.get_title() for axis in figure.axes] == [axis.get_title() for axis in axes] == list("abcd")
     assert figure.get_suptitle() == "a title"
     plt.close(figure)

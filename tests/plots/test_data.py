@@ -6,7 +6,7 @@ import pytest
 
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.plots.flow import draw_flow, sample_excluded
+from mammo_utils.plots.data import draw_flow, sample_excluded
 from tests.release_builder import BREASTS, write_dicom, write_workbook
 
 
