@@ -122,9 +122,9 @@ def draw_system(system: System, name: str, size: int) -> Figure:
     sharing = "one encoder for CC and one for MLO" if two else "one encoder shared by the four views"
     parameters = f"{_format(_count(encoder))} parameters{' each' if two else ''}"
     axis.text(42, 37, f"{sharing}: {parameters}", ha="center", fontsize=9)
-    fused = f"{type(fusion).__name__}\nα: 4 weights\n\nfused {fusion.features}\n\n{_format(_count(fusion))}"
+    fused = f"{type(fusion).__name__}\nα: 4 weights\n\nfused {fusion.out_features}\n\n{_format(_count(fusion))}"
     draw_arrow(axis, (66.7, 20.5), (70.5, 20.5))
-    _draw_box(axis, 70.5, 14, 8.5, 13, f"mean over\npixels\n\n4 × {encoder.features}", VIEW)
+    _draw_box(axis, 70.5, 14, 8.5, 13, f"mean over\npixels\n\n4 × {encoder.out_features}", VIEW)
     draw_arrow(axis, (79, 20.5), (82, 20.5))
     _draw_box(axis, 82, 12, 11, 17, fused, FUSION)
     axis.text(87.5, 9, f"dropout {system.dropout.p:g}", ha="center", fontsize=8)
