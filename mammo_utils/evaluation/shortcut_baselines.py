@@ -56,15 +56,15 @@ def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunDat
     """
     loaded: dict[str, RunData] = {}
     for subset in subsets:
-        reason = ""
+        errors = []
         for task_mode in study.grid.task_modes:
             try:
                 loaded[subset] = load_data(study.run(REFERENCE, task_mode, subset, 0))
                 break
             except (OSError, ValueError) as error:
-                reason = reason or f"The data of the subset {subset} cannot be read: {error}"
-        if subset not in loaded:
-            return loaded, reason
+                errors.append(f"The data of the subset {subset} cannot be read: {error}")
+        else:
+            return loaded, next(iter(errors), "")
     return loaded, ""
 
 
