@@ -1,7 +1,7 @@
 """Shortcut baselines: what can be predicted about a breast without looking for a lesion.
 
 Logistic regressions on the mean intensity of each view, on 8 x 8 thumbnails and on which views are present, and the
-majority class. A useful system beats them, and a useful cohort is not solved by them. They see the exams of the runs:
+majority class. A useful system beats them, and a useful cohort is not solved by them. They use the exams of the runs:
 they are fitted on the training part, their penalty is chosen on the validation part (where the systems choose their
 epoch), and they are scored on the reported part.
 """
