@@ -8,6 +8,7 @@ from mammo_utils.metrics import auc, explain_undefined, f1_macro
 
 
 def answers(n, k, seed=0):
+    """Random labels and probabilities of n breasts and k classes."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, k, n)
     probabilities = rng.dirichlet(np.ones(k), n).round(2) + 1e-3  # rounded: ties occur

@@ -1,7 +1,7 @@
 """Shortcut baselines: what can be predicted about a breast without looking for a lesion.
 
 Logistic regressions on the mean intensity of each view, on 8 x 8 thumbnails and on which views are present, and the
-majority class. A useful system beats them, and a useful cohort is not solved by them. They see the exams of the runs:
+majority class. A useful system beats them, and a useful cohort is not solved by them. They use the exams of the runs:
 they are fitted on the training part, their penalty is chosen on the validation part (where the systems choose their
 epoch), and they are scored on the reported part.
 """
@@ -56,15 +56,15 @@ def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunDat
     """
     loaded: dict[str, RunData] = {}
     for subset in subsets:
-        reason = ""
+        errors = []
         for task_mode in study.grid.task_modes:
             try:
                 loaded[subset] = load_data(study.run(REFERENCE, task_mode, subset, 0))
                 break
             except (OSError, ValueError) as error:
-                reason = reason or f"The data of the subset {subset} cannot be read: {error}"
-        if subset not in loaded:
-            return loaded, reason
+                errors.append(f"The data of the subset {subset} cannot be read: {error}")
+        else:
+            return loaded, next(iter(errors), "")
     return loaded, ""
 
 

@@ -1,4 +1,4 @@
-"""The fixture of made-up runs."""
+"""Make the fixture of fake runs available to these tests."""
 
 from tests.evaluation.fakes import fake_study
 

@@ -1,4 +1,4 @@
-"""Small made-up exams as tensors, and a system that looks at one known place."""
+"""Small random exams as tensors, and a system that uses one known view."""
 
 import numpy as np
 import torch
@@ -8,8 +8,12 @@ from mammo_utils.training.dataset import ExamSet
 
 
 def exam_set_of(n, seed=0, *, signal="none", size=16, missing=0.3, categories=(1, 5)) -> ExamSet:
-    """n exams of random images. signal: where the diagnosis is to be seen: "none", "mean" (the breast's own
-    views are brighter), "corner" (a bright corner, the rest darker, the mean the same) or "availability"."""
+    """Make n exams of random images, whose diagnosis is visible in one way or not at all.
+
+    `signal` is "none", "mean" (the views of a malignant breast are brighter), "corner" (their corner is brighter and
+    the rest darker, with the same mean) or "availability" (the right views are present only if the left breast is
+    malignant).
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, (n, 2))
     sides = rng.random(n) >= missing
@@ -41,7 +45,7 @@ def exam_set_of(n, seed=0, *, signal="none", size=16, missing=0.3, categories=(1
 
 
 class LooksAtOneView(nn.Module):
-    """Answers "malignant" for both breasts by the brightness of view `index`; weighs the views by presence."""
+    """Predicts "malignant" for both breasts from the brightness of view `index`; all present views weigh the same."""
 
     def __init__(self, index: int) -> None:
         super().__init__()

@@ -143,6 +143,15 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
     assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
+    assert table.loc["training seeds", "this study"] == 1
+
+
+def test_the_settings_of_one_run_are_compared_with_the_papers(fake_study):
+    table = settings_table(fake_study.run("vssm_shared", "multi", "1v5", 0))
+    assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
+    assert [name for name in table.index if name.startswith("learning rate")] == ["learning rate, vssm_shared"]
+    assert "training seeds" not in table.index and "ImageNet weights of the ResNets" not in table.index
+    assert "ImageNet weights of the ResNets" in settings_table(fake_study.run("resnet18", "multi", "1v5", 0)).index
 
 
 def test_the_search_for_the_number_of_blocks(fake_study):
