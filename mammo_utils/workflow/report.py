@@ -20,6 +20,7 @@ from mammo_utils.data.cohort import load_cohort
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import results_table, run_list, settings_table
 from mammo_utils.io import read_json, write_text
+from mammo_utils.metrics import METRICS
 from mammo_utils.plots.save import read_manifest
 from mammo_utils.provenance import environment
 from mammo_utils.workflow.state import failures
@@ -113,11 +114,10 @@ def _results(study: Study, runs: list) -> str:
     if not len(table):
         return "<p>No run has finished yet.</p>"
     cell = table.apply(lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", axis=1)
-    rows = table.assign(cell=cell, what=table["task"] + " " + table["metric"])
+    rows = table.assign(cell=cell, what=table["task"] + " " + table["metric"].map(lambda name: METRICS[name].title))
     wide = rows.pivot_table(
         index=["subset", "task_mode", "system"], columns="what", values="cell", aggfunc="first", sort=False
     ).fillna("")
-    wide = wide.rename(columns=lambda name: name.replace("_", " ").replace("auc", "AUC").replace("f1 macro", "F1"))
     wide.columns.name = None
     first = rows.iloc[0]
     note = (
