@@ -31,9 +31,8 @@ COMBINATIONS = {  # the views that the system receives
 @styled
 def draw_weights(table: pd.DataFrame, title: str) -> Figure:
     """Draw the mean weight of each view by class and side with 95 % intervals; `table` is made by `weight_table`."""
-    figure, axes = make_panels(
-        title, ["left breast", "right breast"], (4, 3.4), x="class", y="mean weight α (Eq. 9)", sharey=True
-    )
+    labels = {"x": "class of the breast", "y": "mean weight α (Eq. 9)"}
+    figure, axes = make_panels(title, ["left breast", "right breast"], (4, 3.4), **labels, sharey=True)
     for axis, side in zip(axes, SIDES, strict=True):
         rows = table[table["side"] == side].set_index("class")
         rows = rows.loc[[name for name in CLASSES if name in rows.index]]
@@ -143,7 +142,7 @@ def draw_combinations(
     points = table.filter(like="P(").melt(var_name="prediction", value_name="probability", ignore_index=False)
     colours = {column: COLOURS[column[-1]] for column in points["prediction"].unique()}
     markers = ["o" if "malignant" in column else "s" for column in colours]
-    looks = {"palette": colours, "markers": markers, "linestyles": "none", "dodge": 0.4, "ax": below}
+    looks = {"palette": colours, "markers": markers, "linestyles": "none", "errorbar": None, "dodge": 0.4, "ax": below}
     sns.pointplot(points.reset_index(), x="views", y="probability", hue="prediction", **looks)
     below.axhline(0.5, **CHANCE_LINE)
     below.set(xlabel="", ylim=(-0.03, 1.4), yticks=(0, 0.5, 1))
