@@ -104,10 +104,9 @@ def draw_prediction(
 
 def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, visible: bool) -> None:
     row = int(exams.rows[position, index])
-    image = exams.images[row].cpu().numpy() if row >= 0 else None
-    show_image(
-        axis, image if row < 0 or visible else image // 5, note="absent" if row < 0 else "" if visible else "removed"
-    )
+    note = "absent" if row < 0 else "" if visible else "removed"
+    image = None if note == "absent" else exams.images[row].cpu().numpy()
+    show_image(axis, image // 5 if note == "removed" else image, note=note)
     axis.set_box_aspect(1)
     axis.set_xlabel("mirrored" if VIEWS[index].startswith("R") else "", fontsize=7)  # as right breasts are stored
 
@@ -117,6 +116,13 @@ def draw_combinations(
     model: nn.Module, exams: ExamSet, position: int, settings: Training, title: str
 ) -> tuple[Figure, pd.DataFrame]:
     """Draw the weights and predictions for one exam with each of COMBINATIONS of its views.
+
+    Args:
+        model: The trained system.
+        exams: The exams.
+        position: Index of the exam.
+        settings: Training settings, for the device and the batch size.
+        title: Title of the figure.
 
     Returns:
         The figure and its numbers: one row per combination, with the weights and the probability of the highest class.

@@ -221,7 +221,12 @@ def _list_reasons(block: pd.DataFrame) -> str:
 
 
 def sample_excluded(cohort: Cohort, limit: int = 16, size: int = 96) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """Make thumbnails of at most `limit` excluded images that can be decoded, spread over the reasons.
+    """Make thumbnails of excluded images that can be decoded, spread over the reasons.
+
+    Args:
+        cohort: The cohort.
+        limit: Most thumbnails.
+        size: Side of a thumbnail in pixels.
 
     Returns:
         Their rows of the table `images`, and an array (size, size) uint8 for each.
