@@ -180,7 +180,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "accepted are scans, ss2d, steps, epochs, images and ablations" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["ablations", "--settings", "name=unprepared"])
-    assert "unprepared/exams.parquet is missing; run notebook 01" in capsys.readouterr().err
+    assert "unprepared/cohort is missing; run notebook 02" in capsys.readouterr().err
 
 
 def test_the_numbers_in_the_readme_are_those_of_the_record(tmp_path):
