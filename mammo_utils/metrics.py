@@ -101,7 +101,16 @@ def _weighted_binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.n
 
 
 def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Compute macro F1 for each row of weights; shapes are those of `weighted_auc`."""
+    """Compute macro F1 for each row of weights.
+
+    Args:
+        labels: (n,) class indices.
+        probabilities: (n, K).
+        weights: (R, n).
+
+    Returns:
+        (R,); NaN where a class has no weight.
+    """
     classes = np.arange(probabilities.shape[1])
     actual = labels[:, None] == classes  # (n, K)
     predicted = probabilities.argmax(1)[:, None] == classes

@@ -18,6 +18,7 @@ class Progress:
         self.tenth = -1
 
     def __call__(self, done: int, total: int) -> None:
+        """Print a line if another tenth is done."""
         now = time.monotonic()
         self.start = self.start if self.start is not None else now
         tenth = 10 * done // total if total else 10

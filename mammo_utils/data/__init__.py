@@ -1,0 +1,1 @@
+"""From data sets on disk to the exam table, with every exclusion and its reason."""

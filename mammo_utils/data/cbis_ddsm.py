@@ -41,10 +41,15 @@ def packaged_exams() -> Path | None:
 
 
 def read_cbis_ddsm(folder: Path, *, cohort: str, progress: Callable[[int, int], None]) -> Cohort:
-    """Read the exams of CBIS-DDSM. Arguments as in `sources.read_cohort`.
+    """Read the exams of CBIS-DDSM; without a case description every label is absent.
 
-    Without a case description every label is absent. Raises DataError if no DICOM file is readable or a csv lacks a
-    column.
+    Args:
+        folder: The data set's folder.
+        cohort: "usable", "annotated" or "complete", see `sources.read_cohort`.
+        progress: Called with (files read, files in all).
+
+    Raises:
+        DataError: No DICOM file is readable, or a csv lacks a column.
     """
     tables = [path for path in walk_below(folder)[0] if CASE_DESCRIPTION.fullmatch(path.name.lower())]
     headers, excluded = read_headers(folder, progress)

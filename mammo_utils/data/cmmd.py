@@ -21,9 +21,16 @@ from mammo_utils.data.outlines import read_annotations
 
 
 def read_cmmd(folder: Path, *, cohort: str, corrections: bool, progress: Callable[[int, int], None]) -> Cohort:
-    """Read a folder with the files of CMMD and TOMPEI-CMMD, at any depth. Arguments as in `sources.read_cohort`.
+    """Read a folder with the files of CMMD and TOMPEI-CMMD, at any depth.
 
-    Raises DataError if images or labels are missing, or a table of labels lacks a column.
+    Args:
+        folder: The data set's folder.
+        cohort: "usable", "annotated" or "complete", see `sources.read_cohort`.
+        corrections: Whether to correct the known errors of the release.
+        progress: Called with (files read, files in all).
+
+    Raises:
+        DataError: Images or labels are missing, or a table of labels lacks a column.
     """
     files, junk, _ = walk_below(folder)
     workbook, sheets = label_tables.find_label_tables(folder, files)

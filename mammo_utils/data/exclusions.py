@@ -66,7 +66,13 @@ def contradictions(cohort: Cohort) -> pd.DataFrame:
 
 
 def exclusion_rows(images: pd.DataFrame, breasts: pd.DataFrame, column: str = "reason") -> list[dict]:
-    """List images and breasts as rows of the table `excluded`: `kind`, `what` and the given text column."""
+    """List images and breasts as rows of the table `excluded`.
+
+    Args:
+        images: Rows of the table images.
+        breasts: Rows of the table breasts.
+        column: The text column that accompanies `kind` and `what`.
+    """
     units = (("image", images["path"], images[column]), ("breast", _breast_names(breasts), breasts[column]))
     return [
         {"kind": kind, "what": what, column: text}

@@ -116,7 +116,14 @@ def find_label_conflicts(labels: Labels, clinical: Labels) -> dict[tuple[str, st
 
 
 def add_label(labels: Labels, key: tuple[str, str], label: dict[str, Any], table: str) -> None:
-    """Add the label of the breast `key`; if an earlier row of the table contradicts it, the breast has no label."""
+    """Add the label of a breast; if an earlier row of the table contradicts it, the breast has no label.
+
+    Args:
+        labels: (exam, side) -> label, changed in place.
+        key: The breast.
+        label: Its label in this row.
+        table: Name of the table for the reason.
+    """
     if labels.get(key, label) != label:
         label = UNLABELLED | {"kind": "", "reason": f"{table} has conflicting rows for this breast"}
     labels[key] = label

@@ -31,10 +31,17 @@ BIRADS = re.compile(r"BI-RADS ([1-5])")
 
 
 def read_vindr_mammo(folder: Path, *, cohort: str, progress: Callable[[int, int], None]) -> Cohort:
-    """Read the exams of VinDr-Mammo. Arguments as in `sources.read_cohort`.
+    """Read the exams of VinDr-Mammo.
 
-    Side and view come from the csv; a tag that contradicts them is noted. Raises DataError if the csv, one of its
-    columns or every image is missing.
+    Side and view come from the csv; a tag that contradicts them is noted.
+
+    Args:
+        folder: The data set's folder.
+        cohort: "usable", "annotated" or "complete", see `sources.read_cohort`.
+        progress: Called with (files read, files in all).
+
+    Raises:
+        DataError: The csv, one of its columns or every image is missing.
     """
     tables = [path for path in walk_below(folder)[0] if path.name == ANNOTATIONS]
     if len(tables) != 1:

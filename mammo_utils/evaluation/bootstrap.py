@@ -71,15 +71,30 @@ class Sample:
 
 
 def interval(sample: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
-    """Compute a metric (a key of `METRICS`), averaged over training seeds, with its interval over patients."""
+    """Compute a metric, averaged over training seeds, with its interval over patients.
+
+    Args:
+        sample: Labels and probabilities of one system.
+        metric: A key of `METRICS`.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples; the same seed gives every system the same patients.
+    """
     value, resampled = _score_resamples(sample, metric, resamples, seed)
     return _make_interval(value, resampled, sample.groups, _explain(sample))
 
 
 def paired_difference(system: Sample, reference: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
-    """Compute the metric of `system` minus that of `reference` on the same breasts and resampled patients.
+    """Compute the metric of one system minus that of another, on the same breasts and the same resampled patients.
 
-    Raises ValueError if the two samples are not of the same breasts.
+    Args:
+        system: The one system.
+        reference: The other.
+        metric: A key of `METRICS`.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: The two samples are not of the same breasts.
     """
     if not (np.array_equal(system.labels, reference.labels) and np.array_equal(system.groups, reference.groups)):
         raise ValueError("A paired difference needs two samples of the same breasts in the same order.")
@@ -89,7 +104,14 @@ def paired_difference(system: Sample, reference: Sample, metric: str, *, resampl
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> Interval:
-    """Compute the mean of values (n,), one per breast or exam, with its interval over patients."""
+    """Compute a mean with its interval over patients.
+
+    Args:
+        values: (n,), one per breast or exam.
+        groups: (n,), their patients.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+    """
     values = np.asarray(values, float)
     if not len(values):
         return Interval(dropped=resamples, reason="nothing to average")
@@ -98,7 +120,16 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, see
 
 
 def group_weights(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Count how often each breast occurs in each resample: G groups drawn from G with replacement, (resamples, n)."""
+    """Count how often each breast occurs in each resample: G groups drawn from G with replacement.
+
+    Args:
+        groups: (n,), the patient of each breast.
+        resamples: Number of resamples R.
+        seed: Of the draws.
+
+    Returns:
+        (R, n).
+    """
     names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(names)]))
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)

@@ -43,6 +43,7 @@ class RunResult:
 
     @property
     def id(self) -> str:
+        """Name of the run's folder."""
         return self.spec.id
 
     @property
@@ -72,6 +73,7 @@ class RunResult:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """The active tasks."""
         return tuple(task for task in TASKS if task in self.predictions)
 
 

@@ -115,7 +115,13 @@ def _build_stages(depths: tuple[int, ...], width: int, variant: str, backend: st
 
 
 def build_resnet(depth: int, last: str, weights: str | Path = "") -> nn.Sequential:
-    """Build a torchvision ResNet of `depth` layers up to its layer `last`; the names of the layers stay."""
+    """Build a torchvision ResNet up to one of its layers; the names of the layers stay.
+
+    Args:
+        depth: 18 or 50.
+        last: Name of the last layer, such as "layer2".
+        weights: ImageNet weights, see `load_resnet_weights`; none if empty.
+    """
     resnet = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth](weights=None)
     if weights:
         load_resnet_weights(resnet, depth, weights)

@@ -205,6 +205,11 @@ def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.
     "auto" is "cpu" on a CPU, on a GPU "mamba_ssm" if it is installed, and else (and for float64) "reference". It is
     never "triton", which has not been measured to be faster.
 
+    Args:
+        backend: One of `BACKENDS`.
+        device: Of the tensors.
+        dtype: Of the tensors.
+
     Raises:
         ValueError: The named backend does not exist or cannot scan such tensors.
     """

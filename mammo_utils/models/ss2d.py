@@ -19,7 +19,15 @@ PATHS = ("rows", "columns", "rows reversed", "columns reversed")
 
 
 def four_paths(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the pixel (row * W + column) that each path of `PATHS` visits at each step, (4, H*W) int64."""
+    """Return the pixels that the four paths visit.
+
+    Args:
+        height, width: Size of the image, H and W.
+        device: Where the tensor lies.
+
+    Returns:
+        (4, H*W) int64: row * W + column at each step of each path of `PATHS`.
+    """
     return _shared_paths(height, width, device).clone()  # callers may change theirs
 
 

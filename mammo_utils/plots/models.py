@@ -30,7 +30,13 @@ GAP = 1.4  # between boxes of a row
 
 @styled
 def draw_paths(image: np.ndarray, rows: int, columns: int, title: str) -> Figure:
-    """Draw the four paths of SS2D over an image cut into rows x columns tokens; colour runs from first to last step."""
+    """Draw the four paths of SS2D over an image; colour runs from first to last step.
+
+    Args:
+        image: (H, W).
+        rows, columns: Tokens into which the image is cut.
+        title: Title of the figure.
+    """
     figure, axes = make_panels(title, PATHS, (2.5, 3))
     steps = np.linspace(0, 1, rows * columns)
     for axis, path in zip(axes, four_paths(rows, columns).numpy(), strict=True):

@@ -95,7 +95,13 @@ def make_panels(
 
 
 def show_image(axis: Axes, image: np.ndarray | None, *, note: str = "") -> None:
-    """Show an image, uint8 or in [0, 1], without ticks and with a note across it; None leaves the panel empty."""
+    """Show an image without ticks.
+
+    Args:
+        axis: Where to draw.
+        image: (H, W), uint8 or in [0, 1]; None leaves the panel empty.
+        note: Text across the panel.
+    """
     axis.set(xticks=[], yticks=[])
     if image is not None:
         axis.imshow(image, vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
@@ -120,5 +126,10 @@ def draw_intervals(axis: Axes, centres: ArrayLike, low: ArrayLike, high: ArrayLi
 
 
 def draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draw the arrow of a diagram."""
+    """Draw the arrow of a diagram.
+
+    Args:
+        axis: Where to draw.
+        start, end: Points (x, y) in data coordinates.
+    """
     axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.3", "shrinkA": 0, "shrinkB": 0}, zorder=1)

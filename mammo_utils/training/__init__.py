@@ -1,0 +1,1 @@
+"""From exams on the device to a trained run and its files."""

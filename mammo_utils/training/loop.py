@@ -288,7 +288,16 @@ def prepare_model(model: nn.Module, settings: Training) -> nn.Module:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:
-    """Write the whole state after `epoch`, or keep the previous one. Raises TrainingError if the disk is full."""
+    """Write the whole state, or keep the previous one.
+
+    Args:
+        path: File of the state.
+        state: What `train` continues from.
+        epoch: The last finished epoch.
+
+    Raises:
+        TrainingError: The state could not be written, for instance because the disk is full.
+    """
     try:
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
@@ -300,7 +309,13 @@ def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:
 
 
 def load_checkpoint(path: Path, identity: dict[str, str], device: torch.device) -> dict[str, Any] | None:
-    """The state at `path` if it has the same identity. Only tensors and plain values are unpickled."""
+    """Read the state; None if there is none or its identity differs. Only tensors and plain values are unpickled.
+
+    Args:
+        path: File of the state.
+        identity: What the state must depend on, see `train`.
+        device: Where its tensors are loaded.
+    """
     if not path.is_file():
         return None
     state = torch.load(path, map_location=device, weights_only=True)

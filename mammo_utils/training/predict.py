@@ -53,7 +53,14 @@ def predict(
 
 
 def validation_scores(model: nn.Module, exams: ExamSet, settings: Training, micro: int = 0) -> dict[str, float]:
-    """Task -> AUC over the breasts of both sides; NaN if a class does not occur. Arguments as `predict`."""
+    """Task -> AUC over the breasts of both sides; NaN if a class does not occur.
+
+    Args:
+        model: The system; switched to eval mode.
+        exams: The validation part.
+        settings: Batch size and precision.
+        micro: Exams per micro-batch to start with; 0 for a whole batch.
+    """
     probabilities, _ = predict(model, exams, settings, micro)
     return {
         task: auc(exams.labels[task].cpu().numpy().ravel(), values.reshape(-1, values.shape[-1]))

@@ -42,6 +42,7 @@ class RunState:
 
     @property
     def reason(self) -> str:
+        """The reasons as one line."""
         return " ".join(self.reasons)
 
 
@@ -68,7 +69,13 @@ def run_state(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState:
 
 
 def saved_results(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState | None:
-    """The state of finished results in `folder`: done, stale or damaged; None without results. See `run_state`."""
+    """The state of finished results: done, stale or damaged; None if there are none.
+
+    Args:
+        folder: The run's folder.
+        spec: The run that the study asks for.
+        data_hash: See `run_state`.
+    """
     if not (folder / METRICS).is_file():
         return None
     if reason := damage(folder):

@@ -1,0 +1,1 @@
+"""Executing a study: notebooks, states, reports."""

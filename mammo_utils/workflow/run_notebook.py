@@ -77,6 +77,7 @@ class PrefixedStream:
         self.number, self.rest = number, ""
 
     def write(self, text: str) -> None:
+        """Print the lines that `text` completes."""
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             if line.strip():
@@ -86,6 +87,7 @@ class PrefixedStream:
         """Do nothing: each line was flushed when it was complete."""
 
     def close(self) -> None:
+        """Print the last line if it is incomplete."""
         self.write("\n")
 
 
