@@ -1,4 +1,4 @@
-"""What is fast and where time goes: ``python -m benchmarks``; the records that come with the study."""
+"""Benchmarks of speed and memory, `python -m benchmarks`, and the records of them that come with the study."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from typing import Any
 from mammo_utils.io import read_json
 
 
-def records() -> dict[str, dict[str, Any]]:
-    """Name -> record, as ``--json`` wrote it on the machine that its "environment" describes."""
+def load_records() -> dict[str, dict[str, Any]]:
+    """Read the stored records: file name without suffix -> what `--json` wrote on the machine in its "environment"."""
     return {path.stem: read_json(path) for path in sorted(Path(__file__).with_name("records").glob("*.json"))}

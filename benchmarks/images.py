@@ -1,36 +1,35 @@
-"""Preprocessing beside its floor and beside the plain way: full-size images, both cores busy, in one run."""
+"""Preprocessing of full-size images beside its floor and beside a plain loop."""
 
 from __future__ import annotations
 
 import multiprocessing
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pydicom
+import torch
 from PIL import Image
 
+from benchmarks.measure import interleaved_medians
 from mammo_utils.images.preprocess import prepare_image
 from mammo_utils.synthetic.release import write_release
 
-ROWS, COLUMNS = 2294, 1914  # CMMD's
+SHAPE = (2294, 1914)  # rows and columns of CMMD's images
 
 
-def floor_of(path: Path, size: int, shape: tuple[int, int] = (ROWS, COLUMNS)) -> np.ndarray:
-    """The least: the file's bytes, its pixels taken from their end, the filter of the store; nothing is checked."""
-    data = np.frombuffer(path.read_bytes()[-shape[0] * shape[1] :], np.uint8).reshape(shape)
-    return np.asarray(Image.fromarray(data).resize((size, size), Image.Resampling.BILINEAR))
+def prepare_at_floor(path: Path, size: int, shape: tuple[int, int] = SHAPE) -> np.ndarray:
+    """The least: read the file's bytes, take the pixels from their end and filter as the store does; check nothing."""
+    pixels = np.frombuffer(path.read_bytes()[-shape[0] * shape[1] :], np.uint8).reshape(shape)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def plain(path: Path, size: int) -> np.ndarray:
-    """What one writes first: pydicom, numpy and Pillow, in float, one image after the other."""
+def prepare_plainly(path: Path, size: int) -> np.ndarray:
+    """The first draft: pydicom, numpy and Pillow, in float."""
     dataset = pydicom.dcmread(path)
     image = dataset.pixel_array.astype(np.float32) / (2**dataset.BitsStored - 1)
     image = image[:, ::-1] if dataset.ImageLaterality == "R" else image
@@ -38,49 +37,44 @@ def plain(path: Path, size: int) -> np.ndarray:
     return (np.asarray(small) * 255).round().astype(np.uint8)
 
 
-def ours(path: Path, size: int) -> np.ndarray:
+def prepare_as_study(path: Path, size: int) -> np.ndarray:
+    """The study's own preprocessing."""
     return prepare_image(path, "R", size).pixels
 
 
-def _work(job: tuple[Callable[[Path, int], np.ndarray], list[Path], int]) -> float:
-    function, paths, size = job
+def _prepare_all(function: Callable[[Path, int], np.ndarray], size: int, paths: list[Path]) -> float:
     return sum(float(function(path, size)[0, 0]) for path in paths)
 
 
 def compare_preprocessing(
-    images: int, size: int, workers: int, rounds: int, shape: tuple[int, int] = (ROWS, COLUMNS)
+    images: int, size: int, workers: int, rounds: int, shape: tuple[int, int] = SHAPE
 ) -> dict[str, Any]:
-    """Milliseconds an image of the floor, of this study's preprocessing and of the plain loop (one process).
+    """Milliseconds an image of the floor and of this study, both in `workers` processes, and of the plain loop in one.
 
-    The files are synthetic, of CMMD's size, and come from the memory of the operating system; floor and ours run
-    in `workers` processes, in turn, and the median over `rounds` is taken.
+    The files are synthetic, of CMMD's size, and read from the operating system's cache.
+
+    Args:
+        images: Images a round; the plain loop prepares a quarter.
+        size: Side of the result, in pixels.
+        workers: Processes.
+        rounds: Interleaved rounds whose median is taken.
+        shape: Rows and columns of the files.
     """
-    folder = Path(tempfile.mkdtemp())
-    try:
-        write_release(
-            folder, n_exams=4, rows=shape[0], columns=shape[1], seed=0, contrast=1.0, noise=1.0, null=False,
-            workers=workers,
-        )  # fmt: skip
-        files = sorted(folder.rglob("*.dcm"))
+    few = max(1, images // 4)
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        write_release(folder, n_exams=4, rows=shape[0], columns=shape[1], workers=workers)
+        files = sorted(Path(folder).rglob("*.dcm"))
         paths = [files[i % len(files)] for i in range(images)]
-        taken: dict[str, list[float]] = {"floor": [], "ours": [], "plain": []}
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for turn in range(rounds + 1):
-                for name, function in (("floor", partial(floor_of, shape=shape)), ("ours", ours)):
-                    start = time.perf_counter()
-                    list(pool.map(_work, [(function, paths[i::workers], size) for i in range(workers)]))
-                    taken[name].append(time.perf_counter() - start)
-                start = time.perf_counter()
-                _work((plain, paths[: max(1, images // 4)], size))
-                taken["plain"].append((time.perf_counter() - start) * images / max(1, images // 4))
-                if not turn:
-                    taken = {name: [] for name in taken}  # the first round starts the processes
-        found = {f"{name}_ms": 1e3 * median(times) / images for name, times in taken.items()}
-        more = {"times_floor": found["ours_ms"] / found["floor_ms"], "rows": shape[0], "columns": shape[1]}
-        return (
-            found
-            | more
-            | {"size": size, "images": images, "workers": workers, "filter": "bilinear, antialiased (Pillow)"}
-        )
-    finally:
-        shutil.rmtree(folder)
+
+        def run(function: Callable[[Path, int], np.ndarray]) -> None:
+            list(pool.map(partial(_prepare_all, function, size), [paths[i::workers] for i in range(workers)]))
+
+        calls = {
+            "floor": partial(run, partial(prepare_at_floor, shape=shape)),
+            "ours": partial(run, prepare_as_study),
+            "plain": partial(_prepare_all, prepare_plainly, size, paths[:few]),
+        }
+        times = interleaved_medians(calls, rounds, torch.device("cpu"))
+    found = {f"{name}_ms": ms / (few if name == "plain" else images) for name, ms in times.items()}
+    found |= {"times_floor": found["ours_ms"] / found["floor_ms"], "rows": shape[0], "columns": shape[1]}
+    return found | {"size": size, "images": images, "workers": workers, "filter": "bilinear, antialiased (Pillow)"}

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, part by part, for each system."""
+"""The time of a training step, part by part, for each system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -13,10 +14,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import peak_memory, timed
+from benchmarks.measure import peak_memory, time_call
 from mammo_utils.config import Study
 from mammo_utils.models import ss2d
-from mammo_utils.models.encoders import Hybrid, ResNet
 from mammo_utils.models.ss2d import SS2D, PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.system import System, build_system
 from mammo_utils.training.augment import draw_affine_maps
@@ -28,93 +28,92 @@ from mammo_utils.vocabulary import SYSTEMS
 
 BATCH, OPTIMISER, REST = "batch and augmentation", "clipping and optimiser", "gate, heads, loss, sums"
 SCANS = "four scans"
-PARTS = (
-    BATCH, "ResNet stem", *(f"ResNet layer{i}" for i in range(1, 5)), "patches", "convolved halves",
-    "scanned halves but scans", SCANS, REST, OPTIMISER,
-)  # fmt: skip
+PARTS = {  # part -> its colour in figures: ResNet blue, parts of the scans orange and red
+    BATCH: "#333333",
+    "ResNet stem": "#C6DDEE",
+    "ResNet layer1": "#8FBFE0",
+    "ResNet layer2": "#56A0D3",
+    "ResNet layer3": "#2B7BB9",
+    "ResNet layer4": "#0B4F8A",
+    "patches": "#F0E442",
+    "convolved halves": "#009E73",
+    "scanned halves but scans": "#E69F00",
+    SCANS: "#D55E00",
+    REST: "#CC79A7",
+    OPTIMISER: "#AAAAAA",
+}
 
 
-class Clock:
-    """Stamps where one part gives way to the next; a part's time is its own, without the parts inside it."""
+class PartTimer:
+    """Records when a step passes from one part to the next; a part's time excludes the parts inside it."""
 
     def __init__(self, device: torch.device):
-        self.cuda, self.open, self.stamps = device.type == "cuda", [], []
-        self.phase = "forward_ms"
+        self.cuda, self.phase, self.open, self.stamps = device.type == "cuda", "forward_ms", [], []
 
-    def stamp(self) -> None:
-        label = self.open[-1] if self.open else REST
-        if self.cuda:
-            now = torch.cuda.Event(enable_timing=True)
-            now.record()
-        else:
-            now = time.perf_counter()
-        self.stamps.append(((label, self.phase), now))
+    def start(self, phase: str, *parts: str) -> None:
+        """Start "forward_ms" or "backward_ms", inside the given parts only."""
+        self.phase, self.open = phase, list(parts)
+        self._stamp()
 
-    def enter(self, label: str) -> None:
-        self.open.append(label)
-        self.stamp()
+    def enter(self, part: str) -> None:
+        """Start a part inside those that are open."""
+        self.open.append(part)
+        self._stamp()
 
-    def leave(self, label: str) -> None:
-        if label in self.open:
-            while self.open.pop() != label:  # one whose input needs no gradient never left by itself
+    def leave(self, part: str) -> None:
+        """End a part, and those opened inside it: one whose input needs no gradient has no end of its own."""
+        if part in self.open:
+            while self.open.pop() != part:
                 pass
-        self.stamp()
+        self._stamp()
 
-    def begin(self, phase: str) -> None:
-        self.open, self.phase = [], phase
-        self.stamp()
+    def _stamp(self) -> None:
+        now = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
+        if self.cuda:
+            now.record()
+        self.stamps.append(((self.open[-1] if self.open else REST, self.phase), now))
 
     def milliseconds(self) -> dict[tuple[str, str], float]:
+        """Sum the time of each (part, phase)."""
         if self.cuda:
             torch.cuda.synchronize()
         spent: dict[tuple[str, str], float] = defaultdict(float)
-        for (key, start), (_, end) in zip(self.stamps, self.stamps[1:], strict=False):
+        for (key, start), (_, end) in pairwise(self.stamps):
             spent[key] += start.elapsed_time(end) if self.cuda else 1e3 * (end - start)
         return spent
 
 
-class Border(torch.autograd.Function):
-    """Nothing but a note, when the gradient comes by, that the backward of a part begins or has ended."""
-
-    @staticmethod
-    def forward(ctx, x, cross):
-        ctx.cross = cross
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        ctx.cross()
-        return g, None
-
-
-def spans(system: System) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """(label, first module, last module) of each part; all blocks of a kind share a label."""
-    for encoder in system.encoders:
-        layers = {ResNet: "body", Hybrid: "cnn"}.get(type(encoder))
-        if layers:
-            children = dict(getattr(encoder, layers).named_children())
-            yield "ResNet stem", children["conv1"], children["maxpool"]
-            yield from ((f"ResNet {name}", m, m) for name, m in children.items() if name.startswith("layer"))
+def find_parts(system: System) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Yield (part, its first module, its last module); modules of the same kind share a part."""
     for module in system.modules():
-        if isinstance(module, PatchEmbedding | PatchMerging):
+        if isinstance(module, nn.Sequential) and hasattr(module, "conv1"):  # a ResNet, whole or cut
+            yield "ResNet stem", module.conv1, module.maxpool
+            yield from ((f"ResNet {name}", m, m) for name, m in module.named_children() if name.startswith("layer"))
+        elif isinstance(module, PatchEmbedding | PatchMerging):
             yield "patches", module, module
-        if isinstance(module, SSConvSSM):
+        elif isinstance(module, SSConvSSM):
             yield "convolved halves", module.convolutions, module.convolutions
-        if isinstance(module, SS2D):
+        elif isinstance(module, SS2D):
             yield "scanned halves but scans", module, module
 
 
 @contextmanager
-def watched(system: System, clock: Clock) -> Iterator[None]:
-    """Within it, every part of `system` tells the clock when it begins and ends, forward and backward."""
+def timed_parts(system: System, timer: PartTimer) -> Iterator[None]:
+    """Within the context, report to `timer` when each part of `system` starts and ends, forward and backward."""
 
-    def enter(x: Tensor, label: str) -> Tensor:
-        clock.enter(label)
-        return Border.apply(x, lambda: clock.leave(label))
+    def mark(x: Tensor, on_backward: Callable[[], None]) -> Tensor:
+        x = x.view_as(x)  # of its own, so that the hook runs when the gradient passes here, not where `x` was made
+        if x.requires_grad:
+            x.register_hook(lambda gradient: on_backward())
+        return x
 
-    def leave(y: Tensor, label: str) -> Tensor:
-        y = Border.apply(y, lambda: clock.enter(label))
-        clock.leave(label)
+    def enter(x: Tensor, part: str) -> Tensor:
+        timer.enter(part)
+        return mark(x, lambda: timer.leave(part))
+
+    def leave(y: Tensor, part: str) -> Tensor:
+        y = mark(y, lambda: timer.enter(part))
+        timer.leave(part)
         return y
 
     def scan_paths(u: Tensor, *arguments: Tensor, **options: str) -> Tensor:
@@ -122,88 +121,88 @@ def watched(system: System, clock: Clock) -> Iterator[None]:
 
     original = ss2d.scan_paths
     with ExitStack() as stack:
-        for label, first, last in spans(system):
-            before = first.register_forward_pre_hook(lambda m, x, label=label: (enter(x[0], label),))
-            after = last.register_forward_hook(lambda m, x, y, label=label: leave(y, label))
+        for part, first, last in find_parts(system):
+            before = first.register_forward_pre_hook(lambda m, x, part=part: (enter(x[0], part),))
+            after = last.register_forward_hook(lambda m, x, y, part=part: leave(y, part))
             stack.callback(before.remove)
             stack.callback(after.remove)
         stack.enter_context(patch.object(ss2d, "scan_paths", scan_paths))
         yield
 
 
-def training_step(
-    system: System, size: int, batch: int, study: Study, device: torch.device
-) -> Callable[[Clock | None], None]:
-    """One step of training on `batch` exams of noise, as the training loop does it, with all views present."""
-    generator = torch.Generator().manual_seed(0)
+def _make_step(system: System, study: Study, size: int, batch: int, device: torch.device) -> Callable[..., None]:
+    """Make a function that does one training step on `batch` exams of noise, all views present, as the loop does it."""
+    generator, names, classes = torch.Generator().manual_seed(0), tuple(map(str, range(batch))), system.classes
     images = torch.randint(0, 256, (4 * batch, size, size), dtype=torch.uint8, generator=generator)
-    classes = system.classes
     exams = ExamSet(
-        names=tuple(map(str, range(batch))),
-        groups=tuple(map(str, range(batch))),
+        names=names,
+        groups=names,
         images=images.to(device),
-        rows=torch.arange(4 * batch).view(batch, 4),
+        rows=torch.arange(4 * batch).view(batch, 4),  # (batch, 4): every view is present
         labels={task: torch.randint(0, n, (batch, 2), generator=generator) for task, n in classes.items()},
         categories=(1, 5),
         device=device,
     )
     weights = {task: torch.ones(n, device=device) for task, n in classes.items()}
     settings = study.training
-    prepare_model(system, settings)
-    optimizer = make_optimizer(system, settings, 1e-5)
+    optimizer = make_optimizer(prepare_model(system, settings), settings, 1e-5)
     maps = draw_affine_maps(batch, settings.augmentation, generator)
     system.train()
 
-    def step(clock: Clock | None = None) -> None:
-        begin, enter = (clock.begin, clock.enter) if clock else (lambda _: None, lambda _: None)
-        begin("forward_ms")
-        enter(BATCH)
+    def step(timer: PartTimer | None = None) -> None:
+        start = timer.start if timer else lambda *_: None
+        start("forward_ms", BATCH)
         drawn = exams.batch(torch.arange(batch), maps)
-        begin("forward_ms")
+        start("forward_ms")
         with autocast(device, settings):
             logits, _ = system(drawn.images, drawn.present)
         loss = total_loss(logits, drawn.labels, weights, settings.task_weights.model_dump())
-        begin("backward_ms")
+        start("backward_ms")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        begin("forward_ms")
-        enter(OPTIMISER)
+        start("forward_ms", OPTIMISER)
         nn.utils.clip_grad_norm_(system.parameters(), settings.clip)
         optimizer.step()
-        begin("forward_ms")
+        start("forward_ms")
 
     return step
 
 
-def step_of(name: str, study: Study, size: int, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """The ledger of one system's training step: milliseconds of each part, forward and backward, their sum, the
-    whole step without the clock, and the peak of memory above the weights. Medians over `rounds`, with the clock
-    and without in turn, after one."""
+def measure_steps(study: Study, size: int, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """Measure a training step of every system: its parts, the whole step without a timer, and its memory.
+
+    Args:
+        study: Its models and recipe are used.
+        size: Side of the images, in pixels.
+        batch: Exams of the step.
+        rounds: Steps with a timer and steps without, alternately; their medians are taken.
+        device: Where to train.
+
+    Returns:
+        One record a system; its peak of memory is in megabytes above the weights.
+    """
+    return [_measure_step(name, study, size, batch, rounds, device) for name in SYSTEMS]
+
+
+def _measure_step(name: str, study: Study, size: int, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(0)
-    system = build_system(name, study.model, weights="").to(device)  # which weights does not matter to the time
-    step = training_step(system, size, batch, study, device)
+    system = build_system(name, study.model, weights="").to(device)  # pretrained weights would not change the time
+    step = _make_step(system, study, size, batch, device)
     step(None)
-    plain: list[float] = []
-    found: list[dict[tuple[str, str], float]] = []
+    untimed: list[float] = []
+    timed: list[dict[tuple[str, str], float]] = []
     for _ in range(rounds):
-        plain.append(timed(lambda: step(None), device))
-        clock = Clock(device)
-        with watched(system, clock):
-            step(clock)
-        found.append(clock.milliseconds())
+        untimed.append(time_call(lambda: step(None), device))
+        timer = PartTimer(device)
+        with timed_parts(system, timer):
+            step(timer)
+        timed.append(timer.milliseconds())
     rows = []
     for part in PARTS:
-        row = {phase: median(f.get((part, phase), 0.0) for f in found) for phase in ("forward_ms", "backward_ms")}
-        if any(row.values()):
-            rows.append({"part": part} | row)
-    system.zero_grad(set_to_none=True)  # else gradients, there at the start, would not count
+        row = {phase: median(t.get((part, phase), 0.0) for t in timed) for phase in ("forward_ms", "backward_ms")}
+        rows += [{"part": part} | row] if any(row.values()) else []
+    system.zero_grad(set_to_none=True)  # gradients that exist at the start would not count
     memory = peak_memory(lambda: step(None), device)
-    return {
-        "system": name, "size": size, "batch": batch, "backend": system.backend, "parts": rows,
-        "step_ms": median(plain), "exams_per_second": 1e3 * batch / median(plain), "peak_memory_mb": memory,
-    }  # fmt: skip
-
-
-def steps(study: Study, size: int, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """:func:`step_of` for the six systems."""
-    return [step_of(name, study, size, batch, rounds, device) for name in SYSTEMS]
+    step_ms = median(untimed)
+    facts = {"system": name, "size": size, "batch": batch, "backend": system.backend, "parts": rows, "step_ms": step_ms}
+    return facts | {"exams_per_second": 1e3 * batch / step_ms, "peak_memory_mb": memory}

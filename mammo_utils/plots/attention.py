@@ -31,9 +31,8 @@ COMBINATIONS = {  # the views that the system receives
 @styled
 def draw_weights(table: pd.DataFrame, title: str) -> Figure:
     """Draw the mean weight of each view by class and side with 95 % intervals; `table` is made by `weight_table`."""
-    figure, axes = make_panels(
-        title, ["left breast", "right breast"], (4, 3.4), x="class", y="mean weight α (Eq. 9)", sharey=True
-    )
+    labels = {"x": "class of the breast", "y": "mean weight α (Eq. 9)"}
+    figure, axes = make_panels(title, ["left breast", "right breast"], (4, 3.4), **labels, sharey=True)
     for axis, side in zip(axes, SIDES, strict=True):
         rows = table[table["side"] == side].set_index("class")
         rows = rows.loc[[name for name in CLASSES if name in rows.index]]
@@ -105,10 +104,9 @@ def draw_prediction(
 
 def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, visible: bool) -> None:
     row = int(exams.rows[position, index])
-    image = exams.images[row].cpu().numpy() if row >= 0 else None
-    show_image(
-        axis, image if row < 0 or visible else image // 5, note="absent" if row < 0 else "" if visible else "removed"
-    )
+    note = "absent" if row < 0 else "" if visible else "removed"
+    image = None if note == "absent" else exams.images[row].cpu().numpy()
+    show_image(axis, image // 5 if note == "removed" else image, note=note)
     axis.set_box_aspect(1)
     axis.set_xlabel("mirrored" if VIEWS[index].startswith("R") else "", fontsize=7)  # as right breasts are stored
 
@@ -118,6 +116,13 @@ def draw_combinations(
     model: nn.Module, exams: ExamSet, position: int, settings: Training, title: str
 ) -> tuple[Figure, pd.DataFrame]:
     """Draw the weights and predictions for one exam with each of COMBINATIONS of its views.
+
+    Args:
+        model: The trained system.
+        exams: The exams.
+        position: Index of the exam.
+        settings: Training settings, for the device and the batch size.
+        title: Title of the figure.
 
     Returns:
         The figure and its numbers: one row per combination, with the weights and the probability of the highest class.
@@ -143,7 +148,7 @@ def draw_combinations(
     points = table.filter(like="P(").melt(var_name="prediction", value_name="probability", ignore_index=False)
     colours = {column: COLOURS[column[-1]] for column in points["prediction"].unique()}
     markers = ["o" if "malignant" in column else "s" for column in colours]
-    looks = {"palette": colours, "markers": markers, "linestyles": "none", "dodge": 0.4, "ax": below}
+    looks = {"palette": colours, "markers": markers, "linestyles": "none", "errorbar": None, "dodge": 0.4, "ax": below}
     sns.pointplot(points.reset_index(), x="views", y="probability", hue="prediction", **looks)
     below.axhline(0.5, **CHANCE_LINE)
     below.set(xlabel="", ylim=(-0.03, 1.4), yticks=(0, 0.5, 1))

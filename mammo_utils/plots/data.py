@@ -99,10 +99,11 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
     sides = [exams[[f"{side}_{name}" for name in fields]].set_axis(fields, axis=1).assign(side=side) for side in SIDES]
     breasts = pd.concat(sides, ignore_index=True)
     figure, axes = make_panels(title, ["diagnosis", "BI-RADS by diagnosis", "density", "views present"], (2.8, 2.8))
-    sides = {"hue": "side", "hue_order": SIDES, "palette": COLOURS, "saturation": 1}
-    sns.countplot(breasts, x="class", order=CLASSES, **sides, ax=axes[0])
+    looks = {"color": COLOURS, "width": 0.8, "rot": 0}
+    counts = pd.crosstab(breasts["class"], breasts["side"]).reindex(CLASSES, columns=SIDES, fill_value=0)
+    counts.plot.bar(**looks, ax=axes[0])
     counts = pd.crosstab(breasts["birads"], breasts["class"]).reindex(range(1, 6), columns=CLASSES, fill_value=0)
-    counts.plot.bar(stacked=True, color=COLOURS, width=0.8, rot=0, ax=axes[1])
+    counts.plot.bar(**looks, stacked=True, ax=axes[1])
     sns.countplot(breasts, x="density", order=DENSITIES, color="0.6", ax=axes[2])
     sns.countplot(x=exams[list(VIEWS)].sum(axis=1), color="0.6", ax=axes[3])
     for axis, (x, y) in zip(axes, (("", "breasts"), ("BI-RADS", ""), ("", ""), ("views", "exams")), strict=True):
@@ -220,7 +221,12 @@ def _list_reasons(block: pd.DataFrame) -> str:
 
 
 def sample_excluded(cohort: Cohort, limit: int = 16, size: int = 96) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """Make thumbnails of at most `limit` excluded images that can be decoded, spread over the reasons.
+    """Make thumbnails of excluded images that can be decoded, spread over the reasons.
+
+    Args:
+        cohort: The cohort.
+        limit: Most thumbnails.
+        size: Side of a thumbnail in pixels.
 
     Returns:
         Their rows of the table `images`, and an array (size, size) uint8 for each.

@@ -37,9 +37,8 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         resamples: Bootstrap resamples of the band.
     """
     names = [SYSTEMS[system].title for system in samples]
-    figure, axes = make_panels(
-        title, names, (2.6, 2.8), 3, x="false positive rate", y="true positive rate", sharey=True
-    )
+    labels = {"x": "false positive rate", "y": "true positive rate"}
+    figure, axes = make_panels(title, names, (2.6, 3), columns=3, **labels, sharey=True)
     curves = {system: roc_curve(sample, np.ones((1, len(sample.labels))))[0] for system, sample in samples.items()}
     for axis, (system, sample) in zip(axes, samples.items(), strict=True):
         colour = SYSTEMS[system].colour
@@ -94,7 +93,7 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
     """
     names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
     side = 1.3 + 0.45 * len(classes)
-    figure, axes = make_panels(title, names, (side, side), 3)
+    figure, axes = make_panels(title, names, (side, side), columns=3)
     for axis, sample in zip(axes, samples.values(), strict=True):
         counts = confusion(sample)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -102,7 +101,7 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
         texts = [f"{count:.{decimals}f}\n{share:.0%}" for count, share in zip(counts.flat, shares.flat, strict=True)]
         looks = {"fmt": "", "cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True}
         sns.heatmap(shares, annot=np.reshape(texts, shares.shape), annot_kws={"size": 7}, ax=axis, **looks)
-        axis.set(xlabel="predicted class", ylabel="label")
+        axis.set(xlabel="predicted class", ylabel="label" if axis.get_subplotspec().is_first_col() else "")
         axis.set_xticklabels(classes, fontsize=7)
         axis.set_yticklabels(classes, fontsize=7, rotation=90, va="center")
     return figure

@@ -105,7 +105,16 @@ def show_image(axis: Axes, image: np.ndarray | None, *, note: str = "") -> None:
 
 
 def draw_intervals(axis: Axes, centres: ArrayLike, low: ArrayLike, high: ArrayLike, y: ArrayLike, colours: Any) -> None:
-    """Draw points at heights `y` with their horizontal intervals; `colours` is one colour or one per point."""
+    """Draw points with horizontal intervals.
+
+    Args:
+        axis: Axes to draw on.
+        centres: (n,) values of the points.
+        low: (n,) lower ends.
+        high: (n,) upper ends.
+        y: (n,) heights.
+        colours: One colour, or one per point.
+    """
     axis.hlines(y, low, high, colors=colours)
     axis.scatter(centres, y, 25, colours, zorder=3)
 

@@ -1,4 +1,4 @@
-"""The speed ledger at tiny size: its alternatives compute the same, its parts add up, its record is whole."""
+"""The benchmarks at tiny size: alternatives agree, parts of a step add up, records are complete."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import epochs, images, measure, readme, records, scans, steps
+from benchmarks import epochs, images, load_records, measure, report, scans, steps
 from mammo_utils.config import Training, load_study
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images.build_store import apply_store, build_store
@@ -32,8 +32,8 @@ def gradients(function, tensors):
 
 @pytest.mark.parametrize("length", [1, 2, 7, 37, 64])
 def test_the_alternatives_agree_in_values_and_gradients(length):
-    tensors = scans.inputs(2, 3, 4, length, CPU)
-    found = {name: gradients(function, tensors) for name, function in scans.candidates(CPU).items()}
+    tensors = scans.draw_inputs(2, 3, 4, length, CPU)
+    found = {name: gradients(function, tensors) for name, function in scans.list_scans(CPU).items()}
     assert next(iter(found)) == "backend cpu" and len(found) == 4
     for name, values in found.items():
         for value, expected in zip(values, found["backend reference"], strict=True):
@@ -45,17 +45,16 @@ def test_the_alternatives_agree_in_values_and_gradients(length):
 def test_ss2d_with_four_copies_is_ss2d():
     torch.manual_seed(0)
     module, image = SS2D(6, states=4), torch.randn(2, 3, 5, 6, requires_grad=True)
-    found, expected = (
-        gradients(lambda image, *_, f=f: f(image), [image, *module.parameters()])
-        for f in (scans.FourCopies(module), module)
-    )
+    copies = scans.FourCopies(6, states=4)
+    copies.load_state_dict(module.state_dict())
+    found, expected = (gradients(lambda image, *_, m=m: m(image), [image, *m.parameters()]) for m in (copies, module))
     for value, other in zip(found, expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
 
 
 def test_ss2d_with_four_copies_reorders_as_medmamba_does():
-    """By views, stack, flip and cat; an index would be another way, whose backward adds position by position."""
-    module = scans.FourCopies(SS2D(4, states=2))
+    """By views, stack, flip and cat, not by an index, whose backward adds position by position."""
+    module = scans.FourCopies(4, states=2)
     with Operations() as operations:
         module(torch.randn(1, 3, 5, 4))
     names = operations.names(15 * 8)
@@ -73,8 +72,8 @@ def test_peak_memory_of_a_known_allocation():
     assert 2.0 <= measure.peak_memory(work, CPU) < 2.1
 
 
-def test_what_one_function_leaves_is_not_seen_by_the_next():
-    """No gradient of an argument or of another tensor is there when a call begins; so memory is that of one call."""
+def test_a_function_does_not_affect_the_measurement_of_the_next():
+    """No tensor has a gradient when a call starts, so memory is that of one call."""
     x, weight = (torch.ones(2**18, requires_grad=True) for _ in range(2))
 
     def product(x):
@@ -87,11 +86,11 @@ def test_what_one_function_leaves_is_not_seen_by_the_next():
     assert x.grad is None and weight.grad is None
 
 
-def test_memory_of_a_step_has_its_gradients(monkeypatch):
-    """As a step after zero_grad, not one that frees the gradients of the step before."""
+def test_memory_of_a_step_includes_its_gradients(monkeypatch):
+    """Measured is a step after zero_grad, not one that frees the gradients of the previous step."""
     held = []
     monkeypatch.setattr(
-        steps, "training_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
+        steps, "_make_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
     )
     monkeypatch.setattr(steps, "peak_memory", lambda function, device: function() or 1.0)
     built = steps.build_system
@@ -103,14 +102,14 @@ def test_memory_of_a_step_has_its_gradients(monkeypatch):
         return system
 
     monkeypatch.setattr(steps, "build_system", with_gradients)
-    steps.step_of("resnet18", load_study("config/demo.yaml"), 32, 1, 1, CPU)
+    steps._measure_step("resnet18", load_study("config/demo.yaml"), 32, 1, 1, CPU)
     assert held[0][0] is not None and not any(g is not None for g in held[-1])
 
 
 def test_the_floor_is_that_of_exponentials_and_bytes(monkeypatch):
-    """Where torch's exp of a million numbers and their copy take 2 ms each: 2 exponentials a state, and each byte
+    """With 2 ms for torch's exp of a million numbers and 2 ms for their copy: 2 exponentials a state, and each byte
     that is read or written."""
-    monkeypatch.setattr(scans, "timed", lambda function, device: 2.0)
+    monkeypatch.setattr(scans, "time_call", lambda function, device: 2.0)
     monkeypatch.setattr(scans, "compare", lambda *a: [])
     million = 2**20
     u, A, B = 1 * 4 * 20, 4 * 2, 1 * 2 * 20
@@ -125,8 +124,8 @@ def test_the_floor_is_that_of_exponentials_and_bytes(monkeypatch):
 def test_the_scan_holds_no_array_of_L_D_N():
     """Forward and backward within 8 times the input, at any length; an L x D x N array alone would be 16."""
     for length in (64, 512):
-        tensors = scans.inputs(1, 64, 16, length, CPU)
-        name, function = next(iter(scans.candidates(CPU).items()))
+        tensors = scans.draw_inputs(1, 64, 16, length, CPU)
+        name, function = next(iter(scans.list_scans(CPU).items()))
         assert name == "backend cpu"
         peak = measure.peak_memory(lambda f=function, t=tensors: f(*t).sum().backward(), CPU)
         assert peak * 2**20 < 8 * tensors[0].numel() * 4
@@ -141,57 +140,59 @@ def test_the_scan_holds_no_array_of_L_D_N():
     ],
 )
 def test_the_parts_of_a_step(name, parts):
-    """The clock changes nothing, every part takes time both ways, and the parts are all of the step."""
+    """The timer changes no number, every part takes time forward and backward, and the parts add up to the step."""
     study = load_study("config/demo.yaml")
-    plain, watched = (build_system(name, dropout=0.0, backend="cpu") for _ in range(2))
-    watched.load_state_dict(plain.state_dict())
-    clock = steps.Clock(CPU)
-    steps.training_step(plain, 32, 2, study, CPU)()
-    whole = []
-    with steps.watched(watched, clock):
-        step = steps.training_step(watched, 32, 2, study, CPU)
-        whole.append(measure.timed(lambda: step(clock), CPU))
-    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+    plain, timed = (build_system(name, dropout=0.0, backend="cpu") for _ in range(2))
+    timed.load_state_dict(plain.state_dict())
+    timer = steps.PartTimer(CPU)
+    steps._make_step(plain, study, 32, 2, CPU)()
+    with steps.timed_parts(timed, timer):
+        step = steps._make_step(timed, study, 32, 2, CPU)
+        whole = measure.time_call(lambda: step(timer), CPU)
+    for a, b in zip(plain.parameters(), timed.parameters(), strict=True):
         assert torch.equal(a, b)
-    spent = clock.milliseconds()
+    spent = timer.milliseconds()
     always = {steps.BATCH, steps.OPTIMISER, steps.REST}
     assert {part for part, _ in spent} >= parts | always
     for part in parts:
         assert spent[part, "forward_ms"] > 0 and spent[part, "backward_ms"] > 0
-    assert sum(spent.values()) == pytest.approx(whole[0], rel=0.05)
-    assert ss2d.scan_paths.__module__ == "mammo_utils.models.selective_scan", "put back"
+    assert sum(spent.values()) == pytest.approx(whole, rel=0.05)
+    assert ss2d.scan_paths.__module__ == "mammo_utils.models.selective_scan", "restored"
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     sizes = ["--lengths", "20", "--batch", "1", "--channels", "4", "--states", "2", "--rounds", "1", "--sides", "4"]
     parts = ["scans", "ss2d", "steps"]
-    command.main([*parts, *sizes, "--size", "32", "--json", str(tmp_path / "ledger.json")])
+    command.main([*parts, *sizes, "--size", "32", "--json", str(tmp_path / "record.json")])
     printed = capsys.readouterr().out
-    record = json.loads((tmp_path / "ledger.json").read_text())
+    record = json.loads((tmp_path / "record.json").read_text())
     for row in record["scans"][0]["rows"] + record["ss2d"][0]["rows"]:
         assert row["name"] in printed and row["forward_backward_ms"] > 0
     assert [row["system"] for row in record["steps"]] == list(steps.SYSTEMS)
     assert "torch" in str(record["environment"]) and record["environment"]["cpu"]
     copies, own = record["ss2d"][0]["rows"][-1], record["ss2d"][0]["rows"][1]
     ratio = copies["forward_backward_ms"] / own["forward_backward_ms"]
-    assert f"SS2D, four copies, cpu: {ratio:.2f}x SS2D, cpu; SS2D, cpu: " in printed
-    assert " x u\n" in printed and " x image\n" in printed
+    assert f"SS2D, four copies, cpu: {ratio:.2f} times SS2D, cpu\n" in printed
+    assert " / u\n" in printed and " / image\n" in printed
     with pytest.raises(SystemExit):
         command.main(["scan"])
-    assert "accepted are scans, ss2d, steps, epochs, images" in capsys.readouterr().err
+    assert "accepted are scans, ss2d, steps, epochs, images and ablations" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["ablations", "--settings", "name=unprepared"])
+    assert "unprepared/cohort is missing; run notebook 02" in capsys.readouterr().err
 
 
-def test_the_readmes_figures_are_the_records(tmp_path):
+def test_the_numbers_in_the_readme_are_those_of_the_record(tmp_path):
     """After a new record: `python -m benchmarks --readme`."""
-    text, record = (CHECKOUT / "README.md").read_text(encoding="utf-8"), records()["cpu"]
-    assert "\n".join([readme.START, *readme.speed(record), readme.END]) in text
+    text, record = (CHECKOUT / "README.md").read_text(encoding="utf-8"), load_records()["cpu"]
+    assert "\n".join([report.START, report.describe_for_readme(record), report.END]) in text
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     record["scans"][0]["rows"][0]["forward_backward_ms"] = 1234.5
-    readme.rewrite(tmp_path / "README.md", record | {"environment": record["environment"] | {"cpu": "a 6502"}})
+    report.update_readme(tmp_path / "README.md", record | {"environment": record["environment"] | {"cpu": "a 6502"}})
     changed = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| 1,234 ms |" in changed and "threads of a 6502, float32" in changed
-    assert changed.split(readme.END)[1] == text.split(readme.END)[1]
+    assert changed.split(report.END)[1] == text.split(report.END)[1]
 
 
 def test_preprocessing_beside_its_floor():
@@ -200,28 +201,28 @@ def test_preprocessing_beside_its_floor():
 
 
 def test_the_ways_to_preprocess_agree(tmp_path):
-    values = np.random.default_rng(0).integers(0, 256, (images.ROWS, images.COLUMNS), dtype=np.uint8)
+    values = np.random.default_rng(0).integers(0, 256, images.SHAPE, dtype=np.uint8)
     write_dicom(tmp_path / "a.dcm", "D1-0001", "R", "CC", 1, values=values)
-    a, b = (f(tmp_path / "a.dcm", 64).astype(int) for f in (images.ours, images.plain))
+    a, b = (f(tmp_path / "a.dcm", 64).astype(int) for f in (images.prepare_as_study, images.prepare_plainly))
     assert np.abs(a - b).max() <= 1
-    assert (images.floor_of(tmp_path / "a.dcm", 64)[:, ::-1] == a).all()
+    assert (images.prepare_at_floor(tmp_path / "a.dcm", 64)[:, ::-1] == a).all()
 
 
-def test_epochs_measure_every_trainer_on_the_same_exams(monkeypatch):
+def test_epochs_compare_all_trainers_on_the_same_exams(monkeypatch):
     study = load_study(
         "config/demo.yaml", ("training.batch_size=3", "data.synthetic={n_exams: 4, rows: 64, columns: 48, seed: 0}")
     )
     seen, sets = [], []
-    naive_epoch, train_epoch = epochs.naive_epoch, epochs.train_epoch
-    monkeypatch.setattr(epochs, "naive_epoch", lambda *a: seen.append(("naive", naive_epoch(*a))))
+    naive_epoch, train_epoch = epochs.train_naive_epoch, epochs.train_epoch
+    monkeypatch.setattr(epochs, "train_naive_epoch", lambda *a: seen.append(("naive", naive_epoch(*a))))
     monkeypatch.setattr(epochs, "train_epoch", lambda *a: sets.append(a[1]) or seen.append((a[4], train_epoch(*a)[0])))
-    found = epochs.epochs(study, 32, 6, 1, torch.device("cpu"), 0, ["hybrid_shared"])
+    found = epochs.compare_epochs(study, 32, 6, 1, torch.device("cpu"), 0, ["hybrid_shared"])
     rows = found["systems"][0]["rows"]
     assert [row["name"] for row in rows[:3]] == ["naive trainer", "naive trainer, this scan", "this trainer, float32"]
     assert all(row["exams_per_second"] > 0 for row in rows) and rows[0]["times_naive"] == 1
-    assert found["paper_hours"] is None, "of the six systems together"
+    assert found["paper_hours"] is None, "only of all systems together"
     others = found["systems"][0]["alternatives"]
-    assert [row["name"] for row in others] == [name for name, *_ in epochs.ALTERNATIVES[:2]], "compiled if asked for"
+    assert [row["name"] for row in others] == [name for name, *_ in epochs.ALTERNATIVES[:2]], "without the compiled one"
     assert found["times_naive"] == pytest.approx([rows[i]["times_naive"] for i in (-2, -1)])
     losses = [loss for _, loss in seen]
     n = len(rows) + len(others)
@@ -235,8 +236,8 @@ def test_epochs_measure_every_trainer_on_the_same_exams(monkeypatch):
     assert losses[n - 1] != losses[n - 3], "a masked view is another model"
 
 
-def test_naive_pictures_are_those_of_the_store(tmp_path):
-    """Each PNG, without augmentation, is what the store holds of that exam and view, but for the filter."""
+def test_naive_pictures_equal_those_of_the_store(tmp_path):
+    """Each PNG, without augmentation, equals the image of that exam and view in the store, but for the filter."""
     write_release(tmp_path / "data", n_exams=4, rows=64, columns=48, seed=0, contrast=1, noise=1, null=False, workers=1)
     cohort = read_cohort("cmmd", tmp_path / "data")
     store = build_store(cohort, tmp_path / "store", size=32, workers=1)
@@ -244,7 +245,7 @@ def test_naive_pictures_are_those_of_the_store(tmp_path):
     still = Training(augmentation={"rotation": 0, "translation": 0, "scale": 0, "flip": 0})
     exams = make_exam_set(cohort.exams, pd.Series(cohort.exams.index, cohort.exams.index), store, (1, 5), "cpu")
     files = epochs.write_pictures(cohort, tmp_path / "data", tmp_path / "pictures")
-    pictures = epochs.Pictures(exams, files, 32, still)
+    pictures = epochs.PictureDataset(exams, files, 32, still)
     for i in range(len(exams)):
         images, present, _ = pictures[i]
         expected = exams.batch(torch.tensor([i])).images[0]

@@ -62,7 +62,7 @@ def exam_parts():
 
 def test_an_added_system_is_in_every_table(study):
     runs = read_runs(study)
-    assert {run.state for run in runs} == {"finished"}
+    assert {run.state for run in runs} == {"done"}
     results = results_table(runs, study)
     assert len(results[results["system"] == "lenet"]) == (2 + 1) * 2 * 3 and results["value"].notna().all()
     layout = paper_layout("1v5", results)

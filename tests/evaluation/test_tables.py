@@ -135,7 +135,7 @@ def test_without_runs_no_claim_holds(fake_study):
     runs = read_runs(fake_study)
     table = check_claims(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20))
     assert list(table["holds"]) == [False, None, None, None, None]
-    assert (run_list(runs)["state"] == "not run").all()
+    assert (run_list(runs)["state"] == "waiting").all()
 
 
 def test_the_settings_are_compared_with_the_papers(fake_study):

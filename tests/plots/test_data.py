@@ -1,12 +1,15 @@
-"""The flow diagram shows the numbers of its table; thumbnails are made of what can be decoded."""
+"""Figures of the data show the numbers of their tables; thumbnails are made of what can be decoded."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.plots.data import draw_flow, sample_excluded
+from mammo_utils.plots.data import draw_distributions, draw_exam, draw_flow, draw_leakage, sample_excluded
+from mammo_utils.plots.save import save_figure
+from mammo_utils.vocabulary import VIEWS
 from tests.release_builder import BREASTS, write_dicom, write_workbook
 
 
@@ -59,4 +62,50 @@ def test_a_flow_without_exclusions_is_one_box():
     }
     figure = draw_flow(pd.DataFrame([row]), "all used")
     assert len(figure.axes[0].texts) == 1
+    plt.close(figure)
+
+
+def test_distributions_count_breasts_and_exams():
+    exams = pd.DataFrame(
+        [
+            [True, True, True, True, "normal", 1, "fatty", "malignant", 5, "extreme"],
+            [True, True, False, False, "normal", 2, "fatty", "", -1, ""],
+        ],
+        columns=[*VIEWS, *(f"{side}_{name}" for side in "LR" for name in ("class", "birads", "density"))],
+    )
+    figure = draw_distributions(exams, "two exams")
+    heights = [[[bar.get_height() for bar in bars] for bars in axis.containers] for axis in figure.axes]
+    assert heights[0] == [[2, 0, 0], [0, 0, 1]], "sides L and R by class"
+    assert heights[1] == [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]], "classes by BI-RADS"
+    assert heights[2:] == [[[2, 1]], [[1, 1]]], "densities and views present, without zeros"
+    assert [label.get_text() for label in figure.axes[3].get_xticklabels()] == ["2", "4"]
+    plt.close(figure)
+    unlabelled = exams.assign(L_class="", R_class="", L_birads=-1, R_birads=-1, L_density="", R_density="")
+    plt.close(draw_distributions(unlabelled, "no label"))
+
+
+def test_leakage_shows_every_repeat_and_the_mean_and_is_drawn_the_same_twice(tmp_path):
+    rows = [("by image", "coin", 0.75), ("by image", "coin", 0.65), ("by patient", "coin", 0.5)]
+    table = pd.DataFrame(rows, columns=["split", "label", "auc"])
+    paths = []
+    for name in "ab":
+        figure = draw_leakage(table, "made up")
+        paths.append(save_figure(figure, name, tmp_path, notebook="02_preprocessing", synthetic=False))
+        (axis,) = figure.axes
+        points = [sorted(swarm.get_offsets()[:, 1]) for swarm in axis.collections if len(swarm.get_offsets())]
+        assert [[0.65, 0.75], [0.5]] == points[:2]
+        assert [text.get_text() for text in axis.texts] == ["0.70", "0.50"]
+        plt.close(figure)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_an_exam_shows_its_labels_and_outlines_and_marks_absent_views():
+    outline = np.array([[1.0, 1], [5, 2], [3, 6]])
+    image = np.linspace(0, 1, 80).reshape(8, 10)
+    figure = draw_exam(
+        {"R_CC": image, "L_CC": image, "L_MLO": image}, "x", {"L": "benign"}, {"L_MLO": [("mass", outline)]}
+    )
+    assert [axis.get_title() for axis in figure.axes] == ["R_CC", "benign\nL_CC", "R_MLO", "L_MLO"]
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], [], ["absent"], ["mass"]]
+    np.testing.assert_array_equal(figure.axes[3].patches[0].get_xy()[:3], outline)
     plt.close(figure)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
@@ -79,6 +80,37 @@ def test_seeds_and_numbers_of_blocks_are_drawn_with_their_spread(fake_study):
     blocks = draw.draw_blocks(blocks_table(runs, fake_study), "made up")
     assert len(blocks.axes) == 2 and blocks.axes[0].get_xlabel() == "blocks"
     assert blocks.axes[0].lines[0].get_xdata().tolist() == [1, 2, 4]
+
+
+def test_training_shows_every_epoch_and_marks_the_kept_one(fake_study):
+    for mode in ("multi", "birads"):
+        write_run(fake_study.run("resnet18", mode, "1v5", 0))
+    runs = [run for run in read_runs(fake_study) if run.finished]
+    figure = draw.draw_training(runs, "two")
+    names = ["training loss (Eq. 11)", "validation AUC, diagnosis", "validation AUC, birads"]
+    assert [axis.get_ylabel() for axis in figure.axes] == names
+    columns = {"loss": 2, "validation_diagnosis_auc": 1, "validation_birads_auc": 2}  # and the runs that have them
+    for axis, (column, n) in zip(figure.axes, columns.items(), strict=True):
+        lines = [line for line in axis.lines if line.get_color() == SYSTEMS["resnet18"].colour]
+        lines = [line for line in lines if len(line.get_xdata())]
+        assert len(lines) == n
+        for line in lines:
+            np.testing.assert_array_equal(line.get_ydata(), runs[0].epochs.get(column, runs[-1].epochs.get(column)))
+        (dots,) = axis.collections
+        kept = dots.get_offsets()[~np.isnan(np.asarray(dots.get_offsets())).any(1)]
+        assert kept[:, 0].tolist() == [3] * n, "the kept epoch"
+    rows = runs[0].epochs.to_dict("records")
+    assert draw.draw_curves(rows, "one").axes[0].get_ylabel() == names[0]
+
+
+def test_a_batch_shows_its_views_as_stored_and_as_augmented():
+    stored = torch.ones(4, 3, 8, 8)
+    stored[2] = 0
+    figure = draw.draw_batch(stored, stored / 2, "one exam")
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[0] == "L_CC, stored" and titles[6] == "R_CC, augmented (absent)" and len(titles) == 8
+    greys = [float(axis.images[0].get_array().max()) for axis in figure.axes]
+    assert greys[0] > greys[4] and greys[2] == greys[6] == 1
 
 
 def test_a_system_added_to_the_registry_alone_is_in_every_figure(fake_study, monkeypatch):
