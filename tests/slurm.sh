@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The grid of a tiny study under a real Slurm, controller and node on this machine, the node killed half-way and
-# returned; at the end every run must have the results of a study that nothing disturbed, to the last bit.
+# Runs a tiny study under a real Slurm with controller and node on this machine. The node is killed half-way and comes
+# back; at the end every run must have the results of an uninterrupted study, to the last bit.
 #
 # As root on Debian, with the project installed in .venv: apt-get install slurm-wlm munge, then
 #   .venv/bin/pip install '.[slurm]' && tests/slurm.sh .venv/bin/python
-# It starts munged, slurmctld and slurmd with files of their own in a temporary folder, and ends them.
+# It starts munged, slurmctld and slurmd with their files in a temporary folder, and stops them at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$(realpath -s "${1:-.venv/bin/python}")
@@ -15,7 +15,7 @@ NODE=$(hostname -s)
 CPUS=$(nproc)
 
 node() { slurmd -f "$SLURM_CONF"; }
-lost() { # the node dies: its daemon and all that its jobs started
+lost() { # the node dies: kills its daemon and every process of its jobs
     local doomed=$(pgrep -d " " -f "^slurmd -f $HERE"; pgrep -d " " -x slurmstepd) child
     for process in $doomed; do
         while child=$(pgrep -d " " -P "${process// /,}") && [ -n "$child" ]; do
@@ -26,7 +26,7 @@ lost() { # the node dies: its daemon and all that its jobs started
     kill -9 $doomed 2>/dev/null || true
 }
 end() {
-    set +e # whatever is gone already, the rest is still to be ended
+    set +e # stop the rest even if some processes have already ended
     lost
     [ -n "${STUDY:-}" ] && kill -9 "$STUDY" 2>/dev/null
     pkill -f "^slurmctld -f $HERE"
@@ -70,8 +70,8 @@ MinJobAge=86400
 $(slurmd -C | head -1) State=UNKNOWN
 PartitionName=all Nodes=$NODE Default=YES MaxTime=INFINITE State=UP
 EOF
-mkdir -p /etc/slurm # a job's own srun looks there, for no variable of ours reaches it
-[ -e /etc/slurm/slurm.conf ] && { echo "This machine has a Slurm of its own, /etc/slurm/slurm.conf."; exit 1; }
+mkdir -p /etc/slurm # srun inside a job looks here, because SLURM_CONF does not reach it
+[ -e /etc/slurm/slurm.conf ] && { echo "This machine already has a Slurm configuration, /etc/slurm/slurm.conf."; exit 1; }
 ln -s "$SLURM_CONF" /etc/slurm/slurm.conf
 slurmctld -f "$SLURM_CONF"
 node
@@ -83,7 +83,7 @@ settings() {
         \"images={size: 32, workers: 1}\", \"training.epochs=12\", \"evaluation.resamples=50\", \"real_exams=false\",
         \"grid.systems=[resnet18, hybrid_shared]\", \"grid.seeds=[0, 1]\"]" | tr -d '\n'
 }
-# the shipped profile, asking for what a machine of this size has; sacct does not work without accounting
+# the profile of the repository with resources that fit this machine; squeue, because sacct needs accounting
 snakemake --workflow-profile profiles/slurm --slurm-status-command squeue --config study=config/demo.yaml "settings=$(settings slurm-killed)" \
     --set-threads cohort=1 preprocessing=1 --default-resources mem_mb=1000 runtime=30 \
     --set-resources train:mem_mb=1000 train:runtime=30 >"$HERE/study.log" 2>&1 &
@@ -117,5 +117,5 @@ for run in runs:
     killed, whole = (results(Path(f"results/slurm-{name}/runs") / run) for name in ("killed", "whole"))
     assert_equal(killed, whole)
 assert Path("results/slurm-killed/html/index.html").is_file()
-print(f"{len(runs)} runs, each with the results of the undisturbed study, to the last bit")
+print(f"{len(runs)} runs, each with the results of the uninterrupted study, to the last bit")
 EOF
