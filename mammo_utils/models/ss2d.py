@@ -22,7 +22,8 @@ def four_paths(height: int, width: int, device: torch.device | str = "cpu") -> T
     """Return the pixels that the four paths visit.
 
     Args:
-        height, width: Size of the image, H and W.
+        height: Rows of the image, H.
+        width: Columns, W.
         device: Where the tensor lies.
 
     Returns:

@@ -34,7 +34,8 @@ def draw_paths(image: np.ndarray, rows: int, columns: int, title: str) -> Figure
 
     Args:
         image: (H, W).
-        rows, columns: Tokens into which the image is cut.
+        rows: Rows of tokens into which the image is cut.
+        columns: Columns of tokens.
         title: Title of the figure.
     """
     figure, axes = make_panels(title, PATHS, (2.5, 3))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mammo_utils.io import atomic_write, folder_lock, read_json, write_json
 from mammo_utils.plots.style import DPI, STYLE
-from mammo_utils.provenance import commit, file_hash, function_hash
+from mammo_utils.provenance import commit, file_hash, function_hash, notebook_hash
 
 MANIFEST = "manifest.json"
 MARK = "synthetic cohort"
@@ -60,7 +60,7 @@ def save_figure(
         temporary.write_bytes(buffer.getvalue())
     drawn_by = getattr(figure, "drawn_by", "")
     entry = {"figure": path.name, "sha256": file_hash(path), "notebook": notebook, "runs": list(runs), "data": data}
-    entry |= {"synthetic": synthetic, "commit": commit()}
+    entry |= {"synthetic": synthetic, "commit": commit(), "notebook_hash": notebook_hash(notebook)}
     entry |= {"drawn_by": drawn_by, "code": drawing_code(drawn_by), "caption": caption}
     with folder_lock(path.parent):  # two notebooks of a study may save at once
         entries = [old for old in read_manifest(path.parent) if old["figure"] != path.name]

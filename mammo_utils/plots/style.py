@@ -130,6 +130,7 @@ def draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float])
 
     Args:
         axis: Where to draw.
-        start, end: Points (x, y) in data coordinates.
+        start: Point (x, y) in data coordinates.
+        end: The arrow's tip likewise.
     """
     axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.3", "shrinkA": 0, "shrinkB": 0}, zorder=1)

@@ -25,12 +25,11 @@ def publish(study: Study, study_file: str) -> list[Path]:
     """Replace ``figures/*.png`` and the manifest by this study's figures, and return their paths.
 
     Raises:
-        StaleFigures: A figure was drawn by other code, or its runs were trained by other code. Nothing is copied.
+        StaleFigures: The function or notebook that draws a figure, or the training code of its runs, has changed.
     """
     target = project_root() / "figures"
     entries = read_manifest(study.folder / "figures")
     for entry in entries:
-        entry["notebook_hash"] = notebook_hash(entry["notebook"])
         environments = [read_json(study.folder / "runs" / run / "environment.json") for run in entry["runs"]]
         entry["training"] = {e["scan"]: e["code"] for e in environments}  # the backend of the scan -> code
         if sentences := list(_changes(entry)):
