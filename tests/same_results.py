@@ -48,8 +48,11 @@ def numbers(folder: Path, notebook: str) -> dict[str, list[str]]:
     cells = json.loads((folder / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
     shown = {}
     for cell in cells:
-        data = [output.get("data", {}) for output in cell.get("outputs", [])]
-        text = " ".join(" ".join(d["text/plain"]) for d in data if "text/html" in d)
+        pages = ["".join(output.get("data", {}).get("text/html", [])) for output in cell.get("outputs", [])]
+        # the list of runs holds minutes and commits
+        text = " ".join(
+            td for page in pages if "minutes" not in page for td in re.findall(r"<td>(.*?)</td>", page, re.S)
+        )
         shown[cell["id"]] = NUMBER.findall(text)
     return {cell: found for cell, found in shown.items() if found}
 
