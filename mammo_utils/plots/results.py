@@ -209,7 +209,7 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, data: str
     if results["sd_seeds"].notna().any():
         label = f"± 1 standard deviation over {results['n_seeds'].max()} seeds"
         handles.append(Line2D([], [], color="k", linewidth=6, alpha=0.35, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=1)
     return figure
 
 
