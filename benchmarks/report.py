@@ -20,8 +20,8 @@ README_SCANS = {
 }
 TIMES = {"forward_ms": "forward, ms", "forward_backward_ms": "+ backward, ms", "times_slower": "times the first"}
 PREPROCESSING = """Preprocessing from {rows} × {columns} to {size} × {size} takes {ours_ms:.1f} ms an image in {workers}
-processes, {times_floor:.1f} times the floor of {floor_ms:.1f} ms (reading the bytes and the same filter, {filter}); the
-plain loop in one process takes {plain_ms:.0f} ms."""
+processes, {times_floor:.1f} times the floor of {floor_ms:.1f} ms, which reads the bytes and applies the same filter:
+{filter}. The plain loop in one process takes {plain_ms:.0f} ms."""
 
 
 def describe(record: dict[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,17 +127,18 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def exit_with_parent(parent: int | None = None, interval: float = 0.5) -> None:
+def exit_with_parent(interval: float = 0.5) -> None:
     """End this process soon after its parent, or the process named in ``MAMMO_STUDY_PID``, has gone.
 
     Called by every process that a study starts, so that a killed command leaves none behind. The parent's number
     is compared as well, because a killed process whose own parent does not reap it keeps its number.
 
     Args:
-        parent: Number of the parent; None takes the present one, which is wrong if it has died already.
         interval: Seconds between two checks.
     """
-    parent, starter = parent or os.getppid(), int(os.environ.get(STARTER, 0))
+    # a process started by multiprocessing knows its parent's number even if the parent has died before this line
+    parent = getattr(multiprocessing.parent_process(), "pid", None) or os.getppid()
+    starter = int(os.environ.get(STARTER, 0))
 
     def watch() -> None:
         while os.getppid() == parent and not (starter and not is_alive(starter)):

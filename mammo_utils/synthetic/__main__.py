@@ -1,4 +1,4 @@
-"""python -m mammo_utils.synthetic FOLDER: draw a synthetic release."""
+"""Draw a synthetic release: `python -m mammo_utils.synthetic FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import sys
 from pathlib import Path
 
 from mammo_utils.progress import Progress
-from mammo_utils.synthetic.release import LAYOUTS, write_release
+from mammo_utils.synthetic.release import write_release
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m mammo_utils.synthetic",
         description="Draw a synthetic mammography release in the format of CMMD and TOMPEI-CMMD.",
     )
-    parser.add_argument("folder", type=Path, help="where to write it; an empty or a new folder")
+    parser.add_argument("folder", type=Path, help="an empty or new folder")
     parser.add_argument("--n-exams", type=int, default=300)
     parser.add_argument("--rows", type=int, default=288, help="pixels; the real detector has 2294")
     parser.add_argument("--columns", type=int, default=240, help="pixels; the real detector has 1914")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--contrast", type=float, default=1.0, help="of the findings; 0: none to be seen")
-    parser.add_argument("--noise", type=float, default=1.0, help="of the pixels")
-    parser.add_argument("--null", action="store_true", help="labels carry no signal")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--layout", choices=LAYOUTS, default="descriptive")
-    knobs = vars(parser.parse_args(arguments))
+    parser.add_argument(
+        "--contrast", type=float, default=1.0, help="factor of the findings' contrast; they are invisible at 0"
+    )
+    parser.add_argument("--noise", type=float, default=1.0, help="factor of the pixels' noise")
+    parser.add_argument("--null", action="store_true", help="draw findings without regard to the labels")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one per core")
+    settings = vars(parser.parse_args(arguments))
     try:
-        folder = write_release(**knobs, progress=Progress("drawing", "exams"))
+        folder = write_release(**settings, progress=Progress("drawing", "exams"))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{folder} holds a synthetic release of {knobs['n_exams']} exams.")
+    print(f"{folder} holds a synthetic release of {settings['n_exams']} exams.")
     return 0
 
 

@@ -1,10 +1,10 @@
 """Who is in the synthetic release: classes, BI-RADS, densities, views and findings, as often as in the real one.
 
-Margins (data contract, sections 1 and 2) are exact: 826 of 1,775 patients have four views; 2,601 breasts are
-1,167 Malignant, 1,054 Normal, 215 Benign, 140 Invisible and 25 Exclusion; BI-RADS 1 to 5 number 1,055, 79, 252,
-399 and 665, and 151 are blank. How CMMD's own labels pair up within a patient (729 Malignant beside an unlabelled
-breast, 61 Benign + Benign, 30 Benign + Malignant, 6 Malignant + Malignant; alone 545 Malignant and 404 Benign)
-is counted from its clinical sheet. The cells inside these margins are ours.
+The margins are those of the release: 826 of 1,775 patients have four views; 2,601 breasts are 1,167 Malignant, 1,054
+Normal, 215 Benign, 140 Invisible and 25 Exclusion; BI-RADS 1 to 5 number 1,055, 79, 252, 399 and 665, and 151 are
+blank. CMMD's clinical sheet gives the pairs of labels within a patient: 729 Malignant beside an unlabelled breast, 61
+Benign + Benign, 30 Benign + Malignant, 6 Malignant + Malignant; alone 545 Malignant and 404 Benign. The cells inside
+these margins are invented.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from functools import cache
 
 import numpy as np
 
-SIDES = ("L", "R")
-LIFT = (0.9, 0.3)  # how far `up` and `lateral` lift a place in the MLO view, which looks from the upper inner side
+from mammo_utils.vocabulary import SIDES
+
+LIFT = (0.9, 0.3)  # how far `up` and `lateral` lift a place in the MLO view, which is taken from the upper inner side
 FOUR_VIEWS, PATIENTS = 826, 1775
-LEFT_ALONE = 988 / 1872  # of CMMD's labelled breasts
+LEFT_SHARE = 988 / 1872  # of CMMD's labelled breasts
 
 # (number of patients, (class in TOMPEI-CMMD, label in CMMD) of each breast); "" = CMMD has no row for it
 ONE_BREAST = (
@@ -59,7 +60,7 @@ ABNORMALITY = {  # of CMMD's rows: mass, calcification, both
     "Benign": {"mass": 412, "calcification": 64, "both": 80},
 }
 SUBTYPE = {"Luminal B": 376, "Luminal A": 152, "HER2-enriched": 135, "triple negative": 86}
-AGE = {"Malignant": (49.4, 10.7), "Benign": (42.6, 9.8)}  # years: mean and deviation of CMMD's rows
+AGE = {"Malignant": (49.4, 10.7), "Benign": (42.6, 9.8)}  # mean and standard deviation in years
 MASS_KINDS = {
     "Malignant": {"mass": 90, "dist": 6, "FAD": 4},
     "Benign": {"FA": 50, "mass": 25, "FAD": 15, "lipoma": 10},
@@ -70,9 +71,11 @@ MASS_KINDS = {
 class Finding:
     """One lesion of a breast.
 
-    kind: the release's word (mass, calc, dist, FA, FAD, lipoma). suspicion: 0 (plainly benign) to 1 (plainly
-    cancer); conspicuity and spiculation rise with it. radius: mm. place: (depth, lateral, up), where depth goes
-    from 0 at the chest wall to 1 at the nipple, and the others from -1 to 1.
+    Attributes:
+        kind: The release's word: mass, calc, dist, FA, FAD or lipoma.
+        suspicion: From 0 (plainly benign) to 1 (plainly cancer); conspicuity and spiculation rise with it.
+        radius: In mm.
+        place: (depth, lateral, up); depth is 0 at the chest wall and 1 at the nipple, the others are -1 to 1.
     """
 
     kind: str
@@ -83,7 +86,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Breast:
-    """One breast: `cmmd` is CMMD's own label and `density` the reader's, "" where blank; so `birads`, None."""
+    """One breast of a patient.
+
+    Attributes:
+        side: "L" or "R".
+        classification: Class in TOMPEI-CMMD.
+        cmmd: CMMD's own label, "" if it has none.
+        birads: None if blank.
+        density: As the reader recorded it, "" if blank.
+        abnormality: CMMD's word, also where it has no row.
+        subtype: Molecular subtype, None if unknown.
+        findings: What is drawn.
+    """
 
     side: str
     classification: str
@@ -97,8 +111,15 @@ class Breast:
 
 @dataclass(frozen=True)
 class Exam:
-    """One patient. `number` counts from 0; `id` is S1-xxxx or S2-xxxx, never the real D1-, D2-. `density` is
-    what is drawn."""
+    """One patient.
+
+    Attributes:
+        number: Counts from 0.
+        id: S1-xxxx or S2-xxxx, never the real D1- or D2-.
+        age: In years.
+        density: What is drawn.
+        breasts: One or two.
+    """
 
     number: int
     id: str
@@ -107,46 +128,51 @@ class Exam:
     breasts: tuple[Breast, ...]
 
 
-def exams_of(n: int, seed: int) -> list[Exam]:
-    """The first `n` exams of the release of this seed; each is a function of (seed, its number)."""
-    met = {"S1": 0, "S2": 0}
+def sample_exams(n: int, seed: int) -> list[Exam]:
+    """Sample the first `n` exams of the release with this seed; each is a function of the seed and its number."""
+    counts = {"S1": 0, "S2": 0}
     exams = []
     for number in range(n):
         rng = _rng(seed, number, 0)
-        sides = sides_of(rng)
-        age, density, breasts = _patient(rng, sides)
-        # CMMD's second part is almost wholly four-view patients with a cancer of known subtype
+        sides = _sample_sides(rng)
+        age, density, breasts = _sample_patient(rng, sides)
+        # nearly all of CMMD's second part are four-view patients with a cancer of known subtype
         dataset = "S2" if len(sides) == 2 and any(breast.subtype for breast in breasts) else "S1"
-        met[dataset] += 1
-        exams.append(Exam(number, f"{dataset}-{met[dataset]:04d}", age, density, breasts))
+        counts[dataset] += 1
+        exams.append(Exam(number, f"{dataset}-{counts[dataset]:04d}", age, density, breasts))
     return exams
 
 
-def findings_without_signal(exam: Exam, seed: int) -> tuple[tuple[Finding, ...], ...]:
-    """Findings per breast as another patient with the same views would have them: the null setting."""
+def sample_null_findings(exam: Exam, seed: int) -> tuple[tuple[Finding, ...], ...]:
+    """Sample the findings of each breast for the null setting: those of another patient with the same views."""
     sides = tuple(breast.side for breast in exam.breasts)
-    _, _, breasts = _patient(_rng(seed, exam.number, 1), sides)
+    _, _, breasts = _sample_patient(_rng(seed, exam.number, 1), sides)
     return tuple(breast.findings for breast in breasts)
 
 
-def sides_of(rng: np.random.Generator) -> tuple[str, ...]:
+def iterate_breasts(exams: list[Exam]) -> Iterator[tuple[Exam, Breast]]:
+    """Yield every breast with its exam."""
+    return ((exam, breast) for exam in exams for breast in exam.breasts)
+
+
+def _sample_sides(rng: np.random.Generator) -> tuple[str, ...]:
     if rng.random() < FOUR_VIEWS / PATIENTS:
         return SIDES
-    return ("L",) if rng.random() < LEFT_ALONE else ("R",)
+    return ("L",) if rng.random() < LEFT_SHARE else ("R",)
 
 
 def _rng(seed: int, number: int, stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, number, stream])
 
 
-def _patient(rng: np.random.Generator, sides: tuple[str, ...]) -> tuple[int, str, tuple[Breast, ...]]:
+def _sample_patient(rng: np.random.Generator, sides: tuple[str, ...]) -> tuple[int, str, tuple[Breast, ...]]:
     table = ONE_BREAST if len(sides) == 1 else TWO_BREASTS
     labels = list(table[rng.choice(len(table), p=_shares(tuple(count for count, _ in table)))][1])
     if len(labels) == 2 and rng.random() < 0.5:
         labels.reverse()
     density = _pick(rng, DENSITY)
     breasts = tuple(
-        _breast(rng, side, *label, density, four_views=len(sides) == 2)
+        _sample_breast(rng, side, *label, density, four_views=len(sides) == 2)
         for side, label in zip(sides, labels, strict=True)
     )
     worst = "Malignant" if any(cmmd == "Malignant" for _, cmmd in labels) else "Benign"
@@ -154,7 +180,7 @@ def _patient(rng: np.random.Generator, sides: tuple[str, ...]) -> tuple[int, str
     return age, density, breasts
 
 
-def _breast(
+def _sample_breast(
     rng: np.random.Generator, side: str, classification: str, cmmd: str, density: str, four_views: bool
 ) -> Breast:
     index = rng.choice(6, p=_shares(BIRADS[classification]))
@@ -163,16 +189,18 @@ def _breast(
     subtype = _pick(rng, SUBTYPE) if cmmd == "Malignant" and four_views and rng.random() < 0.97 else None
     findings: tuple[Finding, ...] = ()
     if classification in ("Benign", "Malignant"):
-        findings = _findings(rng, classification, birads or 3, abnormality)
+        findings = _sample_findings(rng, classification, birads or 3, abnormality)
     if classification == "Exclusion" and rng.random() < 9 / 25:  # the nine breasts without a density
         density = ""
     return Breast(side, classification, cmmd, birads, density, abnormality, subtype, findings)
 
 
-def _findings(rng: np.random.Generator, classification: str, birads: int, abnormality: str) -> tuple[Finding, ...]:
+def _sample_findings(
+    rng: np.random.Generator, classification: str, birads: int, abnormality: str
+) -> tuple[Finding, ...]:
     malignant = classification == "Malignant"
     suspicion = {2: 0.1, 3: 0.45, 4: 0.85, 5: 1.0}[birads] * (1.0 if malignant else 0.8)
-    place = _place(rng)
+    place = _sample_place(rng)
     findings = []
     if abnormality in ("mass", "both"):
         kind = _pick(rng, MASS_KINDS[classification])
@@ -184,11 +212,9 @@ def _findings(rng: np.random.Generator, classification: str, birads: int, abnorm
     return tuple(findings)
 
 
-def _place(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Anywhere a finding has room for, more often in the upper outer quadrant.
-
-    Spread wide on purpose: what a finding changes in the mean picture is the curvature of this spread.
-    """
+def _sample_place(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Sample a place with room for a finding, more often in the upper outer quadrant."""
+    # a wide spread: the mean image of breasts with findings differs from that without by the curvature of this density
     while True:
         depth = rng.uniform(0.15, 0.8)
         angle, away = rng.normal(np.pi / 4, 1.5), 0.75 * np.sqrt(rng.random())
@@ -205,9 +231,3 @@ def _pick(rng: np.random.Generator, counts: dict[str, int]) -> str:
 @cache
 def _shares(counts: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(count / sum(counts) for count in counts)
-
-
-def each_breast(exams: list[Exam]) -> Iterator[tuple[Exam, Breast]]:
-    for exam in exams:
-        for breast in exam.breasts:
-            yield exam, breast

@@ -1,7 +1,7 @@
-"""Draws findings into a mammogram, and the harmless things that look a little like them.
+"""Draw findings into a mammogram, and harmless structures that look a little like them.
 
-A finding gathers tissue from its surroundings: what its core adds, a wide dark surround takes away, so that the
-sum over the breast stays. A mean or a coarse thumbnail cannot tell a breast with a finding; its local shape can.
+A finding gathers tissue from its surroundings: a wide dark surround loses what its core gains, so the sum over the
+breast does not change. A mean or a coarse thumbnail therefore does not reveal a finding; its local shape does.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ import numpy as np
 from mammo_utils.synthetic.cases import Finding
 
 if TYPE_CHECKING:
-    from mammo_utils.synthetic.anatomy import Outlines
+    from mammo_utils.synthetic.anatomy import BreastShape
 
 ROUND = ("FA", "lipoma")
 
 
 @dataclass(frozen=True)
-class Outline:
-    """A finding's outline: its kind, and points (n, 2) as x, y in pixels of the left-breast picture."""
+class LesionOutline:
+    """A finding's outline.
+
+    Attributes:
+        kind: That of the finding.
+        points: (n, 2), x and y in pixels.
+    """
 
     kind: str
     points: np.ndarray
 
 
 class Window:
-    """A square cut-out of the picture around a point, with mm coordinates about it."""
+    """A square cut-out of the picture around a point, with coordinates in mm relative to it."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, centre: tuple[float, float], reach: float) -> None:
         columns = np.flatnonzero(np.abs(x[0] - centre[0]) <= reach)
@@ -47,23 +52,37 @@ def add_findings(
     mask: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
-    outline: Outlines,
+    breast: BreastShape,
     findings: tuple[Finding, ...],
     rng: np.random.Generator,
     contrast: float,
-) -> list[Outline]:
-    """Add the findings of a breast to its picture (float32, grey levels, changed in place)."""
+) -> list[LesionOutline]:
+    """Add the findings of a breast to its picture.
+
+    Args:
+        picture: float32 (rows, columns), grey levels; changed in place.
+        mask: bool (rows, columns), True inside the breast.
+        x: Coordinates in mm, (1, columns).
+        y: Likewise, (rows, 1).
+        breast: Its shape.
+        findings: Its lesions.
+        rng: Draws them.
+        contrast: Factor of their contrast.
+
+    Returns:
+        The outline of each finding.
+    """
     drawn = []
     steps = np.array([x[0, 1] - x[0, 0], y[1, 0] - y[0, 0]])
     for finding in findings:
-        centre = outline.point(finding.place)
-        radius = min(finding.radius, 0.19 * outline.reach)
+        centre = breast.project(finding.place)
+        radius = min(finding.radius, 0.19 * breast.reach)
         window = Window(x, y, centre, 4.2 * radius)
         pattern, edge = _draw_finding(window, finding, radius, rng, float(steps.max()))
         _add(picture, mask, window, contrast * pattern, (1.2 if finding.kind == "calc" else 1.8) * radius)
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         away = edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        drawn.append(Outline(finding.kind, (np.array(centre) + away) / steps - 0.5))
+        drawn.append(LesionOutline(finding.kind, (np.array(centre) + away) / steps - 0.5))
     return drawn
 
 
@@ -72,26 +91,26 @@ def add_harmless(
     mask: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
-    outline: Outlines,
+    breast: BreastShape,
     rng: np.random.Generator,
 ) -> None:
-    """Add what every breast may have, whatever its label: cysts, nodes, islands of tissue, single calcifications."""
+    """Add what any breast may have: cysts, nodes, islands of tissue, single calcifications; see `add_findings`."""
     for _ in range(rng.integers(0, 4)):
         place = (rng.uniform(0.2, 0.75), rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
         radius = rng.uniform(4, 11)
-        window = Window(x, y, outline.point(place), 4 * radius)
+        window = Window(x, y, breast.project(place), 4 * radius)
         stretch, turn = rng.uniform(0.75, 1.25), rng.uniform(0, np.pi)
         r = window.r * (1 + (stretch - 1) * np.cos(2 * (window.angle - turn)))
         blob = rng.uniform(12, 34) * np.exp(-(np.square(r / radius) ** rng.uniform(0.8, 1.6)))
         _add(picture, mask, window, blob, 2.2 * radius)
     for _ in range(rng.integers(0, 4)):
         place = (rng.uniform(0.2, 0.8), rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
-        window = Window(x, y, outline.point(place), 3)
+        window = Window(x, y, breast.project(place), 3)
         _add(picture, mask, window, rng.uniform(30, 80) * np.exp(-np.square(window.r / 0.6)), 3)
 
 
 def _add(picture: np.ndarray, mask: np.ndarray, window: Window, pattern: np.ndarray, around: float) -> None:
-    """Add a pattern, and take the same sum away around it and in its gaps, all inside the breast."""
+    """Add a pattern inside the breast and subtract the same sum around it and in its gaps."""
     inside = mask[window.cut]
     pattern = pattern * inside
     gaps = 1 - np.clip(pattern / (pattern.max() + 1e-6), 0, 1)
@@ -102,25 +121,25 @@ def _add(picture: np.ndarray, mask: np.ndarray, window: Window, pattern: np.ndar
 
 
 def _draw_finding(window: Window, finding: Finding, radius: float, rng: np.random.Generator, step: float):
-    """The pattern of a finding in grey levels, and its edge: radius in mm as a function of the angle."""
+    """Draw a finding's pattern in grey levels, and its edge: radius in mm as a function of the angle."""
     s = finding.suspicion
-    edge = _edge(radius, 0.05 if finding.kind in ROUND else 0.04 + 0.11 * s, rng)
+    edge = _draw_edge(radius, 0.05 if finding.kind in ROUND else 0.04 + 0.11 * s, rng)
     if finding.kind == "calc":
-        return _calcifications(window, radius, s, rng, step), _edge(1.25 * radius, 0.04, rng)
+        return _draw_calcifications(window, radius, s, rng, step), _draw_edge(1.25 * radius, 0.04, rng)
     if finding.kind == "lipoma":
         away = window.r - edge(window.angle)
         return -22 / (1 + np.exp(away / 0.9)) + 26 * np.exp(-np.square(away / 0.9)), edge
     if finding.kind == "FAD":
         return (22 + 38 * s) * np.exp(-(np.square(window.r / edge(window.angle)) ** 1.2)), edge
-    lines = _spicules(window, radius, s, rng) if finding.kind not in ROUND else 0.0
+    lines = _draw_spicules(window, radius, s, rng) if finding.kind not in ROUND else 0.0
     if finding.kind == "dist":
-        return (40 + 60 * s) * lines, _edge(1.5 * radius, 0.04, rng)
+        return (40 + 60 * s) * lines, _draw_edge(1.5 * radius, 0.04, rng)
     core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 0.8, -30, 30)))
     return (28 + 72 * s) * np.maximum(core, lines), edge
 
 
-def _edge(radius: float, irregular: float, rng: np.random.Generator):
-    """A closed curve about a point: radius (mm) as a function of the angle."""
+def _draw_edge(radius: float, irregular: float, rng: np.random.Generator):
+    """Draw a closed curve about a point: radius in mm as a function of the angle."""
     k = np.arange(2, 8)
     size, phase = irregular * rng.standard_normal(6) * (2 / k) ** 0.5, rng.uniform(0, 2 * np.pi, 6)
 
@@ -131,8 +150,8 @@ def _edge(radius: float, irregular: float, rng: np.random.Generator):
     return edge
 
 
-def _spicules(window: Window, radius: float, s: float, rng: np.random.Generator) -> np.ndarray:
-    """Lines that radiate from a mass, 0..1; more, longer and stronger with suspicion."""
+def _draw_spicules(window: Window, radius: float, s: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw lines that radiate from a mass, 0..1: more, longer and stronger with suspicion."""
     n = round(3 + 9 * s)
     angles = 2 * np.pi * (np.arange(n) + rng.uniform(-0.3, 0.3, n)) / n + rng.uniform(0, 6.28)
     lines = np.zeros_like(window.r)
@@ -146,14 +165,14 @@ def _spicules(window: Window, radius: float, s: float, rng: np.random.Generator)
     return (0.3 + 0.7 * s) * lines
 
 
-def _calcifications(window: Window, radius: float, s: float, rng: np.random.Generator, step: float) -> np.ndarray:
-    """A cluster of bright grains: few and round when harmless, many, uneven and drawn out when not."""
+def _draw_calcifications(window: Window, radius: float, s: float, rng: np.random.Generator, step: float) -> np.ndarray:
+    """Draw a cluster of bright grains: few and round if benign, many, uneven and stretched if suspicious."""
     n = round(6 + 40 * s)
     angle, away = rng.uniform(0, 6.28, n), radius * np.sqrt(rng.random(n))
     stretch, turn = 1 - 0.35 * s, rng.uniform(0, 6.28)
     px, py = away * np.cos(angle), away * stretch * np.sin(angle)
     px, py = px * np.cos(turn) - py * np.sin(turn), px * np.sin(turn) + py * np.cos(turn)
-    size = np.maximum(rng.uniform(0.5, 0.5 + 0.5 * s, n), 0.6 * step)  # mm; never below what a pixel shows
+    size = np.maximum(rng.uniform(0.5, 0.5 + 0.5 * s, n), 0.6 * step)  # mm; at least what one pixel shows
     grains = np.zeros_like(window.r)
     for i in range(n):
         row = np.exp(-np.square((window.dy - py[i]) / size[i]))

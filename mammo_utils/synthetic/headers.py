@@ -1,4 +1,4 @@
-"""DICOM files with CMMD's header pattern, marked SYNTHETIC wherever a reader of headers would look."""
+"""DICOM files with CMMD's header pattern, marked SYNTHETIC in every field that describes their origin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mammo_utils.synthetic.anatomy import HEIGHT, WIDTH
 
 SOP_CLASS = DigitalMammographyXRayImageStorageForPresentation
 MARK = "SYNTHETIC"
-VIEW_CODES = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
+PROJECTION_CODES = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 ORIENTATION = {
     ("L", "CC"): ["A", "R"],
     ("L", "MLO"): ["A", "FR"],
@@ -22,47 +22,35 @@ ORIENTATION = {
     ("R", "MLO"): ["P", "FL"],
 }
 FIXED = {  # the same in every file of the real release
+    **dict.fromkeys(["StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"], "000000"),
+    **dict.fromkeys(["AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID"], ""),
+    **dict.fromkeys(["Laterality", "ViewPosition"], ""),
+    **dict.fromkeys(["SeriesNumber", "SamplesPerPixel", "RescaleSlope"], 1),
+    **dict.fromkeys(["BodyPartExamined", "OrganExposed"], "BREAST"),
+    **dict.fromkeys(["BitsAllocated", "BitsStored"], 8),
+    **dict.fromkeys(["PixelRepresentation", "RescaleIntercept"], 0),
     "SpecificCharacterSet": "ISO_IR 100",
     "ImageType": ["DERIVED", "PRIMARY"],
     "InstanceCreationDate": "20170818",
-    "StudyTime": "000000",
-    "SeriesTime": "000000",
-    "AcquisitionTime": "000000",
-    "ContentTime": "000000",
-    "AccessionNumber": "",
     "Modality": "MG",
     "PresentationIntentType": "FOR PRESENTATION",
-    "ReferringPhysicianName": "",
-    "PatientBirthDate": "",
     "PatientSex": "F",
     "PatientIdentityRemoved": "YES",
-    "BodyPartExamined": "BREAST",
     "DetectorType": "SCINTILLATOR",
     "PositionerType": "MAMMOGRAPHIC",
-    "OrganExposed": "BREAST",
-    "StudyID": "",
-    "SeriesNumber": 1,
-    "Laterality": "",
-    "ViewPosition": "",
-    "SamplesPerPixel": 1,
     "PhotometricInterpretation": "MONOCHROME2",
-    "BitsAllocated": 8,
-    "BitsStored": 8,
     "HighBit": 7,
-    "PixelRepresentation": 0,
     "BurnedInAnnotation": "NO",
     "PixelIntensityRelationship": "LOG",
     "PixelIntensityRelationshipSign": -1,
     "WindowCenter": 128,
     "WindowWidth": 256,
-    "RescaleIntercept": 0,
-    "RescaleSlope": 1,
     "RescaleType": "US",
     "WindowCenterWidthExplanation": "Full width of 8 bit data",
     "LossyImageCompression": "00",
     "PresentationLUTShape": "IDENTITY",
     "VOILUTFunction": "SIGMOID",
-    # where the real release says who made the image and how it was made anonymous
+    # fields that in the real release hold the origin of the image and its anonymisation
     "Manufacturer": f"{MARK} - drawn by mammo_utils",
     "InstitutionName": f"{MARK} - no institution",
     "ImageComments": f"{MARK} image: drawn by a program, shows no patient",
@@ -70,18 +58,18 @@ FIXED = {  # the same in every file of the real release
 }
 
 
-def uid_of(*what: object) -> str:
-    """A valid UID that is a function of `what`: 2.25.<128 bits as a decimal number> (PS3.5, B.2).
+def make_uid(*parts: object) -> str:
+    """Make a valid UID that is a function of `parts`: 2.25.<128 bits as a decimal number> (PS3.5, B.2).
 
-    The bits are a SHA-256 cut to the form of a UUID, in a space of names of our own.
+    The bits are a SHA-256 cut to the form of a UUID, in a namespace of our own.
     """
-    digest = bytearray(hashlib.sha256(repr(("mammo_utils synthetic", *what)).encode()).digest()[:16])
-    digest[6] = digest[6] & 0x0F | 0x80  # version 8: made by a rule of one's own (RFC 9562)
+    digest = bytearray(hashlib.sha256(repr(("mammo_utils synthetic", *parts)).encode()).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x80  # version 8: custom (RFC 9562)
     digest[8] = digest[8] & 0x3F | 0x80
     return f"2.25.{int.from_bytes(digest, 'big')}"
 
 
-CREATOR = uid_of("creator")
+CREATOR = make_uid("creator")
 
 
 def write_dicom(
@@ -92,12 +80,23 @@ def write_dicom(
     age: int,
     date: str,
     side: str,
-    view: str,
+    projection: str,
     number: int,
     uids: tuple[str, str, str],
 ) -> None:
-    """Write one image. pixels: uint8 (rows, columns); date: YYYYMMDD; number: of the image in its series;
-    uids: of study, series and instance."""
+    """Write one image.
+
+    Args:
+        path: File to write.
+        pixels: uint8 (rows, columns).
+        patient: ID, and name.
+        age: In years.
+        date: Of the study, YYYYMMDD.
+        side: "L" or "R".
+        projection: "CC" or "MLO".
+        number: Of the image in its series, from 1.
+        uids: Of study, series and instance.
+    """
     rows, columns = pixels.shape
     study, series, instance = uids
     meta = FileMetaDataset()
@@ -121,9 +120,9 @@ def write_dicom(
     dataset.PatientAge = f"{age:03d}Y"
     dataset.InstanceNumber = number
     dataset.ImageLaterality = side
-    dataset.PatientOrientation = ORIENTATION[side, view]
+    dataset.PatientOrientation = ORIENTATION[side, projection]
     code = Dataset()
-    code.CodeValue, code.CodeMeaning = VIEW_CODES[view]
+    code.CodeValue, code.CodeMeaning = PROJECTION_CODES[projection]
     code.CodingSchemeDesignator = "SCT"
     dataset.ViewCodeSequence = [code]
     dataset.ImagerPixelSpacing = [f"{HEIGHT / rows:.9f}", f"{WIDTH / columns:.9f}"]

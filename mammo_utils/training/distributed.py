@@ -7,7 +7,6 @@ be empty and an encoder may get no view at all, torch's DistributedDataParallel 
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 from collections.abc import Callable
@@ -81,7 +80,7 @@ def run_distributed(
     with tempfile.TemporaryDirectory() as folder:
         queue = get_context("spawn").SimpleQueue()
         meeting = (Path(folder) / "meeting").as_uri()
-        common = (function, n, meeting, queue, cuda, os.getpid(), arguments)
+        common = (function, n, meeting, queue, cuda, arguments)
         running = start_processes(_run_rank, common, n, join=False, start_method="spawn")
         failed = None
 
@@ -111,10 +110,8 @@ def run_distributed(
                 process.terminate()
 
 
-def _run_rank(
-    rank: int, function: Callable, n: int, meeting: str, queue, cuda: bool, parent: int, arguments: tuple
-) -> None:
-    exit_with_parent(parent)  # an orphan would write into the files of the next start
+def _run_rank(rank: int, function: Callable, n: int, meeting: str, queue, cuda: bool, arguments: tuple) -> None:
+    exit_with_parent()  # an orphan would write into the files of the next start
     if cuda:
         torch.cuda.set_device(rank % torch.cuda.device_count())
     # NCCL refuses two processes on one GPU; gloo goes through the host instead

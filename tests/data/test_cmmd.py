@@ -78,10 +78,21 @@ def test_labels_come_from_the_workbook_and_excluded_breasts_have_a_reason(releas
     assert {"breast", "image"} <= set(cohort.excluded["kind"])
 
 
-@pytest.mark.parametrize("layout", ["rest", "flat"])
-def test_the_layout_of_folders_does_not_matter(pristine, tmp_path, layout):
-    write_release(tmp_path / layout, n_exams=24, rows=64, columns=56, seed=5, workers=1, layout=layout)
-    expected, found = read_cohort("cmmd", pristine), read_cohort("cmmd", tmp_path / layout)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "tciaDownload/{0.SeriesInstanceUID}/{0.InstanceNumber:08d}.dcm",
+        "CMMD/{0.StudyInstanceUID}/1-{0.InstanceNumber}.dcm",
+    ],
+)
+def test_the_layout_of_folders_does_not_matter(pristine, release, layout):
+    """The layouts of the REST client and of flattened copies."""
+    for path in dicoms(release):
+        place = release / layout.format(pydicom.dcmread(path, stop_before_pixels=True))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    shutil.rmtree(release / "manifest-synthetic")
+    expected, found = read_cohort("cmmd", pristine), read_cohort("cmmd", release)
     pd.testing.assert_frame_equal(found.exams, expected.exams)
     pd.testing.assert_frame_equal(found.lesions, expected.lesions)
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from mammo_utils.synthetic import anatomy
-from mammo_utils.synthetic.cases import Breast, Exam, Finding, exams_of
+from mammo_utils.synthetic.cases import Breast, Exam, Finding, sample_exams
 from mammo_utils.synthetic.release import Settings, draw_exam
 
 SETTINGS = Settings(rows=288, columns=240, seed=3, contrast=1.0, noise=1.0, null=False)
@@ -28,7 +28,7 @@ def inside(points, x, y):
 
 @pytest.fixture(scope="module")
 def exams():
-    return [exam for exam in exams_of(60, 3) if len(exam.breasts) == 2][:12]
+    return [exam for exam in sample_exams(60, 3) if len(exam.breasts) == 2][:12]
 
 
 def test_chest_wall_is_at_the_left_edge_of_left_breasts_and_at_the_right_of_right_ones(exams):
@@ -118,7 +118,7 @@ def test_a_finding_lies_at_the_same_depth_in_both_views_and_where_its_quadrant_i
 def test_findings_lie_in_the_breast_wherever_they_are_placed():
     """As in the release, an outline may reach past the chest wall, out of the image by a little."""
     outside, n = 0, 0
-    for exam in exams_of(80, 4):
+    for exam in sample_exams(80, 4):
         for image, outlines in draw_exam(exam, SETTINGS).values():
             for outline in outlines:
                 points = np.rint(outline.points).astype(int)

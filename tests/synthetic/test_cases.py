@@ -8,9 +8,9 @@ from mammo_utils.synthetic.cases import (
     DENSITY,
     ONE_BREAST,
     TWO_BREASTS,
-    each_breast,
-    exams_of,
-    findings_without_signal,
+    iterate_breasts,
+    sample_exams,
+    sample_null_findings,
 )
 
 # data contract, sections 1 and 2
@@ -20,7 +20,7 @@ CATEGORIES = {1: 1055, 2: 79, 3: 252, 4: 399, 5: 665, None: 151}
 
 @pytest.fixture(scope="module")
 def exams():
-    return exams_of(1775, 0)
+    return sample_exams(1775, 0)
 
 
 def agree(counts, expected, total):
@@ -51,7 +51,7 @@ def test_the_tables_have_the_margins_of_the_real_release():
 
 
 def test_a_drawn_release_has_the_real_frequencies(exams):
-    breasts = [breast for _, breast in each_breast(exams)]
+    breasts = [breast for _, breast in iterate_breasts(exams)]
     agree(Counter(breast.classification for breast in breasts), CLASSES, len(breasts))
     agree(Counter(breast.birads for breast in breasts), CATEGORIES, len(breasts))
     agree(Counter(exam.density for exam in exams), DENSITY, len(exams))
@@ -66,23 +66,23 @@ def test_a_drawn_release_has_the_real_frequencies(exams):
 
 
 def test_every_breast_with_something_to_see_has_a_finding_and_no_other(exams):
-    for _, breast in each_breast(exams):
+    for _, breast in iterate_breasts(exams):
         assert bool(breast.findings) == (breast.classification in ("Benign", "Malignant"))
-    lesions = [len(breast.findings) for _, breast in each_breast(exams) if breast.findings]
+    lesions = [len(breast.findings) for _, breast in iterate_breasts(exams) if breast.findings]
     assert 1.15 < np.mean(lesions) < 1.4, "the real release has 1.28 an annotated breast"
 
 
 def test_ids_are_not_the_real_ones_and_do_not_depend_on_how_many_exams_there_are(exams):
     assert len({exam.id for exam in exams}) == 1775
     assert all(exam.id[:3] in ("S1-", "S2-") for exam in exams)
-    assert exams_of(50, 0) == exams[:50]
-    assert exams_of(50, 1) != exams[:50]
+    assert sample_exams(50, 0) == exams[:50]
+    assert sample_exams(50, 1) != exams[:50]
 
 
 def test_null_findings_do_not_follow_the_labels(exams):
     with_finding = {True: [], False: []}
     for exam in exams:
-        for breast, findings in zip(exam.breasts, findings_without_signal(exam, 0), strict=True):
+        for breast, findings in zip(exam.breasts, sample_null_findings(exam, 0), strict=True):
             with_finding[breast.classification == "Malignant"].append(bool(findings))
     shares = [np.mean(values) for values in with_finding.values()]
     assert abs(shares[0] - shares[1]) < 0.08, shares

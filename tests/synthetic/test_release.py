@@ -16,8 +16,8 @@ from openpyxl import load_workbook
 
 from mammo_utils.synthetic import write_release
 from mammo_utils.synthetic.__main__ import main
-from mammo_utils.synthetic.cases import each_breast, exams_of
-from mammo_utils.synthetic.headers import uid_of
+from mammo_utils.synthetic.cases import iterate_breasts, sample_exams
+from mammo_utils.synthetic.headers import make_uid
 from mammo_utils.synthetic.tables import ANNOTATIONS, CLINICAL_SHEET, WORKBOOK
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -107,9 +107,9 @@ def test_headers_are_valid_and_say_synthetic(release):
 def test_uids_are_uuids_of_their_own_content():
     import uuid
 
-    number = int(uid_of("study", 1)[5:])
+    number = int(make_uid("study", 1)[5:])
     assert uuid.UUID(int=number).version == 8 and uuid.UUID(int=number).variant == uuid.RFC_4122
-    assert uid_of("study", 1) == uid_of("study", 1) != uid_of("study", 2)
+    assert make_uid("study", 1) == make_uid("study", 1) != make_uid("study", 2)
 
 
 def test_each_breast_has_one_cc_and_one_mlo_in_the_real_order(release):
@@ -147,7 +147,7 @@ def test_workbook_tells_the_labels_and_that_it_is_synthetic(release):
     book = load_workbook(release / WORKBOOK)
     assert "SYNTHETIC" in book["README"]["A1"].value
     rows = list(book["Imaging Diagnosis Details Sheet"].iter_rows(min_row=3, values_only=True))
-    breasts = list(each_breast(exams_of(14, 5)))
+    breasts = list(iterate_breasts(sample_exams(14, 5)))
     assert all(len(row) == 33 for row in rows) and len(rows) == len(breasts)
     for row, (exam, breast) in zip(rows, breasts, strict=True):
         clean = [value.strip("\u200b") if isinstance(value, str) else value for value in row]
@@ -163,7 +163,7 @@ def test_workbook_tells_the_labels_and_that_it_is_synthetic(release):
 
 
 def test_annotations_are_of_mlo_views_and_lie_in_the_image(release):
-    findings = {(e.id, b.side): b.findings for e, b in each_breast(exams_of(14, 5)) if b.findings}
+    findings = {(e.id, b.side): b.findings for e, b in iterate_breasts(sample_exams(14, 5)) if b.findings}
     files = {tuple(re.split(r"_MLO_|_Ann", path.name)[:2]): path for path in (release / ANNOTATIONS).glob("*.json")}
     assert set(files) == set(findings)
     labels, types = [], set()
@@ -179,15 +179,6 @@ def test_annotations_are_of_mlo_views_and_lie_in_the_image(release):
     assert types == {"Draw", "Polyline"} and any(label.endswith(" ") for label in labels)
     junk = list((release / "__MACOSX").rglob("*.json"))
     assert junk and all(path.name.startswith("._") for path in junk)
-
-
-@pytest.mark.parametrize(
-    "layout, pattern", [("rest", "tciaDownload/2.25.*/0000000?.dcm"), ("flat", "CMMD/2.25.*/1-?.dcm")]
-)
-def test_other_layouts_hold_the_same_images(release, tmp_path, layout, pattern):
-    folder = write_release(tmp_path / layout, **SMALL, workers=1, layout=layout)
-    found = sorted(path.read_bytes() for path in folder.glob(pattern))
-    assert found == sorted(path.read_bytes() for path in release.rglob("*.dcm"))
 
 
 def test_the_same_whoever_draws_it_and_how_many(release, tmp_path):
@@ -253,7 +244,6 @@ def test_a_finished_release_is_left_alone_and_a_lost_exam_is_drawn_again(tmp_pat
         ({"rows": 8}, "rows is 8; it must be 32 or more"),
         ({"contrast": -1}, "contrast is -1"),
         ({"noise": float("nan")}, "noise is nan"),
-        ({"layout": "zip"}, "layout is 'zip'; it must be one of descriptive, rest, flat"),
     ],
 )
 def test_a_knob_out_of_range_is_named(tmp_path, knobs, words):

@@ -9,8 +9,9 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mammo_utils.synthetic.cases import SIDES, exams_of
+from mammo_utils.synthetic.cases import sample_exams
 from mammo_utils.synthetic.release import Settings, draw_exam
+from mammo_utils.vocabulary import SIDES
 
 LABELS = {"Normal": 0, "Benign": 0, "Malignant": 1}
 
@@ -19,7 +20,7 @@ def table(n, null):
     """Per usable breast: exam, diagnosis, BI-RADS and what can be read off simply."""
     settings = Settings(rows=144, columns=120, seed=11, contrast=1.0, noise=1.0, null=null)
     rows = {name: [] for name in ("exam", "y", "birads", "mean", "thumbnail", "views", "peak")}
-    for exam in exams_of(n, 11):
+    for exam in sample_exams(n, 11):
         drawn = draw_exam(exam, settings)
         present = [any(b.side == side for b in exam.breasts) for side in SIDES]
         for breast in exam.breasts:
