@@ -87,7 +87,13 @@ def sample_body(rng: np.random.Generator) -> Body:
 
 
 def sample_shape(body: Body, projection: str, rng: np.random.Generator) -> BreastShape:
-    """Sample the shape of one breast in one projection: the body's, with differences between the sides."""
+    """Draw the shape of one breast in one projection: that of the body, with what differs from side to side.
+
+    Args:
+        body: What both breasts share.
+        projection: "CC" or "MLO".
+        rng: Draws the differences.
+    """
     reach = body.reach * rng.normal(1, 0.025)
     half = body.half_width * rng.normal(1, 0.03)
     nipple = body.nipple + rng.normal(0, 3)

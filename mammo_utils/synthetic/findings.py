@@ -94,7 +94,16 @@ def add_harmless(
     breast: BreastShape,
     rng: np.random.Generator,
 ) -> None:
-    """Add what any breast may have: cysts, nodes, islands of tissue, single calcifications; see `add_findings`."""
+    """Add what any breast may have, whatever its label: cysts, nodes, islands of tissue, single calcifications.
+
+    Args:
+        picture: float32 (rows, columns), grey levels; changed in place.
+        mask: bool (rows, columns), True inside the breast.
+        x: Coordinates in mm, (1, columns).
+        y: Likewise, (rows, 1).
+        breast: Its shape.
+        rng: Draws them.
+    """
     for _ in range(rng.integers(0, 4)):
         place = (rng.uniform(0.2, 0.75), rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
         radius = rng.uniform(4, 11)
