@@ -1,4 +1,4 @@
-"""The control: where labels carry no signal, the whole line finds none. Minutes long: pytest -m slow."""
+"""The negative control: without signal in the labels, training finds none. Takes minutes: pytest -m slow."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from tests.conftest import CHECKOUT, prepare
 
 @pytest.mark.slow
 def test_null_cohorts_give_a_mean_auc_of_one_half(tmp_path, monkeypatch):
-    """Ten cohorts and ten seeds: a test AUC is uncertain by some 0.06 each, their mean by some 0.02."""
+    """With ten cohorts and seeds, the standard error is about 0.06 of each test AUC and 0.02 of their mean."""
     monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     shutil.copytree(CHECKOUT / "config", tmp_path / "config")
     scores = []

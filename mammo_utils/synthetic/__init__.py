@@ -1,4 +1,4 @@
-"""The synthetic cohort: drawn and written to disk in the real release's own format."""
+"""A synthetic cohort, drawn and written to disk in the format of the real release."""
 
 from mammo_utils.synthetic.release import write_release
 

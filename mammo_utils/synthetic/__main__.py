@@ -1,4 +1,4 @@
-"""Draw a synthetic release: `python -m mammo_utils.synthetic FOLDER`."""
+"""Draws a synthetic release: python -m mammo_utils.synthetic FOLDER."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from mammo_utils.synthetic.release import write_release
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Draw a release with the settings of the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mammo_utils.synthetic",
         description="Draw a synthetic mammography release in the format of CMMD and TOMPEI-CMMD.",
     )
-    parser.add_argument("folder", type=Path, help="an empty or new folder")
+    parser.add_argument("folder", type=Path, help="a new or an empty folder")
     parser.add_argument("--n-exams", type=int, default=300)
     parser.add_argument("--rows", type=int, default=288, help="pixels; the real detector has 2294")
     parser.add_argument("--columns", type=int, default=240, help="pixels; the real detector has 1914")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--contrast", type=float, default=1.0, help="factor of the findings' contrast; they are invisible at 0"
-    )
-    parser.add_argument("--noise", type=float, default=1.0, help="factor of the pixels' noise")
-    parser.add_argument("--null", action="store_true", help="draw findings without regard to the labels")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one per core")
+    parser.add_argument("--contrast", type=float, default=1.0, help="of the findings; 0 makes them invisible")
+    parser.add_argument("--noise", type=float, default=1.0, help="of the pixels")
+    parser.add_argument("--null", action="store_true", help="draw findings that are independent of the labels")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     settings = vars(parser.parse_args(arguments))
     try:
         folder = write_release(**settings, progress=Progress("drawing", "exams"))

@@ -1,182 +1,138 @@
-"""Draw one synthetic mammogram: shape, fat, fibroglandular tissue, ducts, vessels, muscle, skin.
+"""Draws the mammograms of a synthetic exam: outline, fat, fibroglandular tissue, ducts, vessels, muscle and skin.
 
-Lengths are in mm. A picture is drawn as a left breast, with the chest wall at the left edge. Tissue is a random field
-with a power-law spectrum (about 1/f^3 in mammograms, Burgess 1999), thresholded so that the share of dense tissue
+Lengths are in mm. Every breast is drawn as a left one, with the chest wall at the left edge. Tissue is a random field
+with a power-law spectrum (mammograms have about 1/f^3, Burgess 1999), thresholded so that the share of dense tissue
 follows the density class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from numpy.random import Generator
 from scipy import fft
 
-from mammo_utils.synthetic.cases import LIFT, Finding
-from mammo_utils.synthetic.findings import LesionOutline, add_findings, add_harmless
+from mammo_utils.synthetic.cases import MLO_LIFT, Breast, Exam, Settings, replace_findings
+from mammo_utils.synthetic.findings import LesionOutline, add_benign_structures, add_findings
+from mammo_utils.vocabulary import SIDES
 
 HEIGHT, WIDTH = 2294 * 0.094090909, 1914 * 0.094090909  # mm of the real detector image: 215.8 x 180.1
 PROJECTIONS = ("CC", "MLO")
 DENSE_SHARE = {"fatty": -1.7, "scattered": -0.8, "heterogeneous dense": 0.2, "extremely dense": 1.2}
-FAT, GLAND, MUSCLE, SKIN = 52.0, 48.0, 52.0, 28.0  # grey levels: fat, and what each adds to it
+FAT, GLAND, MUSCLE, SKIN = 52.0, 48.0, 52.0, 28.0  # grey levels: fat, and what each other tissue adds to it
 
 
-@dataclass(frozen=True)
-class Body:
-    """What both breasts of a patient have in common.
+class _Body:
+    """What both breasts of a patient share; lengths in mm."""
 
-    Attributes:
-        reach: Chest wall to nipple.
-        half_width: Half the width in CC.
-        nipple: Below the top edge in CC.
-        muscle: Where the pectoral wedge meets the top and the left edge in MLO.
-        gland: Centre along the depth, and extent.
-        brightness, contrast: Factors of the grey levels.
-    """
-
-    reach: float
-    half_width: float
-    nipple: float
-    muscle: tuple[float, float]
-    gland: tuple[float, float]
-    brightness: float
-    contrast: float
+    def __init__(self, rng: Generator) -> None:
+        self.reach = float(np.clip(rng.normal(92, 13), 66, 128))  # from chest wall to nipple
+        self.half = float(np.clip(0.86 * self.reach + rng.normal(4, 5), 58, 96))  # half the width in CC
+        self.nipple = float(HEIGHT / 2 + rng.normal(0, 5))  # from the top edge to the nipple in CC
+        # where the pectoral wedge meets the top and the left edge in MLO
+        self.muscle = (float(rng.uniform(34, 62)), float(rng.uniform(95, 150)))
+        self.gland = (float(rng.uniform(0.42, 0.52)), float(rng.uniform(0.9, 1.1)))  # centre / reach, relative extent
+        self.brightness = float(rng.normal(1, 0.07))
+        self.contrast = float(rng.normal(1, 0.08))
 
 
-@dataclass(frozen=True)
-class BreastShape:
-    """The shape of a breast in one projection.
+class Canvas:
+    """The mammogram of one breast while it is drawn: outline, grey levels and coordinates; lengths in mm."""
 
-    Attributes:
-        projection: "CC" or "MLO".
-        reach: Chest wall to nipple.
-        up, down: Extent above and below the nipple.
-        nipple: Below the top edge.
-    """
+    def __init__(self, shape: tuple[int, int], body: _Body, projection: str, rng: Generator) -> None:
+        self.projection = projection
+        self.reach = body.reach * rng.normal(1, 0.025)  # from chest wall to nipple
+        half = body.half * rng.normal(1, 0.03)
+        self.nipple = body.nipple + rng.normal(0, 3)  # from the top edge to the nipple
+        if projection == "CC":  # extent of the breast above and below the nipple
+            self.up, self.down = half * rng.normal(1, 0.03), half * rng.normal(1, 0.03)
+        else:
+            self.up, self.down = half * rng.uniform(1.85, 2.1), 0.95 * half
+            self.nipple += rng.uniform(8, 18)
+        rows, columns = shape
+        self.y = ((np.arange(rows, dtype=np.float32) + 0.5) * np.float32(HEIGHT / rows))[:, None]  # (rows, 1)
+        self.x = ((np.arange(columns, dtype=np.float32) + 0.5) * np.float32(WIDTH / columns))[None, :]  # (1, columns)
+        extent = np.where(self.y < self.nipple, self.up, self.down).astype(np.float32)
+        dy = np.abs(self.y - np.float32(self.nipple)) / extent
+        level = np.square(self.x / np.float32(self.reach)) + dy**2.2  # 1 on the skin
+        level *= 1 - 0.09 * np.exp(-np.square((self.y - np.float32(self.nipple)) / 4.5))  # the nipple
+        self.mask = level < 1  # the breast
+        # distance from the skin, to first order: (1 - level) / |gradient of level|
+        self.inward = (1 - level) / np.hypot(2 * self.x / self.reach**2, 2.2 * dy**1.2 / extent + 1e-3)
+        self.picture = np.zeros(shape, np.float32)  # grey levels
 
-    projection: str
-    reach: float
-    up: float
-    down: float
-    nipple: float
+    def project(self, position: tuple[float, float, float]) -> tuple[float, float]:
+        """Return (x, y) in mm of a position (depth, lateral, up).
 
-    def project(self, place: tuple[float, float, float]) -> tuple[float, float]:
-        """Project a place (depth, lateral, up) to (x, y) in mm.
-
-        Depth is the same in both projections. Lateral is upwards in CC; MLO is taken from the upper inner side, so that
-        `up` and, less, `lateral` lift a place.
+        Depth is the same in both projections. Lateral is up in CC; in MLO both `up` and, less, `lateral` are.
         """
-        depth, lateral, upper = place
-        lift = lateral if self.projection == "CC" else LIFT[0] * upper + LIFT[1] * lateral
+        depth, lateral, upper = position
+        lift = lateral if self.projection == "CC" else MLO_LIFT[0] * upper + MLO_LIFT[1] * lateral
         half = min(self.up, 1.25 * self.down) if lift > 0 else self.down
         return depth * self.reach, self.nipple - lift * half
 
 
-def sample_body(rng: np.random.Generator) -> Body:
-    """Sample what both breasts of a patient have in common."""
-    reach = float(np.clip(rng.normal(92, 13), 66, 128))
-    return Body(
-        reach=reach,
-        half_width=float(np.clip(0.86 * reach + rng.normal(4, 5), 58, 96)),
-        nipple=float(HEIGHT / 2 + rng.normal(0, 5)),
-        muscle=(float(rng.uniform(34, 62)), float(rng.uniform(95, 150))),
-        gland=(float(rng.uniform(0.42, 0.52)), float(rng.uniform(0.9, 1.1))),
-        brightness=float(rng.normal(1, 0.07)),
-        contrast=float(rng.normal(1, 0.08)),
-    )
+def draw_exam(exam: Exam, settings: Settings) -> dict[tuple[str, str], tuple[np.ndarray, list[LesionOutline]]]:
+    """Draw an exam: (side, projection) -> the stored image, uint8 (rows, columns), and outlines in its pixels."""
+    shape = (settings.rows, settings.columns)
+    if settings.null:
+        exam = replace_findings(exam, settings.seed)
+    body = _Body(_make_rng(exam, settings, 2))
+    drawn = {}
+    for p, projection in enumerate(PROJECTIONS):
+        shared = _sample_spectrum(shape, _make_rng(exam, settings, 3, p))  # common to both breasts
+        for breast in exam.breasts:
+            image, outlines = _draw_breast(exam, breast, projection, body, shared, settings)
+            if breast.side == "R":  # stored with the chest wall at the right edge
+                image = np.ascontiguousarray(image[:, ::-1])
+                corner = np.array([settings.columns - 1, 0])
+                outlines = [LesionOutline(outline.kind, corner + outline.points * [-1, 1]) for outline in outlines]
+            drawn[breast.side, projection] = (image, outlines)
+    return drawn
 
 
-def sample_shape(body: Body, projection: str, rng: np.random.Generator) -> BreastShape:
-    """Draw the shape of one breast in one projection: that of the body, with what differs from side to side.
-
-    Args:
-        body: What both breasts share.
-        projection: "CC" or "MLO".
-        rng: Draws the differences.
-    """
-    reach = body.reach * rng.normal(1, 0.025)
-    half = body.half_width * rng.normal(1, 0.03)
-    nipple = body.nipple + rng.normal(0, 3)
-    if projection == "CC":
-        return BreastShape(projection, reach, half * rng.normal(1, 0.03), half * rng.normal(1, 0.03), nipple)
-    return BreastShape(projection, reach, half * rng.uniform(1.85, 2.1), 0.95 * half, nipple + rng.uniform(8, 18))
+def _make_rng(exam: Exam, settings: Settings, *stream: int) -> Generator:
+    return np.random.default_rng([settings.seed, exam.number, *stream])
 
 
-def sample_spectrum(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Sample white complex noise, (rows, columns // 2 + 1): the half spectrum of a real picture."""
+def _sample_spectrum(shape: tuple[int, int], rng: Generator) -> np.ndarray:
+    """White complex noise, the half spectrum (rows, columns // 2 + 1) of a real picture (rows, columns)."""
     rows, columns = shape
     parts = rng.standard_normal((2, rows, columns // 2 + 1), dtype=np.float32)
     return parts[0] + 1j * parts[1]
 
 
-def draw_mammogram(
-    shape: tuple[int, int],
-    projection: str,
-    body: Body,
-    density: str,
-    findings: tuple[Finding, ...],
-    shared: np.ndarray,
-    rng: np.random.Generator,
-    harmless: np.random.Generator,
-    lesions: np.random.Generator,
-    contrast: float = 1.0,
-    noise: float = 1.0,
+def _draw_breast(
+    exam: Exam, breast: Breast, projection: str, body: _Body, shared: np.ndarray, settings: Settings
 ) -> tuple[np.ndarray, list[LesionOutline]]:
-    """Draw one mammogram as a left breast.
+    """One mammogram as that of a left breast, uint8 with background exactly 0, and outlines in its pixels."""
+    # own streams for findings and benign structures, so that the breast is the same with and without findings; benign
+    # structures have the same stream in both projections
+    p, s = PROJECTIONS.index(projection), SIDES.index(breast.side)
+    rng, benign_rng, lesion_rng = (_make_rng(exam, settings, *key) for key in ((4, p, s), (5, s), (6, p, s)))
+    shape = (settings.rows, settings.columns)
+    canvas = Canvas(shape, body, projection, rng)
+    own = _sample_spectrum(shape, rng)
+    tissue, fine = _make_textures(0.75 * shared + 0.66 * own, shape)
+    gland = _draw_gland(canvas, body, DENSE_SHARE[exam.density] + rng.normal(0, 0.12), tissue, fine)
+    fibres = _draw_fibres(canvas, tissue, rng)
 
-    The three generators are separate, so that a breast is the same with and without findings.
-
-    Args:
-        shape: Rows and columns.
-        projection: "CC" or "MLO".
-        body: What both breasts of the patient have in common.
-        density: Key of `DENSE_SHARE`.
-        findings: The lesions of the breast.
-        shared: Spectrum of both breasts in this projection, from `sample_spectrum`.
-        rng: Draws the breast in this projection.
-        harmless: Draws what looks a little like a finding; restarted for each projection, so that both show the same.
-        lesions: Draws the findings.
-        contrast: Factor of the findings' contrast.
-        noise: Factor of the quantum noise.
-
-    Returns:
-        uint8 (rows, columns), background exactly 0, and the findings' outlines in pixels.
-    """
-    rows, columns = shape
-    y = ((np.arange(rows, dtype=np.float32) + 0.5) * np.float32(HEIGHT / rows))[:, None]
-    x = ((np.arange(columns, dtype=np.float32) + 0.5) * np.float32(WIDTH / columns))[None, :]
-    breast = sample_shape(body, projection, rng)
-
-    half = np.where(y < breast.nipple, breast.up, breast.down).astype(np.float32)
-    dy = np.abs(y - np.float32(breast.nipple)) / half
-    surface = np.square(x / np.float32(breast.reach)) + dy**2.2  # 1 on the skin, less inside
-    surface *= 1 - 0.09 * np.exp(-np.square((y - np.float32(breast.nipple)) / 4.5))  # the nipple
-    mask = surface < 1
-    # distance to the skin, to first order: (1 - f) / |gradient of f|
-    inward = (1 - surface) / np.hypot(2 * x / breast.reach**2, 2.2 * dy**1.2 / half + 1e-3)
-
-    own = sample_spectrum(shape, rng)
-    tissue, fine = _textures(0.75 * shared + 0.66 * own, shape)
-    gland = _gland(x, y, breast, body, DENSE_SHARE[density] + rng.normal(0, 0.12), tissue, fine)
-    fibres = _fibres(x, y, breast, tissue, rng)
-
-    picture = FAT * (1 - 0.45 * np.exp(-inward / 9)) + 5 * tissue + 4 * fine
+    picture = FAT * (1 - 0.45 * np.exp(-canvas.inward / 9)) + 5 * tissue + 4 * fine
     picture += GLAND * gland * (1 + 0.08 * fine + 0.16 * fibres) + 5 * fibres
-    picture += SKIN * np.exp(-np.square((inward - 1.2) / 1.1))
-    picture += _vessels(x, y, breast, rng)
+    picture += SKIN * np.exp(-np.square((canvas.inward - 1.2) / 1.1))
+    picture += _draw_vessels(canvas, rng)
     if projection == "MLO":
-        picture += _muscle(x, y, body.muscle, picture, fine, rng)
+        picture += _draw_muscle(canvas, body.muscle, picture, fine, rng)
     picture = (picture - 75) * np.float32(body.contrast) + 75 * np.float32(body.brightness)
-    picture = np.where(mask, picture, 0).astype(np.float32)
+    canvas.picture = np.where(canvas.mask, picture, 0).astype(np.float32)
 
-    add_harmless(picture, mask, x, y, breast, harmless)
-    drawn = add_findings(picture, mask, x, y, breast, findings, lesions, contrast)
-    picture += np.float32(2.0 * noise) * rng.standard_normal(shape, dtype=np.float32)
-    return np.where(mask, np.clip(np.rint(picture), 1, 255), 0).astype(np.uint8), drawn
+    add_benign_structures(canvas, benign_rng)
+    outlines = add_findings(canvas, breast.findings, lesion_rng, settings.contrast)
+    canvas.picture += np.float32(2.0 * settings.noise) * rng.standard_normal(shape, dtype=np.float32)
+    return np.where(canvas.mask, np.clip(np.rint(canvas.picture), 1, 255), 0).astype(np.uint8), outlines
 
 
-def _textures(spectrum: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Make two fields of unit deviation from one spectrum: cloudy tissue (1/f^3 power) and its fine grain."""
+def _make_textures(spectrum: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Two fields of unit deviation from one spectrum: cloudy tissue (1/f^3 power) and its fine grain."""
     rows, columns = shape
     f = np.hypot(
         fft.fftfreq(rows, HEIGHT / rows).astype(np.float32)[:, None],
@@ -189,48 +145,40 @@ def _textures(spectrum: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray,
     return tuple(field / (field.std() + 1e-6) for field in fields.astype(np.float32))
 
 
-def _gland(
-    x: np.ndarray, y: np.ndarray, breast: BreastShape, body: Body, share: float, tissue: np.ndarray, fine: np.ndarray
-) -> np.ndarray:
-    """Share of dense tissue per pixel, 0..1: a lens behind the nipple, broken up by the field."""
+def _draw_gland(canvas: Canvas, body: _Body, share: float, tissue: np.ndarray, fine: np.ndarray) -> np.ndarray:
+    """Share of dense tissue per pixel, 0..1: a lens behind the nipple, broken up by the random field."""
     centre, extent = body.gland
-    up = min(breast.up, 1.3 * breast.down)
-    dy = (y - breast.nipple) / np.where(y < breast.nipple, up, breast.down)
-    lens = np.square((x / breast.reach - centre) / (0.46 * extent)) + np.square(dy / (0.72 * extent))
+    up = min(canvas.up, 1.3 * canvas.down)
+    dy = (canvas.y - canvas.nipple) / np.where(canvas.y < canvas.nipple, up, canvas.down)
+    lens = np.square((canvas.x / canvas.reach - centre) / (0.46 * extent)) + np.square(dy / (0.72 * extent))
     return 1 / (1 + np.exp(-2.2 * (tissue + 0.16 * fine + share + 1.5 * (0.75 - lens))))
 
 
-def _fibres(
-    x: np.ndarray, y: np.ndarray, breast: BreastShape, tissue: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _draw_fibres(canvas: Canvas, tissue: np.ndarray, rng: Generator) -> np.ndarray:
     """Ducts and ligaments: thin lines that run to the nipple, bent by the tissue; about -0.5..1."""
-    angle = np.arctan2(y - breast.nipple, breast.reach + 14 - x)
+    angle = np.arctan2(canvas.y - canvas.nipple, canvas.reach + 14 - canvas.x)
     waves = np.sin(rng.uniform(26, 34) * angle + 2.2 * tissue + rng.uniform(0, 6.28))
     return np.maximum(waves, 0) ** 3 - 0.2
 
 
-def _vessels(x: np.ndarray, y: np.ndarray, breast: BreastShape, rng: np.random.Generator) -> np.ndarray:
-    """Zero to two vessels: long bright curves along the depth."""
+def _draw_vessels(canvas: Canvas, rng: Generator) -> np.ndarray:
+    """Zero to two long bright curves along the depth."""
+    x, y = canvas.x, canvas.y
     lines = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
     for _ in range(rng.integers(0, 3)):
         level, slope, bend = rng.uniform(-0.6, 0.6), rng.normal(0, 0.25), rng.normal(0, 0.003)
-        course = breast.nipple + level * breast.down + slope * x + bend * np.square(x - breast.reach / 2)
+        course = canvas.nipple + level * canvas.down + slope * x + bend * np.square(x - canvas.reach / 2)
         course = course + 1.5 * np.sin(x / rng.uniform(5, 9))
         away = np.square((y - course) / rng.uniform(0.7, 1.1))
         lines += np.float32(rng.uniform(14, 30)) * np.exp(-np.minimum(away, 30))
     return lines
 
 
-def _muscle(
-    x: np.ndarray,
-    y: np.ndarray,
-    corner: tuple[float, float],
-    picture: np.ndarray,
-    fine: np.ndarray,
-    rng: np.random.Generator,
+def _draw_muscle(
+    canvas: Canvas, corner: tuple[float, float], picture: np.ndarray, fine: np.ndarray, rng: Generator
 ) -> np.ndarray:
-    """What the pectoral wedge adds in MLO: it lies over the tissue and evens it out."""
+    """What the pectoral wedge adds in MLO: it covers the tissue and evens it out."""
     across, along = corner[0] * rng.normal(1, 0.06), corner[1] * rng.normal(1, 0.06)
-    edge = across * np.clip(1 - y / along, 0, None) ** 0.85
-    inside = 1 / (1 + np.exp(np.clip((x - edge) / 1.6, -30, 30))) * np.clip((along - y) / 12, 0, 1)
+    edge = across * np.clip(1 - canvas.y / along, 0, None) ** 0.85
+    inside = 1 / (1 + np.exp(np.clip((canvas.x - edge) / 1.6, -30, 30))) * np.clip((along - canvas.y) / 12, 0, 1)
     return inside * (FAT + MUSCLE + 4 * fine - 0.75 * picture - 0.25 * FAT)

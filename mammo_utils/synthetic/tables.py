@@ -1,22 +1,22 @@
 """The tables of the release: CMMD's clinical sheet and metadata.csv, TOMPEI-CMMD's workbook and annotations.
 
-Names of sheets and columns, and the header rows, are those of the real release.
+Names of sheets and columns and the header rows are those of the real release.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from openpyxl import Workbook
 
 from mammo_utils.io import atomic_write
-from mammo_utils.synthetic.cases import Breast, Exam, iterate_breasts
+from mammo_utils.synthetic.cases import Breast, Exam, Settings, iterate_breasts
 from mammo_utils.synthetic.findings import LesionOutline
-from mammo_utils.synthetic.headers import MARK, SOP_CLASS
+from mammo_utils.synthetic.headers import MARK, SOP_CLASS, identify_study
 
 CLINICAL_SHEET = "CMMD_clinicaldata_revision.xlsx"
 WORKBOOK = "TOMPEI-CMMD_clinical_data_v01_20250121.xlsx"
@@ -25,22 +25,8 @@ ANNOTATIONS = "TOMPEI-CMMD_v01_20250123"
 MASS = ("Location", "Shape", "Margin", "Density", "Associated calcification", "Other Associated Findings")
 CALC = ("Location", "Morphology", "Distribution", "Clearly Benign Calcifications", "Other Associated Findings")
 OTHER = ("Location", "Breast Parenchyma", "Skin", "Lymph Nodes")
-MASS_WORDS = (  # (least suspicion, cells), most suspicious first
-    (0.9, ("irregular", "Spiculated", "High density")),
-    (0.7, ("irregular", "Indistinct", "High density")),
-    (0.3, ("round/oval", "Indistinct", "Equal density")),
-    (0.0, ("round/oval", "Circumscribed", "Equal density")),
-)
-CALC_WORDS = (
-    (0.9, ("Pleomorphic calcification", "segmental/linear")),
-    (0.5, ("Amorphous and indistinct calcification", "grouped")),
-    (0.2, ("Small Round Calcification", "grouped")),
-    (0.0, ("Small Round Calcification", "regional")),
-)
 GROUPS = (  # (first header row, second header row of each of its columns)
-    ("ID", (None,)),
-    ("LeftRight", (None,)),
-    ("Age", (None,)),
+    *((name, (None,)) for name in ("ID", "LeftRight", "Age")),
     ("classification", (None, "Exclusion reasons")),
     ("Breast density", (None,)),
     ("Mass", MASS),
@@ -56,17 +42,19 @@ LESION_COLUMNS = (
     *("FA", "lipoma", "Other mass", "calc", "FAD", "dist"),
     *("mass", "calc", "FAD", "dist", "invisible", None, "Exclusion reasons"),
 )
-FIRST_COLUMN = {"Normal": 4, "Benign": 5, "Malignant": 11}  # of a class in LESION_COLUMNS
+FIRST_COLUMN = {"Benign": 5, "Malignant": 11}  # of the lesion kinds of a class, from 0
 METADATA_COLUMNS = (
     "Series UID,Collection,3rd Party Analysis,Data Description URI,Subject ID,Study UID,Study Description,"
     "Study Date,Series Description,Manufacturer,Modality,SOP Class Name,SOP Class UID,Number of Images,"
     "File Size,File Location,Download Timestamp"
 ).split(",")
 REASON = {"Invisible": "Unclear on image", "Exclusion": f"{MARK}: left out"}
+CALC_WORDS = ("Small Round Calcification", "Amorphous and indistinct calcification", "Pleomorphic calcification")
+MASS_NAMES = {"FA": "Fibroadenoma", "lipoma": "Lipoma"}
 
 
 def write_clinical_sheet(path: Path, exams: list[Exam]) -> None:
-    """Write CMMD's own labels: one row for each breast that has one."""
+    """Write CMMD's own labels: one row per breast that it labelled."""
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     sheet.append(["ID1", "LeftRight", "Age", "number", "abnormality", "classification", "subtype"])
@@ -77,12 +65,12 @@ def write_clinical_sheet(path: Path, exams: list[Exam]) -> None:
 
 
 def write_workbook(path: Path, exams: list[Exam], settings: dict[str, Any]) -> None:
-    """Write TOMPEI-CMMD's workbook: README, imaging sheet (two header rows), lesion sheet (three).
+    """Write TOMPEI-CMMD's workbook: README, imaging sheet (two header rows) and lesion sheet (three).
 
     Args:
-        path: File to write.
-        exams: One row is written for each of their breasts.
-        settings: What the release was drawn with, for the README.
+        path: The file.
+        exams: The exams of the release.
+        settings: Settings to list in README; `null` must be among them.
     """
     book = Workbook()
     readme = book.active
@@ -98,74 +86,28 @@ def write_workbook(path: Path, exams: list[Exam], settings: dict[str, Any]) -> N
     imaging.append([cell for _, below in GROUPS for cell in below])
     column = 1
     for _, below in GROUPS:
-        last = column + len(below) - 1
-        if last > column:
-            imaging.merge_cells(start_row=1, end_row=1, start_column=column, end_column=last)
-        column = last + 1
+        if len(below) > 1:
+            imaging.merge_cells(start_row=1, start_column=column, end_row=1, end_column=column + len(below) - 1)
+        column += len(below)
     for exam, breast in iterate_breasts(exams):
         imaging.append(_make_imaging_row(exam, breast))
 
     lesions = book.create_sheet("Lesion Details Sheet")
     lesions.append([MARK])
-    lesions.append([next((c for c, first in FIRST_COLUMN.items() if first == i), None) for i in range(18)])
+    lesions.append([{4: "Normal", 5: "Benign", 11: "Malignant"}.get(i) for i in range(len(LESION_COLUMNS))])
     lesions.append(LESION_COLUMNS)
     rows = [_make_lesion_row(exam, breast) for exam, breast in iterate_breasts(exams)]
     for row in rows:
         lesions.append(row)
-    lesions.append([None, None, None, *(sum(row[i] or 0 for row in rows) for i in range(3, 16))])  # totals, without ID
+    totals = [sum(row[i] or 0 for row in rows) for i in range(3, 16)]
+    lesions.append([None, None, None, *totals])  # the real sheet ends in totals without an ID
     _save(book, path)
 
 
-def _save(book: Workbook, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        book.save(temporary)
+def format_annotation(outlines: list[LesionOutline], exam: Exam) -> str:
+    """Format an annotation file as JSON. Points are pixels, x to the right and y down.
 
-
-def _make_imaging_row(exam: Exam, breast: Breast) -> list[Any]:
-    """Make a row of 33 cells: as in the release, no age without a CMMD label, and zero-width spaces in some cells."""
-    row: list[Any] = [None] * 33
-    row[:3] = exam.id, breast.side, exam.age if breast.cmmd else None
-    row[3:6] = breast.classification, REASON.get(breast.classification), breast.density or None
-    row[21] = breast.birads
-    for finding in breast.findings:
-        up, kind, s = finding.place[2], finding.kind, finding.suspicion
-        level = "U" if up > 0.25 else "L" if up < -0.25 else "M"
-        if kind == "calc":
-            row[12:15] = [level, *_describe(s, CALC_WORDS)]
-        elif kind in ("dist", "FAD"):
-            row[17] = kind
-        elif kind in ("FA", "lipoma"):
-            row[6], row[10] = level, {"FA": "Fibroadenoma", "lipoma": "Lipoma"}[kind]
-        else:
-            row[6:10] = [level, *_describe(s, MASS_WORDS)]
-    if breast.classification == "Normal" and breast.birads == 2:
-        row[12], row[15] = "M", "Vascular Calcifications"
-    if exam.number % 40 == 7:
-        row[3] += "\u200b"
-    if exam.number % 40 == 19 and row[5]:
-        row[5] = "\u200b" + row[5]
-    return row
-
-
-def _describe(suspicion: float, words: tuple[tuple[float, tuple[str, ...]], ...]) -> tuple[str, ...]:
-    return next(found for least, found in words if suspicion >= least)
-
-
-def _make_lesion_row(exam: Exam, breast: Breast) -> list[Any]:
-    name = breast.classification
-    row: list[Any] = [exam.id, breast.side, name, len(breast.findings), *[None] * 13, REASON.get(name)]
-    if name in ("Normal", "Invisible"):
-        row[{"Normal": 4, "Invisible": 15}[name]] = 1
-    for finding in breast.findings:
-        kind = "Other mass" if finding.kind == "mass" and name == "Benign" else finding.kind
-        row[LESION_COLUMNS.index(kind, FIRST_COLUMN[name])] = 1
-    return row
-
-
-def make_annotation(outlines: list[LesionOutline], exam: Exam) -> str:
-    """Make the JSON text of one annotation file; points are pixels, x to the right, y down.
-
-    As in the release, some labels end in a space and there are two types of outline.
+    As in the release, some labels end in a space and both types of outline occur.
     """
     lesions = [
         {
@@ -180,28 +122,67 @@ def make_annotation(outlines: list[LesionOutline], exam: Exam) -> str:
     return json.dumps(lesions, indent=4) + "\n"
 
 
-def make_metadata_row(exam: Exam, uids: tuple[str, str], date: str, n_images: int, size: int, folder: str) -> list[Any]:
-    """Make one row of the downloader's metadata.csv.
+def write_metadata(manifest: Path, exams: list[Exam], settings: Settings) -> None:
+    """Write the downloader's metadata.csv.
 
     Args:
-        exam: The patient.
-        uids: Of study and series.
-        date: Of the study, YYYYMMDD.
-        n_images: Images of the series.
-        size: Of its files, in bytes.
-        folder: Relative to that of the manifest.
+        manifest: The folder of the table and the images.
+        exams: The exams of the release.
+        settings: What the release is drawn with.
     """
-    shown = f"{date[4:6]}-{date[6:]}-{date[:4]}"
-    location = ".\\" + folder.replace("/", "\\")
-    name = "Digital Mammography X-Ray Image Storage - For Presentation"
-    megabytes = f"{size / 1e6:.2f} MB"
-    start = [uids[1], "CMMD", "NO", f"{MARK}: drawn by mammo_utils", exam.id, uids[0], "NA", shown, "NA"]
-    return [*start, MARK, "MG", name, SOP_CLASS, n_images, megabytes, location, "2025-01-21T00:00:00.000"]
+    rows = []
+    for exam in exams:
+        study = identify_study(exam, settings)
+        sizes = [path.stat().st_size for path in (manifest / study.folder).glob("*.dcm")]
+        date = f"{study.date[4:6]}-{study.date[6:]}-{study.date[:4]}"
+        row = [study.series, "CMMD", "NO", f"{MARK}: drawn by mammo_utils", exam.id, study.uid, "NA", date, "NA"]
+        row += [MARK, "MG", "Digital Mammography X-Ray Image Storage - For Presentation", SOP_CLASS, len(sizes)]
+        location = "\\".join((".", *study.folder.parts))
+        rows.append([*row, f"{sum(sizes) / 1e6:.2f} MB", location, "2025-01-21T00:00:00.000"])
+    with atomic_write(manifest / "metadata.csv") as temporary:
+        pd.DataFrame(rows, columns=METADATA_COLUMNS).to_csv(temporary, index=False, lineterminator="\r\n")
 
 
-def write_metadata(path: Path, rows: list[list[Any]]) -> None:
-    """Write metadata.csv from the rows of `make_metadata_row`."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(METADATA_COLUMNS)
-        writer.writerows(rows)
+def _save(book: Workbook, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        book.save(temporary)
+
+
+def _make_imaging_row(exam: Exam, breast: Breast) -> list[Any]:
+    """A row of 33 cells, some with a zero-width space; no age without a CMMD label; both as in the release."""
+    row: list[Any] = [None] * 33
+    row[:3] = exam.id, breast.side, exam.age if breast.cmmd else None
+    row[3:6] = breast.classification, REASON.get(breast.classification), breast.density or None
+    row[21] = breast.birads
+    for finding in breast.findings:
+        up, s = finding.position[2], finding.suspicion
+        level = "U" if up > 0.25 else "L" if up < -0.25 else "M"
+        if finding.kind == "calc":
+            distribution = "segmental/linear" if s > 0.9 else "regional" if s < 0.2 else "grouped"
+            row[12:15] = level, CALC_WORDS[(s > 0.5) + (s > 0.9)], distribution
+        elif finding.kind in ("dist", "FAD"):
+            row[17] = finding.kind
+        elif finding.kind in MASS_NAMES:
+            row[6], row[10] = level, MASS_NAMES[finding.kind]
+        else:
+            shape, density = ("irregular", "High density") if s > 0.7 else ("round/oval", "Equal density")
+            margin = "Circumscribed" if s < 0.3 else "Spiculated" if s > 0.9 else "Indistinct"
+            row[6:10] = level, shape, margin, density
+    if breast.classification == "Normal" and breast.birads == 2:
+        row[12], row[15] = "M", "Vascular Calcifications"
+    if exam.number % 40 == 7:
+        row[3] += "\u200b"
+    if exam.number % 40 == 19 and row[5]:
+        row[5] = "\u200b" + row[5]
+    return row
+
+
+def _make_lesion_row(exam: Exam, breast: Breast) -> list[Any]:
+    row: list[Any] = [exam.id, breast.side, breast.classification, len(breast.findings), *[None] * 14]
+    row[17] = REASON.get(breast.classification)
+    if breast.classification in ("Normal", "Invisible"):
+        row[4 if breast.classification == "Normal" else 15] = 1
+    for finding in breast.findings:
+        name = "Other mass" if finding.kind == "mass" and breast.classification == "Benign" else finding.kind
+        row[LESION_COLUMNS.index(name, FIRST_COLUMN[breast.classification])] = 1
+    return row

@@ -78,21 +78,18 @@ def test_labels_come_from_the_workbook_and_excluded_breasts_have_a_reason(releas
     assert {"breast", "image"} <= set(cohort.excluded["kind"])
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "tciaDownload/{0.SeriesInstanceUID}/{0.InstanceNumber:08d}.dcm",
-        "CMMD/{0.StudyInstanceUID}/1-{0.InstanceNumber}.dcm",
-    ],
-)
+@pytest.mark.parametrize("layout", ["rest", "flat"])
 def test_the_layout_of_folders_does_not_matter(pristine, release, layout):
-    """The layouts of the REST client and of flattened copies."""
-    for path in dicoms(release):
-        place = release / layout.format(pydicom.dcmread(path, stop_before_pixels=True))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(place)
+    expected = read_cohort("cmmd", pristine)
+    for path in dicoms(release):  # move the images to where other clients leave them
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        rest = f"tciaDownload/{header.SeriesInstanceUID}/{int(header.InstanceNumber):08d}.dcm"
+        target = release / {"rest": rest, "flat": f"CMMD/{header.StudyInstanceUID}/{path.name}"}[layout]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    shutil.move(release / "manifest-synthetic" / "metadata.csv", release / "metadata.csv")
     shutil.rmtree(release / "manifest-synthetic")
-    expected, found = read_cohort("cmmd", pristine), read_cohort("cmmd", release)
+    found = read_cohort("cmmd", release)
     pd.testing.assert_frame_equal(found.exams, expected.exams)
     pd.testing.assert_frame_equal(found.lesions, expected.lesions)
 

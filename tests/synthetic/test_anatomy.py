@@ -6,21 +6,21 @@ import pytest
 from scipy import ndimage
 
 from mammo_utils.synthetic import anatomy
-from mammo_utils.synthetic.cases import Breast, Exam, Finding, sample_exams
+from mammo_utils.synthetic.cases import Breast, Exam, Finding, exams_of
 from mammo_utils.synthetic.release import Settings, draw_exam
 
 SETTINGS = Settings(rows=288, columns=240, seed=3, contrast=1.0, noise=1.0, null=False)
 STEP = anatomy.WIDTH / 240  # mm
 
 
-def exam_with(*findings, side="L", number=0, density="scattered"):
+def make_exam(*findings, side="L", number=0, density="scattered"):
     sides = [side] if isinstance(side, str) else side
     breasts = [Breast(s, "Malignant", "Malignant", 5, density, "mass", None, findings) for s in sides]
     return Exam(number, "S1-0001", 50, density, tuple(breasts))
 
 
-def inside(points, x, y):
-    """Even-odd rule: is (x, y) inside the closed curve `points`?"""
+def is_inside(points, x, y):
+    """Whether (x, y) is inside the closed curve `points`, by the even-odd rule."""
     (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
     crosses = (y0 > y) != (y1 > y)
     return np.sum(crosses & (x < x0 + (y - y0) / np.where(y1 == y0, 1, y1 - y0) * (x1 - x0))) % 2 == 1
@@ -28,7 +28,7 @@ def inside(points, x, y):
 
 @pytest.fixture(scope="module")
 def exams():
-    return [exam for exam in sample_exams(60, 3) if len(exam.breasts) == 2][:12]
+    return [exam for exam in exams_of(60, 3) if len(exam.breasts) == 2][:12]
 
 
 def test_chest_wall_is_at_the_left_edge_of_left_breasts_and_at_the_right_of_right_ones(exams):
@@ -48,8 +48,8 @@ def test_background_is_zero_and_the_breast_is_one_piece_without_holes(exams):
             assert 60 < image[image > 0].mean() < 130 and (image == 255).mean() < 0.02
 
 
-def test_the_muscle_is_in_the_mlo_view_alone(exams):
-    """The upper corner at the chest wall: air beside a CC breast, bright muscle in MLO."""
+def test_only_the_mlo_view_shows_the_muscle(exams):
+    """The upper corner at the chest wall is air in CC and bright muscle in MLO."""
     for exam in exams[:6]:
         drawn = draw_exam(exam, SETTINGS)
         assert drawn["L", "MLO"][0][:20, :20].mean() > 60
@@ -59,29 +59,29 @@ def test_the_muscle_is_in_the_mlo_view_alone(exams):
 def test_dense_tissue_grows_with_the_density_class():
     means = []
     for density in anatomy.DENSE_SHARE:
-        images = [draw_exam(exam_with(number=n, density=density), SETTINGS)["L", "CC"][0] for n in range(8)]
+        images = [draw_exam(make_exam(number=n, density=density), SETTINGS)["L", "CC"][0] for n in range(8)]
         means.append(np.mean([image[image > 0].mean() for image in images]))
     assert np.all(np.diff(means) > 3), means
 
 
-def test_left_and_right_are_alike_and_other_patients_are_not(exams):
-    def likeness(a, b):
+def test_left_and_right_are_more_alike_than_two_patients(exams):
+    def correlate(a, b):
         return np.corrcoef(a[::4, ::4].ravel(), b[::4, ::4].ravel())[0, 1]
 
     exams = [replace(e, breasts=tuple(replace(b, findings=()) for b in e.breasts)) for e in exams]
     drawn = [draw_exam(exam, SETTINGS) for exam in exams]
-    own = [likeness(d["L", "CC"][0], d["R", "CC"][0][:, ::-1]) for d in drawn]
-    other = [likeness(a["L", "CC"][0], b["R", "CC"][0][:, ::-1]) for a, b in pairwise(drawn)]
+    own = [correlate(d["L", "CC"][0], d["R", "CC"][0][:, ::-1]) for d in drawn]
+    other = [correlate(a["L", "CC"][0], b["R", "CC"][0][:, ::-1]) for a, b in pairwise(drawn)]
     assert np.mean(own) > np.mean(other) + 0.05 and np.mean(own) < 0.99
 
 
 @pytest.mark.parametrize("side", ["L", "R"])
 @pytest.mark.parametrize("kind", ["mass", "calc", "dist", "FA", "FAD", "lipoma"])
-def test_the_outline_lies_on_what_was_drawn(kind, side):
-    """The picture with the finding less the same one without: what is added lies within the outline."""
-    for number, place in enumerate([(0.3, 0.3, 0.3), (0.6, -0.3, 0.1), (0.45, 0.1, -0.4)]):
-        exam = exam_with(Finding(kind, 0.8, 9.0, place), side=side, number=number)
-        drawn, plain = draw_exam(exam, SETTINGS), draw_exam(exam_with(side=side, number=number), SETTINGS)
+def test_the_outline_lies_on_the_drawn_finding(kind, side):
+    """The difference between the pictures with and without the finding lies within the outline."""
+    for number, position in enumerate([(0.3, 0.3, 0.3), (0.6, -0.3, 0.1), (0.45, 0.1, -0.4)]):
+        exam = make_exam(Finding(kind, 0.8, 9.0, position), side=side, number=number)
+        drawn, plain = draw_exam(exam, SETTINGS), draw_exam(make_exam(side=side, number=number), SETTINGS)
         for key, (image, outlines) in drawn.items():
             (outline,) = outlines
             assert outline.kind == kind
@@ -90,16 +90,16 @@ def test_the_outline_lies_on_what_was_drawn(kind, side):
             strong = np.argwhere(change > 0.6 * change.max())[:, ::-1]
             centre = strong.mean(0)
             assert np.linalg.norm(centre - outline.points.mean(0)) < 6 / STEP, key
-            assert inside(outline.points, *centre)
+            assert is_inside(outline.points, *centre)
             at = np.rint(outline.points).astype(int)
             assert (image[at[:, 1], at[:, 0].clip(0)] > 0).all(), "the outline is inside the breast"
 
 
-def test_a_finding_lies_at_the_same_depth_in_both_views_and_where_its_quadrant_is():
+def test_a_finding_has_the_same_depth_in_both_views_and_lies_in_its_quadrant():
     for number in range(10):
         rng = np.random.default_rng(number)
-        place = (rng.uniform(0.25, 0.7), *(rng.choice([-1, 1], 2) * rng.uniform(0.2, 0.4, 2)))
-        drawn = draw_exam(exam_with(Finding("mass", 1.0, 9.0, place), number=number), SETTINGS)
+        position = (rng.uniform(0.25, 0.7), *(rng.choice([-1, 1], 2) * rng.uniform(0.2, 0.4, 2)))
+        drawn = draw_exam(make_exam(Finding("mass", 1.0, 9.0, position), number=number), SETTINGS)
         depths = {}
         for view in ("CC", "MLO"):
             image, (outline,) = drawn["L", view]
@@ -108,17 +108,17 @@ def test_a_finding_lies_at_the_same_depth_in_both_views_and_where_its_quadrant_i
             x, y = outline.points.mean(0)
             depths[view] = x / nipple
             if view == "CC":
-                assert (y < row) == (place[1] > 0), "lateral is up in a CC view"
-            elif abs(0.9 * place[2] + 0.3 * place[1]) > 0.1:
-                assert (y < row) == (0.9 * place[2] + 0.3 * place[1] > 0)
+                assert (y < row) == (position[1] > 0), "lateral is up in a CC view"
+            elif abs(0.9 * position[2] + 0.3 * position[1]) > 0.1:
+                assert (y < row) == (0.9 * position[2] + 0.3 * position[1] > 0)
         assert depths["CC"] == pytest.approx(depths["MLO"], abs=0.08)
-        assert depths["CC"] == pytest.approx(place[0], abs=0.1)
+        assert depths["CC"] == pytest.approx(position[0], abs=0.1)
 
 
 def test_findings_lie_in_the_breast_wherever_they_are_placed():
-    """As in the release, an outline may reach past the chest wall, out of the image by a little."""
+    """As in the release, an outline may extend slightly beyond the chest wall and the image."""
     outside, n = 0, 0
-    for exam in sample_exams(80, 4):
+    for exam in exams_of(80, 4):
         for image, outlines in draw_exam(exam, SETTINGS).values():
             for outline in outlines:
                 points = np.rint(outline.points).astype(int)
@@ -131,24 +131,23 @@ def test_findings_lie_in_the_breast_wherever_they_are_placed():
     assert n > 100 and outside / n < 0.1
 
 
-def test_a_finding_moves_light_and_adds_none():
-    """Equal sums with and without: a mean cannot tell. Its contrast rises with suspicion."""
+def test_a_finding_keeps_the_mean_and_its_contrast_rises_with_suspicion():
     contrast = []
     for suspicion in (0.1, 0.4, 0.7, 1.0):
         changes = []
         for number in range(4):
             finding = Finding("mass", suspicion, 9.0, (0.5, 0.1, 0.1))
-            image = draw_exam(exam_with(finding, number=number), SETTINGS)["L", "CC"][0].astype(float)
-            plain = draw_exam(exam_with(number=number), SETTINGS)["L", "CC"][0]
+            image = draw_exam(make_exam(finding, number=number), SETTINGS)["L", "CC"][0].astype(float)
+            plain = draw_exam(make_exam(number=number), SETTINGS)["L", "CC"][0]
             assert abs(image.mean() - plain.mean()) < 0.25
             changes.append(np.abs(image - plain).max())
         contrast.append(np.mean(changes))
     assert np.all(np.diff(contrast) > 5), contrast
 
 
-def test_contrast_and_noise_are_knobs():
-    exam = exam_with(Finding("mass", 1.0, 9.0, (0.5, 0.1, 0.1)))
-    plain = draw_exam(exam_with(), SETTINGS)["L", "CC"][0]
+def test_contrast_and_noise_are_settings():
+    exam = make_exam(Finding("mass", 1.0, 9.0, (0.5, 0.1, 0.1)))
+    plain = draw_exam(make_exam(), SETTINGS)["L", "CC"][0]
     none = draw_exam(exam, replace(SETTINGS, contrast=0.0))["L", "CC"][0]
     np.testing.assert_array_equal(none, plain)
     clean, loud = (draw_exam(exam, replace(SETTINGS, noise=n))["L", "CC"][0].astype(float) for n in (0.0, 3.0))
@@ -157,8 +156,8 @@ def test_contrast_and_noise_are_knobs():
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (33, 47), (574, 479)])
-def test_any_size_is_the_same_patient(shape):
-    exam = exam_with(Finding("mass", 1.0, 10.0, (0.5, 0.1, 0.1)))
+def test_the_patient_is_the_same_at_any_size(shape):
+    exam = make_exam(Finding("mass", 1.0, 10.0, (0.5, 0.1, 0.1)))
     rows, columns = shape
     image, (outline,) = draw_exam(exam, replace(SETTINGS, rows=rows, columns=columns))["L", "CC"]
     full, (reference,) = draw_exam(exam, SETTINGS)["L", "CC"]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from openpyxl import load_workbook
 
 from mammo_utils.synthetic import write_release
 from mammo_utils.synthetic.__main__ import main
-from mammo_utils.synthetic.cases import iterate_breasts, sample_exams
+from mammo_utils.synthetic.cases import exams_of, iterate_breasts
 from mammo_utils.synthetic.headers import make_uid
 from mammo_utils.synthetic.tables import ANNOTATIONS, CLINICAL_SHEET, WORKBOOK
 
@@ -30,8 +31,8 @@ def release(tmp_path_factory):
     return write_release(tmp_path_factory.mktemp("release"), **SMALL, workers=1)
 
 
-def bytes_of(folder):
-    """Hash of every file but the workbooks, whose containers carry the hour, and of their cells."""
+def hash_files(folder):
+    """Hash every file; of workbooks the cells, because their containers store the time."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != ".lock":
@@ -42,11 +43,11 @@ def bytes_of(folder):
     return found
 
 
-def headers_of(folder):
+def read_headers(folder):
     return [pydicom.dcmread(path) for path in sorted(folder.rglob("*.dcm"))]
 
 
-def test_files_lie_as_the_downloader_leaves_them(release):
+def test_folders_are_those_of_the_downloader(release):
     paths = [path.relative_to(release).as_posix() for path in release.rglob("*.dcm")]
     pattern = r"manifest-\w+/CMMD/S[12]-\d{4}/0\d-1[78]-201[012]-NA-NA-\d{5}/1\.000000-NA-\d{5}/1-[1-4]\.dcm"
     assert paths and all(re.fullmatch(pattern, path) for path in paths), paths[0]
@@ -68,13 +69,13 @@ def test_metadata_has_the_real_columns(release):
 
 @real
 def test_headers_follow_the_real_pattern(release):
-    """Every attribute of the real headers is there, with the real value where it tells no patient apart."""
+    """Every attribute of the real headers occurs, with the real value unless it differs between patients."""
     table = pd.read_csv(SHARED / "cmmd" / "dicom_headers_87_patients.csv", dtype=str, keep_default_na=False)
     table = table[table.BitsStored == "8"]
     own = """image_id Columns Rows SOPInstanceUID InstanceCreatorUID InstanceCreationTime SeriesInstanceUID StudyDate
     StudyInstanceUID PatientID PatientName PatientAge InstanceNumber ContentDate SeriesDate AcquisitionDate
     Manufacturer DeidentificationMethod ImagerPixelSpacing CodeMeaning CodeValue""".split()
-    for header in headers_of(release):
+    for header in read_headers(release):
         code = header.ViewCodeSequence[0]
         same = (table.ImageLaterality == header.ImageLaterality) & (table.CodeValue == code.CodeValue)
         expected = table[same].iloc[0]
@@ -88,8 +89,8 @@ def test_headers_follow_the_real_pattern(release):
                 assert text.lstrip("0") == expected[name].lstrip("0"), (name, text, expected[name])
 
 
-def test_headers_are_valid_and_say_synthetic(release):
-    headers = headers_of(release)
+def test_headers_are_valid_and_marked_synthetic(release):
+    headers = read_headers(release)
     uids = [h[n].value for h in headers for n in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
     assert all(pydicom.uid.UID(uid).is_valid and uid.startswith("2.25.") for uid in uids)
     assert len({h.SOPInstanceUID for h in headers}) == len(headers)
@@ -101,12 +102,10 @@ def test_headers_are_valid_and_say_synthetic(release):
             assert "SYNTHETIC" in header[name].value
         assert header.PatientID.startswith(("S1-", "S2-"))
         left = header.pixel_array[:, :4].sum() > header.pixel_array[:, -4:].sum()
-        assert left == (header.ImageLaterality == "L"), "chest wall on the side that the header says"
+        assert left == (header.ImageLaterality == "L"), "chest wall on the side in the header"
 
 
-def test_uids_are_uuids_of_their_own_content():
-    import uuid
-
+def test_uids_are_uuids_of_their_content():
     number = int(make_uid("study", 1)[5:])
     assert uuid.UUID(int=number).version == 8 and uuid.UUID(int=number).variant == uuid.RFC_4122
     assert make_uid("study", 1) == make_uid("study", 1) != make_uid("study", 2)
@@ -116,7 +115,7 @@ def test_each_breast_has_one_cc_and_one_mlo_in_the_real_order(release):
     views = pd.DataFrame(
         [
             (h.PatientID, h.InstanceNumber, h.ImageLaterality, h.ViewCodeSequence[0].CodeMeaning)
-            for h in headers_of(release)
+            for h in read_headers(release)
         ]
     )
     for _, exam in views.groupby(0):
@@ -143,11 +142,11 @@ def test_workbook_has_the_real_sheets_and_header_rows(release):
     assert [cell.value for cell in a[1]] == [cell.value for cell in b[1]]
 
 
-def test_workbook_tells_the_labels_and_that_it_is_synthetic(release):
+def test_workbook_has_the_labels_and_is_marked_synthetic(release):
     book = load_workbook(release / WORKBOOK)
     assert "SYNTHETIC" in book["README"]["A1"].value
     rows = list(book["Imaging Diagnosis Details Sheet"].iter_rows(min_row=3, values_only=True))
-    breasts = list(iterate_breasts(sample_exams(14, 5)))
+    breasts = list(iterate_breasts(exams_of(14, 5)))
     assert all(len(row) == 33 for row in rows) and len(rows) == len(breasts)
     for row, (exam, breast) in zip(rows, breasts, strict=True):
         clean = [value.strip("\u200b") if isinstance(value, str) else value for value in row]
@@ -162,8 +161,8 @@ def test_workbook_tells_the_labels_and_that_it_is_synthetic(release):
         assert row[3] == marks == len(breast.findings)
 
 
-def test_annotations_are_of_mlo_views_and_lie_in_the_image(release):
-    findings = {(e.id, b.side): b.findings for e, b in iterate_breasts(sample_exams(14, 5)) if b.findings}
+def test_annotations_belong_to_mlo_views_and_lie_in_the_image(release):
+    findings = {(e.id, b.side): b.findings for e, b in iterate_breasts(exams_of(14, 5)) if b.findings}
     files = {tuple(re.split(r"_MLO_|_Ann", path.name)[:2]): path for path in (release / ANNOTATIONS).glob("*.json")}
     assert set(files) == set(findings)
     labels, types = [], set()
@@ -181,50 +180,50 @@ def test_annotations_are_of_mlo_views_and_lie_in_the_image(release):
     assert junk and all(path.name.startswith("._") for path in junk)
 
 
-def test_the_same_whoever_draws_it_and_how_many(release, tmp_path):
+def test_files_do_not_depend_on_the_number_of_workers_and_exams(release, tmp_path):
     two = write_release(tmp_path / "two", **SMALL, workers=2)
-    assert bytes_of(two) == bytes_of(release)
-    fewer = bytes_of(write_release(tmp_path / "fewer", **{**SMALL, "n_exams": 4}, workers=1))
+    assert hash_files(two) == hash_files(release)
+    fewer = hash_files(write_release(tmp_path / "fewer", **{**SMALL, "n_exams": 4}, workers=1))
     images = {
         name: value for name, value in fewer.items() if name.endswith((".dcm", "File.json")) and "MACOSX" not in name
     }
-    assert images.items() <= bytes_of(release).items()
-    other = bytes_of(write_release(tmp_path / "other", **{**SMALL, "seed": 6}, workers=1))
+    assert images.items() <= hash_files(release).items()
+    other = hash_files(write_release(tmp_path / "other", **{**SMALL, "seed": 6}, workers=1))
     assert not set(images.values()) & set(other.values())
 
 
-def children_of(pid):
+def list_children(pid):
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
-def test_a_killed_command_leaves_no_workers_and_is_taken_up_where_it_was(tmp_path):
+def test_a_killed_command_leaves_no_workers_and_can_be_continued(tmp_path):
     whole = write_release(tmp_path / "whole", n_exams=40, rows=160, columns=133, workers=1)
     folder = tmp_path / "killed"
     line = "-m mammo_utils.synthetic --n-exams 40 --rows 160 --columns 133 --workers 2".split()
     process = subprocess.Popen([sys.executable, *line, str(folder)], stdout=subprocess.DEVNULL)
-    place = folder / "manifest-synthetic" / "CMMD"
+    images = folder / "manifest-synthetic" / "CMMD"
     deadline = time.monotonic() + 60
-    while not place.is_dir() or len(list(place.iterdir())) < 3:
+    while not images.is_dir() or len(list(images.iterdir())) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    workers = children_of(process.pid)
+    workers = list_children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "a worker outlived the command"
         time.sleep(0.05)
     assert not (folder / WORKBOOK).exists()
-    drawn = {path: path.stat().st_mtime_ns for path in place.rglob("*.dcm")}
+    drawn = {path: path.stat().st_mtime_ns for path in images.rglob("*.dcm")}
     assert 0 < len(drawn) < len(list(whole.rglob("*.dcm")))
     write_release(folder, n_exams=40, rows=160, columns=133, workers=1)
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn, "finished exams were drawn again"
-    assert bytes_of(folder) == bytes_of(whole)
+    assert hash_files(folder) == hash_files(whole)
 
 
-def test_a_finished_release_is_left_alone_and_a_lost_exam_is_drawn_again(tmp_path):
+def test_a_finished_release_is_not_changed_and_a_lost_exam_is_drawn_again(tmp_path):
     folder = write_release(tmp_path, **{**SMALL, "n_exams": 3}, workers=1)
-    before = bytes_of(folder)
+    before = hash_files(folder)
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
     seen = []
     write_release(tmp_path, **{**SMALL, "n_exams": 3}, progress=lambda done, total: seen.append((done, total)))
@@ -234,25 +233,26 @@ def test_a_finished_release_is_left_alone_and_a_lost_exam_is_drawn_again(tmp_pat
         path.rmdir() if path.is_dir() else path.unlink()
     exam.rmdir()
     write_release(tmp_path, **{**SMALL, "n_exams": 3}, workers=1)
-    assert bytes_of(folder) == before
+    assert hash_files(folder) == before
 
 
 @pytest.mark.parametrize(
-    "knobs, words",
+    "settings, words",
     [
         ({"n_exams": 0}, "n_exams is 0; it must be 1 or more"),
         ({"rows": 8}, "rows is 8; it must be 32 or more"),
         ({"contrast": -1}, "contrast is -1"),
         ({"noise": float("nan")}, "noise is nan"),
+        ({"workers": -1}, "workers is -1"),
     ],
 )
-def test_a_knob_out_of_range_is_named(tmp_path, knobs, words):
+def test_a_setting_out_of_range_is_named(tmp_path, settings, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        write_release(tmp_path / "new", **knobs)
+        write_release(tmp_path / "new", **settings)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_with_anything_else_is_refused(release, tmp_path):
+def test_a_folder_with_other_files_or_another_release_is_refused(release, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match=r"holds other files \(mine.txt\); name an empty folder"):
         write_release(tmp_path, **SMALL)

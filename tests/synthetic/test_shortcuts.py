@@ -1,4 +1,4 @@
-"""What a simple look at the pictures can tell of the diagnosis: not their means, but their local shape."""
+"""Simple features of the pictures: local shape predicts the diagnosis, means and thumbnails hardly do."""
 
 import numpy as np
 import pytest
@@ -9,18 +9,18 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mammo_utils.synthetic.cases import sample_exams
+from mammo_utils.synthetic.cases import exams_of
 from mammo_utils.synthetic.release import Settings, draw_exam
 from mammo_utils.vocabulary import SIDES
 
 LABELS = {"Normal": 0, "Benign": 0, "Malignant": 1}
 
 
-def table(n, null):
-    """Per usable breast: exam, diagnosis, BI-RADS and what can be read off simply."""
+def measure_breasts(n, null):
+    """Measure each usable breast of `n` exams: exam, diagnosis, BI-RADS and simple features."""
     settings = Settings(rows=144, columns=120, seed=11, contrast=1.0, noise=1.0, null=null)
     rows = {name: [] for name in ("exam", "y", "birads", "mean", "thumbnail", "views", "peak")}
-    for exam in sample_exams(n, 11):
+    for exam in exams_of(n, 11):
         drawn = draw_exam(exam, settings)
         present = [any(b.side == side for b in exam.breasts) for side in SIDES]
         for breast in exam.breasts:
@@ -39,7 +39,7 @@ def table(n, null):
     return {name: np.array(values, float) for name, values in rows.items()}
 
 
-def auc(rows, name, keep):
+def cross_validate(rows, name, keep):
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     x, y = rows[name][keep], rows["y"][keep]
     p = cross_val_predict(model, x, y, groups=rows["exam"][keep], cv=GroupKFold(5), method="predict_proba")
@@ -48,26 +48,26 @@ def auc(rows, name, keep):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return table(420, null=False)
+    return measure_breasts(420, null=False)
 
 
 @pytest.mark.parametrize("subset", ["1v5", "all"])
 @pytest.mark.parametrize("name", ["mean", "thumbnail", "views"])
-def test_shortcuts_tell_little(drawn, name, subset):
+def test_shortcuts_predict_little(drawn, name, subset):
     keep = np.isin(drawn["birads"], (1, 5)) if subset == "1v5" else np.ones(len(drawn["y"]), bool)
-    assert auc(drawn, name, keep) <= 0.65
+    assert cross_validate(drawn, name, keep) <= 0.65
 
 
-def test_local_shape_tells_much(drawn):
+def test_local_shape_predicts_well(drawn):
     keep = np.isin(drawn["birads"], (1, 5))
     assert roc_auc_score(drawn["y"][keep], drawn["peak"][keep]) > 0.85
     threes = np.isin(drawn["birads"], (1, 3))
     weak = roc_auc_score(drawn["y"][threes], drawn["peak"][threes])
-    assert weak < roc_auc_score(drawn["y"][keep], drawn["peak"][keep]), "what is plainer has a higher BI-RADS"
+    assert weak < roc_auc_score(drawn["y"][keep], drawn["peak"][keep]), "conspicuity rises with BI-RADS"
 
 
-def test_in_the_null_setting_nothing_tells():
-    rows = table(300, null=True)
+def test_nothing_predicts_in_the_null_setting():
+    rows = measure_breasts(300, null=True)
     every = np.ones(len(rows["y"]), bool)
-    assert abs(roc_auc_score(rows["y"], rows["peak"]) - 0.5) < 0.09  # one deviation at 440 breasts: 0.028
-    assert auc(rows, "thumbnail", every) < 0.6
+    assert abs(roc_auc_score(rows["y"], rows["peak"]) - 0.5) < 0.09  # standard deviation with 440 breasts: 0.028
+    assert cross_validate(rows, "thumbnail", every) < 0.6
