@@ -164,7 +164,7 @@ def fail(say, how):
     [
         ("known", TrainingError, "^One exam does not fit.$"),
         ("other", ProcessesError, "^KeyError: 'lost'$"),
-        ("killed", ProcessesError, "ended by SIGKILL; give the same command again"),
+        ("killed", ProcessesError, "killed by SIGKILL; run the same command again"),
     ],
 )
 def test_what_ends_one_process_ends_the_training_with_its_reason(how, error, words):
