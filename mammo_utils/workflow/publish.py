@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mammo_utils.config import ParameterError, Study, load_study
-from mammo_utils.io import atomic_write, project_root, read_json, write_json
+from mammo_utils.io import atomic_write, display_path, project_root, read_json, write_json
 from mammo_utils.plots.save import MANIFEST, drawing_code, read_manifest
 from mammo_utils.provenance import file_hash, hash_of, notebook_hash, training_code
 
@@ -50,9 +50,13 @@ def stale_figures(folder: Path) -> list[str]:
     sentences = []
     if manifest["configuration"] != study_hash(load_study(manifest["study"])):
         sentences.append(f"{manifest['study']} has changed since the figures were made.")
-    for entry in manifest["figures"]:
-        sentences += _changes(entry)
-    return sentences
+    try:
+        return sentences + [sentence for entry in manifest["figures"] for sentence in _changes(entry)]
+    except (KeyError, AttributeError):
+        return [
+            *sentences,
+            f"{display_path(folder / MANIFEST)} is of an earlier version; run the study and publish it.",
+        ]
 
 
 def _changes(entry: dict[str, Any]) -> Iterator[str]:
