@@ -43,18 +43,18 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     return {name: table.rename(columns=COLUMNS).replace(VALUES) for name, table in found.items()}
 
 
-def numbers(folder: Path, notebook: str) -> dict[str, list[str]]:
-    """Cell ID -> the numbers of the tables that the executed notebook shows there."""
+def numbers(folder: Path, notebook: str) -> list[list[str]]:
+    """The numbers in the tables that an executed notebook shows, one list per cell with any."""
     cells = json.loads((folder / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
-    shown = {}
+    shown = []
     for cell in cells:
         pages = ["".join(output.get("data", {}).get("text/html", [])) for output in cell.get("outputs", [])]
         # the list of runs holds minutes and commits
         text = " ".join(
             td for page in pages if "minutes" not in page for td in re.findall(r"<td>(.*?)</td>", page, re.S)
         )
-        shown[cell["id"]] = NUMBER.findall(text)
-    return {cell: found for cell, found in shown.items() if found}
+        shown.append(NUMBER.findall(text))
+    return list(filter(None, shown))
 
 
 def compare(one: Path, other: Path) -> list[str]:
@@ -84,11 +84,7 @@ def compare(one: Path, other: Path) -> list[str]:
         note(f"{run} metrics", metrics[0] == metrics[1])
     for notebook in NOTEBOOKS:
         a, b = numbers(one, notebook), numbers(other, notebook)
-        different = [cell for cell in a if a[cell] != b.get(cell)]
-        count = sum(map(len, a.values()))
-        note(
-            f"tables shown in {notebook}", not different, f"{count} numbers; cells {different}" if different else count
-        )
+        note(f"tables shown in {notebook}", a == b, f"{sum(map(len, a))} numbers")
     figures = [{path.name: path.read_bytes() for path in (f / "figures").glob("*.png")} for f in (one, other)]
     equal = [name for name, content in figures[0].items() if figures[1].get(name) == content]
     lines.append(f"figures: {len(equal)} of {len(figures[0])} have the same bytes; the others were drawn anew")
