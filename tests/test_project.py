@@ -161,3 +161,13 @@ def test_public_functions_with_more_than_two_arguments_document_each():
             if names - described:
                 missing.append(f"{path.relative_to(CHECKOUT)} {function.name}: {', '.join(sorted(names - described))}")
     assert not missing
+
+
+def test_the_papermill_engine_is_where_pyproject_registers_it():
+    from papermill.engines import papermill_engines
+
+    from mammo_utils.workflow.engine import StudyEngine
+
+    ((name, place),) = PROJECT["entry-points"]["papermill.engine"].items()
+    assert place == f"{StudyEngine.__module__}:{StudyEngine.__name__}"
+    assert papermill_engines.get_engine(name).__name__ == StudyEngine.__name__
