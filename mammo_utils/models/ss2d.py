@@ -100,7 +100,8 @@ class SS2D(nn.Module):
         """Scan x (batch, L, E) along each of the K paths (K, L) and add up: (batch, L, E).
 
         delta, B and C depend on the pixel alone. They are computed once per pixel, for all paths in one matrix
-        product, and the scan reads them in the order of each path: the image is never copied in another order.
+        product, and the scan reads them in the order of each path: with `cpu` and `triton` the image is
+        never copied in another order.
         """
         batch, length, inner = x.shape
         K = len(PATHS)
