@@ -1,7 +1,7 @@
 """Copy a study's figures into the project's `figures/`, with what each was made from.
 
 python -m mammo_utils.workflow.publish config/demo.yaml [settings ...]
-python -m mammo_utils.workflow.publish --check        lists published figures that no longer match the project
+python -m mammo_utils.workflow.publish --check        lists published figures that are out of date or altered
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def study_hash(study: Study) -> str:
 def main(arguments: list[str]) -> None:
     """Run the command line."""
     if arguments == ["--check"]:
-        sentences = stale_figures(project_root() / "figures")
+        folder = project_root() / "figures"
+        sentences = [*stale_figures(folder), *altered_figures(folder)]
         print("\n".join(f"warning: {s}" for s in sentences) or "All published figures match the project.")
         return
     try:
