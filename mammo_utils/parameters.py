@@ -9,7 +9,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mammo_utils.config import Frozen, ParameterError, Study, Subset, System, TaskMode, describe_mistake, load_study
+from mammo_utils.config import (
+    PREPARED,
+    Frozen,
+    ParameterError,
+    Study,
+    Subset,
+    System,
+    TaskMode,
+    describe_mistake,
+    load_study,
+)
 
 
 class NotebookParameters(Frozen):
@@ -60,7 +70,12 @@ def check_parameters(notebook: str, values: Mapping[str, Any]) -> NotebookParame
         parameters = model(**values)
     except ValidationError as error:
         raise ParameterError(f"{notebook}: {describe_mistake(error, model)}") from None
-    parameters.loaded  # noqa: B018 (a mistake in the study file is found here, before a kernel starts)
+    study = parameters.loaded  # a mistake in the study file is found here, before a kernel starts
+    if data := [name for name in study.replaced if name.split(".")[0] in PREPARED]:
+        raise ParameterError(
+            f"{notebook}: the settings change {', '.join(data)} of the study {study.name}, whose data and runs they "
+            'would replace; add another name to them, such as "name=mine", and run notebooks 01 and 02 with it.'
+        )
     return parameters
 
 

@@ -46,6 +46,7 @@ def prepare(study: Study) -> Study:
     from mammo_utils.data.sources import read_cohort
     from mammo_utils.data.split import make_split, patient_groups
     from mammo_utils.images.build_store import apply_store, build_store
+    from mammo_utils.prepared import save_prepared
     from mammo_utils.synthetic.release import write_release
 
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
@@ -56,8 +57,9 @@ def prepare(study: Study) -> Study:
     )
     cohort = exclude_conflicting_duplicates(apply_store(cohort, store), store.hashes, study.data.conflicts)
     save_cohort(cohort, study.folder / "cohort")
-    settings = study.split.model_dump()
-    make_split(cohort.exams, patient_groups(cohort, store.hashes), **settings).save(study.folder / "split.json")
+    split = make_split(cohort.exams, patient_groups(cohort, store.hashes), **study.split.model_dump())
+    split.save(study.folder / "split.json")
+    save_prepared(study, store, split)
     return study
 
 

@@ -6,6 +6,7 @@ import pytest
 from mammo_utils.config import ParameterError, RunSpec, load_study
 from mammo_utils.io import project_root
 from mammo_utils.parameters import NOTEBOOKS, check_parameters, freeze_parameters
+from mammo_utils.vocabulary import SYSTEMS
 
 
 def test_the_paper_study_is_the_54_runs_of_tables_2_to_4():
@@ -86,9 +87,39 @@ def test_the_hash_follows_what_decides_the_numbers_alone():
     assert of() == of("training.store=mapped"), "the same bytes from elsewhere"
     order_of_sums = ["threads=2", "processes=2", "device=auto", "fused=false", "compile=true", "channels_last=false"]
     assert len({of(f"training.{setting}") for setting in order_of_sums} | {of()}) == 7, "they change the last bits"
+    assert of() == of("training.learning_rate.vssm_shared=0.5") == of("model.vssm_blocks=6"), "of other systems"
     changed = {of("training.epochs=3"), of("images.size=32"), of("split.seed=3"), of("data.synthetic.seed=9"), run.hash}
     assert len(changed) == 5
     assert run.model_copy(update={"seed": 1}).hash != run.hash
+    assert of("training.learning_rate={resnet18: 0.5}") != run.hash
+
+
+def test_a_new_system_leaves_the_hashes_of_others_alone(monkeypatch):
+    before = load_study("config/paper.yaml").run("resnet18", "multi", "1v5", 0).hash
+    monkeypatch.setitem(SYSTEMS, "lenet", SYSTEMS["resnet50"])
+    assert load_study("config/paper.yaml").run("resnet18", "multi", "1v5", 0).hash == before
+
+
+def test_settings_under_the_files_own_name_make_a_variant_with_its_own_folder():
+    study = load_study("config/demo.yaml", ["training.epochs=3", "training.learning_rate.vssm_shared=0.5"])
+    assert study.run("resnet18", "multi", "1v5", 0).id == "resnet18-multi-1v5-seed0-epochs=3"
+    run = study.run("vssm_shared", "multi", "1v5", 0)
+    assert run.id == "vssm_shared-multi-1v5-seed0-epochs=3-vssm_shared=0.5"
+    again = load_study("config/demo.yaml").run("vssm_shared", "multi", "1v5", 0, variant=run.variant)
+    assert again == run and again.hash == run.hash, "its name makes it again"
+    assert load_study("config/demo.yaml", ["training.epochs=10", "images.workers=3"]).runs()[0].variant == ()
+    other = load_study("config/demo.yaml", ["training.epochs=3", "name=mine"])
+    assert other.runs()[0].variant == () and other.replaced == ()
+    assert study.replaced == ("training.epochs", "training.learning_rate.vssm_shared")
+
+
+@pytest.mark.parametrize("setting", ["images.size=32", "split.seed=1", "data.corrections=false", "data.source=vindr"])
+def test_other_data_need_another_name(setting):
+    name = setting.partition("=")[0]
+    with pytest.raises(ParameterError, match=f"the settings change {name} of the study demo.*name=mine"):
+        check_parameters("02_preprocessing", {"settings": [setting]})
+    assert check_parameters("02_preprocessing", {"settings": [setting, "name=mine"]}).loaded.name == "mine"
+    assert check_parameters("04_train", {"settings": ["training.epochs=3"]})
 
 
 def test_a_run_survives_json():

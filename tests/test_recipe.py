@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.config import load_study
+from mammo_utils.config import flatten, load_study
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.images.preprocess import prepare_image
 from mammo_utils.images.store import load_store
@@ -18,7 +18,6 @@ from mammo_utils.training import loop
 from mammo_utils.training import run as runs
 from mammo_utils.training.dataset import DEVIATION, MEAN
 from mammo_utils.training.loss import total_loss
-from mammo_utils.training.run_state import flatten
 from mammo_utils.vocabulary import VIEWS
 
 SILENT = "(silent)"
@@ -60,10 +59,11 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "a maximum of 100 epochs", "training.epochs", 100),
     ("§4.3", "batch size " + SILENT, "training.batch_size", 8),
     ("§4.3", "all exams of a batch at once " + SILENT, "training.micro_batch", 0),
+    ("§4.3", "no mixed precision is mentioned " + SILENT, "training.precision", "float32"),
 )
 # how and where it is computed, which the paper leaves to the machine
-MACHINE = """study system task_mode subset seed blocks data.folder images.workers model.backend training.device
-training.precision training.threads training.processes training.store training.channels_last training.fused
+MACHINE = """study system task_mode subset seed blocks variant data.folder images.workers model.backend training.device
+training.threads training.processes training.store training.channels_last training.fused
 training.compile""".split()
 
 

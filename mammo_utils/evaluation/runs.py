@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mammo_utils.vocabulary import TASKS
 
 RUN_ID = re.compile(
     r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)(-blocks(?P<blocks>\d+))?"
+    r"(?P<variant>-.+=.+)?"
 )
 
 
@@ -87,17 +89,22 @@ def read_runs(study: Study, data_hashes: Mapping[str, str] | None = None) -> lis
     """
     grid = study.runs()
     known = {spec.id for spec in grid}
-    others = []
-    for folder in sorted((study.folder / "runs").glob("*/")):
-        match = RUN_ID.fullmatch(folder.name) if folder.name not in known else None
-        try:
-            if match:
-                numbers = int(match["seed"]), int(match["blocks"] or 0)
-                others.append(study.run(match["system"], match["task_mode"], match["subset"], *numbers))
-        except (ValueError, LookupError):
-            continue  # its name only resembles a run's
+    folders = sorted((study.folder / "runs").glob("*/"))
+    others = [spec for folder in folders if folder.name not in known and (spec := _other_run(study, folder))]
     hashes = data_hashes or {}
     return [_read_run(spec, spec.id in known, hashes.get(spec.subset, "")) for spec in (*grid, *others)]
+
+
+def _other_run(study: Study, folder: Path) -> RunSpec | None:
+    """The run in a folder that is not of the study's grid, None if the folder's name only resembles a run's."""
+    match = RUN_ID.fullmatch(folder.name)
+    try:
+        variant = read_json(folder / "config.json")["variant"] if match and match["variant"] else ()
+        numbers = (int(match["seed"]), int(match["blocks"] or 0)) if match else ()
+        spec = study.run(match["system"], match["task_mode"], match["subset"], *numbers, variant) if match else None
+    except (OSError, ValueError, LookupError):
+        return None
+    return spec if spec and spec.id == folder.name else None
 
 
 def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:
@@ -187,11 +194,12 @@ def group_by_seed(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str,
 
     Args:
         runs: What `read_runs` returns.
-        blocks: Number of blocks of the runs to take; 0 for those with the number of the study's settings.
+        blocks: Number of blocks of the runs to take; 0 for those with the number of the study's settings. Variants that
+            are not in the grid are left out.
     """
     together: dict[tuple[str, str, str], list[RunResult]] = {}
     for run in runs:
-        if run.finished and run.spec.blocks == blocks:
+        if run.finished and run.spec.blocks == blocks and (run.in_grid or not run.spec.variant):
             together.setdefault((run.spec.subset, run.spec.task_mode, run.spec.system), []).append(run)
     for key, seeds in together.items():
         fresh = [run for run in seeds if not run.stale] or seeds

@@ -215,17 +215,23 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     cohort = f"{data.source}, cohort {data.cohort}"
     if data.source == "synthetic":
         cohort = f"synthetic cohort, {data.synthetic.n_exams} exams"
-    parts = {"validation": split.validation} | ({} if split.kind == "paper" else {"test": split.test})
+    held_out = {"paper": {}, "nested": {"test": split.test}, "kfold": {"test": 1 / split.folds}}[split.kind]
+    parts = {"validation": split.validation, **held_out}
     shares = {"training": 1 - sum(parts.values()), **parts}
     rows = [
         ("data", "TOMPEI-CMMD, 1,360 patients", cohort),
-        ("split by patient", "80 % training, 20 % validation", ", ".join(f"{v:.0%} {k}" for k, v in shares.items())),
-        ("reported on", "validation (best epoch)", "test" if split.kind == "nested" else "validation (best epoch)"),
+        (
+            "split by patient",
+            "80 % training, 20 % validation",
+            ", ".join(f"{100 * v:.0f} % {k}" for k, v in shares.items()),
+        ),
+        ("reported on", "validation (best epoch)", "test" if held_out else "validation (best epoch)"),
         ("image size, pixels per side", 512, settings.images.size),
         ("ImageNet weights of the ResNets", "yes", "yes" if model.weights == "imagenet" else "no"),
         ("maximum number of epochs", 100, training.epochs),
         ("weight decay (AdamW)", 0.05, training.weight_decay),
         ("epochs without improvement until the learning rate is halved", 10, training.patience),
+        ("precision", "not stated", training.precision),
         ("maximum gradient norm", 1.0, training.clip),
         ("dropout", 0.5, model.dropout),
         ("blocks of the VSSM, of the hybrid", "4, 2", f"{model.vssm_blocks}, {model.hybrid_blocks}"),

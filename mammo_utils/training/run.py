@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from mammo_utils.config import RunSpec, Training
+from mammo_utils.config import ParameterError, RunSpec, Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, select_subset
 from mammo_utils.images.store import load_store
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
 from mammo_utils.metrics import METRICS
 from mammo_utils.models.system import System, build_system
+from mammo_utils.prepared import check_prepared
 from mammo_utils.provenance import environment, file_hash, hash_of, training_code
 from mammo_utils.training import run_state
 from mammo_utils.training.dataset import ExamSet, derive_seed, make_exam_set, place_images
@@ -56,7 +57,8 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
 
     Raises:
         FileNotFoundError: Notebook 02 has not run.
-        DataError: The split belongs to other data, or has a patient in two parts.
+        DataError: The split belongs to other data, has a patient in two parts, or was made with other settings, as were
+            the images.
         ValueError: A part of the split has no exam of the subset, or the training part no label of a task.
     """
     folder = spec.folder.parents[1]
@@ -69,6 +71,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
         load_split(folder / "split.json"),
     )
     check_split(split, cohort, store.hashes)
+    check_prepared(folder, spec, store, split)
     exams = select_subset(cohort.exams, spec.subset, spec.subset_rule)
     part = split.part.loc[exams.index]
     images = place_images(store, device, spec.training.store)
@@ -92,18 +95,26 @@ def train_run(
 ) -> dict[str, Any]:
     """Train one run, write its files into ``spec.folder`` and return its metrics.
 
-    A finished run is not trained again unless its settings or data have changed, or a file is damaged. A half-done run
-    continues after its last epoch.
+    A finished run is trained again only if its data have changed or a file is damaged. A half-done run continues after
+    its last epoch.
 
     Args:
         spec: The run.
         on_epoch: Called with each epoch's row (see `loop.train`).
         data: What `load_data` returned for this run and its device; loaded here if None.
+
+    Raises:
+        ParameterError: The folder holds a finished run with other settings.
     """
     device = pick_device(spec.training)
     with folder_lock(spec.folder):
         data = data or load_data(spec, device if spec.training.processes == 1 else "cpu")
         state = run_state.saved_results(spec.folder, spec, data.hash)
+        if state and state.other_settings:
+            raise ParameterError(
+                f"{display_path(spec.folder)} holds a finished run with other settings. {state.reason} Give the study "
+                'another name, such as the setting "name=mine", or delete that folder.'
+            )
         if state and not state.to_train:
             return read_json(spec.folder / run_state.METRICS)
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}

@@ -6,13 +6,12 @@ mixed up is recognised as damaged and trained again by the same command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.config import FREE, RunSpec
+from mammo_utils.config import RunSpec, changed_settings, flatten
 from mammo_utils.io import display_path, is_locked, read_json
 from mammo_utils.provenance import file_hash, training_code
 
@@ -28,12 +27,14 @@ class RunState:
         kind: "done"; "stale" (finished, but settings, data or code have changed); "running"; "failed"; "damaged" (a
             file is missing or is not the one that the run wrote); "stopped" (half done, continues); "waiting".
         reasons: One sentence for each reason; none for done, running and waiting runs.
-        to_train: Whether the same command trains it. A run that is stale by its code only is kept.
+        to_train: Whether the same command trains it. A finished run is trained again only if its data have changed.
+        other_settings: Whether it is finished and has other settings than the study now. It is never replaced.
     """
 
     kind: str
     reasons: tuple[str, ...] = ()
     to_train: bool = True
+    other_settings: bool = False
 
     @property
     def finished(self) -> bool:
@@ -81,15 +82,14 @@ def saved_results(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState 
     if reason := damage(folder):
         return RunState("damaged", (reason,))
     record, environment = _read(folder / "config.json"), _read(folder / "environment.json")
-    changes = [*_changed_settings(spec, record)]
-    if not changes and record.get("hash") != spec.hash:
-        changes.append("Its configuration has another hash than the study's.")
-    if data_hash and record.get("data_hash") != data_hash:
-        changes.append("The study's data have changed since.")
-    to_train = bool(changes)
+    changed = changed_settings(record, spec)
+    then = flatten(record)
+    reasons = [f"{name} was {then.get(name)!r}; the study now has {value!r}." for name, value in changed.items()]
+    if new_data := bool(data_hash) and record.get("data_hash") != data_hash:
+        reasons.append("The study's data have changed since.")
     if environment.get("code") != training_code(environment.get("scan", "")):
-        changes.append("The training code has changed since.")
-    return RunState("stale" if changes else "done", tuple(changes), to_train)
+        reasons.append("The training code has changed since.")
+    return RunState("stale" if reasons else "done", tuple(reasons), new_data and not changed, bool(changed))
 
 
 def damage(folder: Path) -> str:
@@ -120,24 +120,6 @@ def config_hash(folder: Path) -> str:
 def progress(folder: Path) -> dict[str, Any]:
     """Epochs done, epochs in all ("of") and seconds per epoch of a run under way; {} before its first epoch."""
     return _read(folder / PROGRESS)
-
-
-def _changed_settings(spec: RunSpec, record: dict[str, Any]) -> Iterator[str]:
-    """One sentence for each setting that decides the run's numbers and differs from the study's."""
-    now, then = flatten(spec.model_dump(mode="json")), flatten(record)
-    for name in sorted(set(now) - set(FREE)):
-        if name.startswith("training.learning_rate.") and not name.endswith(f".{spec.system}"):
-            continue  # another system's
-        if then.get(name) != now[name]:
-            yield f"{name} was {then.get(name)!r}; the study now has {now[name]!r}."
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dictionary with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 from snakemake.cli import get_argument_parser
 from snakemake.shell import shell
 
-from mammo_utils.config import Study, load_study
-from mammo_utils.io import STARTER, is_alive
+from mammo_utils.config import ParameterError, Study, load_study
+from mammo_utils.io import STARTER, display_path, is_alive
 from mammo_utils.provenance import code_hash, hash_of, notebook_code, notebook_hash
+from mammo_utils.training.run_state import run_state
 from mammo_utils.workflow.gpus import has_gpu
 from mammo_utils.workflow.state import (
     StudyRunning,
@@ -56,6 +57,8 @@ class Plan:
         read_only = any(options.get(name) for name in READ_ONLY)
         try:
             self.study: Study = load_study(self.file, self.settings)
+            if not workflow.remote_exec:
+                _refuse_to_replace(self.study)
             if workflow.remote_exec:  # a job on a cluster's node: the submitting command, elsewhere, holds the lock
                 os.environ[STARTER] = str(os.getpid())
             self.lock = None if read_only or workflow.remote_exec else lock_study(self.study)
@@ -148,6 +151,20 @@ class Plan:
             subprocess.run([sys.executable, "-m", "snakemake", *sys.argv[1:]])
         else:
             shell(self.step("report", "--broken"))  # Snakemake's own, which undoes the doubled braces
+
+
+def _refuse_to_replace(study: Study) -> None:
+    """Raise ParameterError if the study would replace finished runs of its name that have other settings."""
+    advice = 'give the study another name, such as the setting "name=mine"'
+    if study.replaced:
+        raise ParameterError(f"The settings change {', '.join(study.replaced)} of the study {study.name}; {advice}.")
+    for run in study.runs():
+        state = run_state(run.folder, run)
+        if state.other_settings:
+            folder = display_path(run.folder)
+            raise ParameterError(
+                f"{folder} is finished with other settings. {state.reason} Either {advice}, or delete it."
+            )
 
 
 def _python(module: str) -> str:

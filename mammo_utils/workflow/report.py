@@ -156,14 +156,14 @@ def report_unfinished(study: Study) -> None:
 
 
 def print_claims(study: Study) -> int:
-    """Print whether each claim of notebook 05 holds; return 1 if one does not, else 0."""
+    """Print whether each claim of notebook 05 holds; return 1 if one fails or cannot be decided, else 0."""
     path = study.folder / "results.json"
     if not path.is_file():
         print(f"The study {study.name} has no results.json yet; run it first.")
         return 1
     checks = read_json(path)["checks"]
     for check in checks:
-        word = "holds" if check["holds"] else "DOES NOT HOLD"
+        word = {True: "holds", False: "DOES NOT HOLD", None: "cannot be decided"}[check["holds"]]
         print(f"{word}: {check['claim']} {check['count']} {check['exceptions']}".rstrip())
     return int(not all(check["holds"] for check in checks))
 

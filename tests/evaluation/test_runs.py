@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mammo_utils.config import load_study
 from mammo_utils.evaluation.runs import categories, group_by_seed, labelled_breasts, read_runs, sample
 from tests.evaluation.fakes import write_run
 
@@ -23,17 +24,18 @@ def test_a_run_of_other_settings_code_or_data_is_stale_with_its_reason(fake_stud
     write_run(three, data_hash="other")
     others = {**four.training.model_dump(mode="json")}
     others["learning_rate"] = {**others["learning_rate"], "resnet18": 0.5}  # not this run's
-    write_run(four, training=others, hash=four.hash)
+    write_run(four, training=others)
     write_run(five, data={**five.data.model_dump(mode="json"), "folder": "elsewhere"})
-    write_run(six, hash="0")
+    older = six.data.model_dump(mode="json")
+    del older["conflicts"]
+    write_run(six, data=older)  # of a release that lacked this setting, whose default has not changed its meaning
     runs = by_id(fake_study, data_hashes={"1v5": "d"})
     reasons = {spec.id: runs[spec.id].status.reasons for spec in fake_study.runs()}
     assert reasons[one.id] == (f"training.epochs was 99; the study now has {one.training.epochs}.",)
     assert reasons[two.id] == ("The training code has changed since.",)
     assert reasons[three.id] == ("The study's data have changed since.",)
-    assert reasons[four.id] == () and reasons[five.id] == ()
-    assert reasons[six.id] == ("Its configuration has another hash than the study's.",)
-    assert [runs[spec.id].stale for spec in fake_study.runs()] == [True, True, True, False, False, True]
+    assert reasons[four.id] == reasons[five.id] == reasons[six.id] == ()
+    assert [runs[spec.id].stale for spec in fake_study.runs()] == [True, True, True, False, False, False]
     assert not by_id(fake_study)[three.id].stale, "without hashes the data are not compared"
 
 
@@ -67,3 +69,17 @@ def test_seeds_go_together_but_a_stale_one_does_not(fake_study):
     ((key, seeds),) = group_by_seed(read_runs(fake_study)).items()
     assert key == ("1v5", "multi", "resnet18") and [run.spec.seed for run in seeds] == [0, 2]
     assert sample(seeds, "diagnosis").probabilities.shape == (2, 91, 2)
+
+
+def test_variants_are_found_beside_their_run(fake_study):
+    """Settings under the study's own name make variants, with folders of their own."""
+    write_run(fake_study.run("resnet18", "multi", "1v5", 0))
+    variant = load_study("config/demo.yaml", ["training.epochs=3", "model.missing=masked"])
+    write_run(variant.run("resnet18", "multi", "1v5", 0))
+    assert by_id(fake_study)["resnet18-multi-1v5-seed0-missing=masked-epochs=3"].state == "done"
+    (key,) = group_by_seed(read_runs(fake_study)).items()
+    assert [run.id for run in key[1]] == ["resnet18-multi-1v5-seed0"], "not averaged with the run itself"
+    assert [run.spec.training.epochs for run in read_runs(fake_study) if run.finished] == [
+        fake_study.training.epochs,
+        3,
+    ]

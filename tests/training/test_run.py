@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mammo_utils.config import load_study
+from mammo_utils.config import ParameterError, load_study
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.split import Split, load_split
 from mammo_utils.images.store import load_store
 from mammo_utils.training import run as runs
 from mammo_utils.training.predict import predict, prediction_table
+from tests.conftest import SMALL
 from tests.kill import kill
 
 ALL = [run.id for run in load_study("config/paper.yaml").runs()]
@@ -55,15 +56,54 @@ def test_each_of_the_54_runs_trains_saves_reloads_and_predicts_the_same(small_st
     shutil.rmtree(spec.folder, ignore_errors=True)
 
 
-def test_a_finished_run_is_not_done_again_and_a_changed_one_is(small_study):
+def test_a_finished_run_is_neither_trained_again_nor_replaced(small_study):
     spec = spec_of(small_study, "resnet18-multi-1v5-seed0")
     runs.train_run(spec)
     before = {file.name: file.stat().st_mtime_ns for file in spec.folder.iterdir()}
     seen = []
     runs.train_run(spec, seen.append)
     assert not seen and all((spec.folder / n).stat().st_mtime_ns == t for n, t in before.items() if n != ".lock")
-    runs.train_run(spec_of(small_study, spec.id, epochs=2), seen.append)
-    assert [row["epoch"] for row in seen] == [1, 2]
+    with pytest.raises(ParameterError, match=r"holds a finished run with other settings. training.epochs was 1;"):
+        runs.train_run(spec_of(small_study, spec.id, epochs=2), seen.append)
+    assert not seen and (spec.folder / "metrics.json").stat().st_mtime_ns == before["metrics.json"]
+    variant = load_study("config/paper.yaml", SMALL).run("resnet18", "multi", "1v5", 0, variant=["training.epochs=2"])
+    runs.train_run(variant, seen.append)
+    assert [row["epoch"] for row in seen] == [1, 2] and variant.folder.name == f"{spec.id}-epochs=2"
+    shutil.rmtree(variant.folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "then", "now"),
+    [
+        ("images.size=48", 32, 48),
+        ("images.resize=crop", "stretch", "crop"),
+        ("split.seed=9", 0, 9),
+        ("split.kind=paper", "nested", "paper"),
+        ("data.cohort=complete", "usable", "complete"),
+        ("data.conflicts=keep", "exclude", "keep"),
+        ("data.corrections=false", True, False),
+        ("data.source=vindr", "synthetic", "vindr"),
+        ("data.synthetic.seed=4", 3, 4),
+    ],
+)
+def test_a_run_is_not_trained_on_data_of_other_settings(small_study, setting, then, now):
+    spec = load_study("config/paper.yaml", [*SMALL, setting]).run("resnet18", "multi", "1v5", 0)
+    name = setting.partition("=")[0]
+    with pytest.raises(DataError, match=rf"was prepared with {name} = {then!r}, but the run has {now!r}; run notebook"):
+        runs.load_data(spec)
+
+
+def test_images_and_split_must_be_those_that_were_recorded(small_study):
+    spec = small_study.run("resnet18", "multi", "1v5", 0)
+    path = small_study.folder / "split.json"
+    good = path.read_bytes()
+    split = load_split(path)
+    try:
+        Split(split.kind, split.seed, split.part.replace("validation", "test"), split.groups).save(path)
+        with pytest.raises(DataError, match="are not complete; run notebook 02 again"):
+            runs.load_data(spec)
+    finally:
+        path.write_bytes(good)
 
 
 def killed(spec, epoch):

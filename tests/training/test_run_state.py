@@ -95,12 +95,13 @@ def test_each_kind_has_its_reason(fake_study):
     for spec in (running, stopped):
         write_json(spec.folder / "config.json", {"hash": spec.hash})
         write_json(spec.folder / "progress.json", {"epochs": 1, "of": 10, "seconds": 1.0})
-    write_run(stale, training={**stale.training.model_dump(mode="json"), "epochs": 99}, hash="0")
+    write_run(stale, training={**stale.training.model_dump(mode="json"), "epochs": 99})
     with folder_lock(running.folder):
         states = {spec.id: run_state(spec.folder, spec) for spec in fake_study.runs()}
     kinds = ["done", "failed", "running", "stopped", "stale", "waiting"]
     assert [state.kind for state in states.values()] == kinds
-    assert [state.to_train for state in states.values()] == [False, True, True, True, True, True]
+    assert [state.to_train for state in states.values()] == [False, True, True, True, False, True]
+    assert states[stale.id].other_settings and not states[done.id].other_settings
     assert states[failed.id].reason == "The loss of epoch 2 is nan."
     assert states[stale.id].reason == f"training.epochs was 99; the study now has {stale.training.epochs}."
     assert run_state(running.folder, running).kind == "stopped"

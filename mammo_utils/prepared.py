@@ -1,0 +1,59 @@
+"""The record of the settings by which a study's cohort, images and split were prepared.
+
+Notebook 02 writes it last. Training compares it with the run's settings, so that a run is never recorded with an image
+size, a split or a data source that its data do not have.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mammo_utils.config import FREE, PREPARED, RunSpec, Study, flatten
+from mammo_utils.data.cohort import DataError
+from mammo_utils.data.split import Split
+from mammo_utils.images.store import Store
+from mammo_utils.io import display_path, read_json, write_json
+
+RECORD = "prepared.json"
+
+
+def save_prepared(study: Study, store: Store, split: Split) -> None:
+    """Record the settings by which the study's data were prepared, with the hashes of its store and split.
+
+    Args:
+        study: The study.
+        store: Its image store.
+        split: Its split.
+    """
+    values = {"settings": _settings(study), "store": store.hash, "split": split.hash}
+    write_json(study.folder / RECORD, values)
+
+
+def check_prepared(folder: Path, spec: RunSpec, store: Store, split: Split) -> None:
+    """Compare the settings of a run with those by which the study's data were prepared.
+
+    Args:
+        folder: The study's folder.
+        spec: The run.
+        store: The study's image store.
+        split: The study's split.
+
+    Raises:
+        DataError: They differ, or the store or the split is not the one that was recorded.
+    """
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if (record.get("store"), record.get("split")) != (store.hash, split.hash):
+        raise DataError(f"{display_path(folder)}: the images or the split are not complete; run notebook 02 again.")
+    then, now = record["settings"], _settings(spec)
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            raise DataError(
+                f"{display_path(folder)} was prepared with {name} = {then.get(name)!r}, but the run has "
+                f"{now.get(name)!r}; run notebooks 01 and 02 with the run's settings, under another name if runs of "
+                f'this study are to be kept (the setting "name=mine").'
+            )
+
+
+def _settings(settings: Study | RunSpec) -> dict[str, object]:
+    values = flatten(settings.model_dump(mode="json", include=set(PREPARED)))
+    return {name: value for name, value in values.items() if name not in FREE}
