@@ -22,9 +22,9 @@ from benchmarks.images import compare_preprocessing
 from benchmarks.report import describe, update_readme
 from benchmarks.scans import compare_scans, compare_ss2d
 from benchmarks.steps import measure_steps
-from mammo_utils.config import load_study
 from mammo_utils.io import project_root, read_json, write_json
 from mammo_utils.provenance import environment
+from mammo_utils.study import load_study
 from mammo_utils.training.run import device_name
 from mammo_utils.vocabulary import REFERENCE, SYSTEMS
 

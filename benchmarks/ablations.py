@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.epochs import list_variants
-from mammo_utils.config import RunSpec
 from mammo_utils.evaluation.bootstrap import Sample, interval, paired_difference
 from mammo_utils.evaluation.runs import probabilities
 from mammo_utils.provenance import environment
+from mammo_utils.study import RunSpec
 from mammo_utils.training.loop import prepare_model, train
 from mammo_utils.training.predict import predict, prediction_table
 from mammo_utils.training.run import RunData, build, device_name, load_data, pick_device

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.measure import interleaved_medians, peak_memory
-from mammo_utils.config import Study, Training
+from mammo_utils.config import Training
 from mammo_utils.data.cohort import Cohort
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.models.system import System, build_system
+from mammo_utils.study import Study
 from mammo_utils.synthetic.release import write_release
 from mammo_utils.training.dataset import DEVIATION, MEAN, ExamSet, make_exam_set, place_images
 from mammo_utils.training.loop import make_optimizer, prepare_model, train_epoch

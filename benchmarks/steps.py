@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import peak_memory, time_call
-from mammo_utils.config import Study
 from mammo_utils.models import ss2d
 from mammo_utils.models.ss2d import SS2D, PatchEmbedding, PatchMerging, SSConvSSM
 from mammo_utils.models.system import System, build_system
+from mammo_utils.study import Study
 from mammo_utils.training.augment import draw_affine_maps
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.loop import make_optimizer, prepare_model

@@ -9,17 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mammo_utils.config import (
-    PREPARED,
-    Frozen,
-    ParameterError,
-    Study,
-    Subset,
-    System,
-    TaskMode,
-    describe_mistake,
-    load_study,
-)
+from mammo_utils.config import Frozen, ParameterError, Subset, System, TaskMode
+from mammo_utils.study import PREPARED, Study, describe_mistake, load_study
 
 
 class NotebookParameters(Frozen):

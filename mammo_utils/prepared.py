@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mammo_utils.config import FREE, PREPARED, RunSpec, Study, flatten
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.split import Split
 from mammo_utils.images.store import Store
 from mammo_utils.io import display_path, read_json, write_json
+from mammo_utils.study import FREE, PREPARED, RunSpec, Study, flatten
 
 RECORD = "prepared.json"
 

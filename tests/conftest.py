@@ -14,8 +14,8 @@ import torch
 if not torch.cuda.is_available():  # read when Triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from mammo_utils.config import Study, load_study
 from mammo_utils.io import project_root
+from mammo_utils.study import Study, load_study
 
 torch.set_num_threads(1)
 

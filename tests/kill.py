@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from mammo_utils.config import RunSpec
 from mammo_utils.io import read_json
+from mammo_utils.study import RunSpec
 from mammo_utils.training.run import train_run
 
 
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--run", default="hybrid_shared-multi-1v5-seed0")
     parser.add_argument("--signal", choices=["SIGKILL", "SIGTERM"], default="SIGKILL")
     a = parser.parse_args()
-    from mammo_utils.config import load_study
     from mammo_utils.io import project_root
+    from mammo_utils.study import load_study
 
     study_file = project_root() / "config" / "paper.yaml"
     with tempfile.TemporaryDirectory() as folder:

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from mammo_utils.config import ParameterError, RunSpec, load_study
+from mammo_utils.config import ParameterError
 from mammo_utils.io import project_root
 from mammo_utils.parameters import NOTEBOOKS, check_parameters, freeze_parameters
+from mammo_utils.study import RunSpec, load_study
 from mammo_utils.vocabulary import SYSTEMS
 
 

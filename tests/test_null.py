@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mammo_utils.config import load_study
+from mammo_utils.study import load_study
 from mammo_utils.training.run import train_run
 from tests.conftest import CHECKOUT, prepare
 

@@ -28,7 +28,7 @@ def test_source_hash_is_blind_to_words_and_sees_code():
 
 TRAIN = """
 import json, sys
-from mammo_utils.config import load_study
+from mammo_utils.study import load_study
 from mammo_utils.training.run import train_run
 train_run(load_study("config/paper.yaml", {settings!r}).run("hybrid_shared", "multi", "1v5", 6))
 print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] == "mammo_utils")))

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.config import flatten, load_study
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.images.preprocess import prepare_image
 from mammo_utils.images.store import load_store
+from mammo_utils.study import flatten, load_study
 from mammo_utils.training import loop
 from mammo_utils.training import run as runs
 from mammo_utils.training.dataset import DEVIATION, MEAN

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammo_utils.config import RunSpec, Study
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.io import read_json
+from mammo_utils.study import RunSpec, Study
 from mammo_utils.training.run_state import METRICS, RunState, run_state
 from mammo_utils.vocabulary import TASKS
 

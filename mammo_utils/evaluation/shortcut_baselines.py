@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mammo_utils.config import Study
 from mammo_utils.evaluation.bootstrap import Sample, interval
 from mammo_utils.metrics import METRICS, auc
+from mammo_utils.study import Study
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.run import RunData, load_data
 from mammo_utils.vocabulary import REFERENCE

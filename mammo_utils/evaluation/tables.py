@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mammo_utils.config import RunSpec, Study
 from mammo_utils.evaluation.bootstrap import Interval, Sample, interval, paired_difference
 from mammo_utils.evaluation.paper import KEY, paper_values
 from mammo_utils.evaluation.runs import RunResult, group_by_seed, labelled_breasts, sample
 from mammo_utils.metrics import METRICS
 from mammo_utils.parameters import NotebookParameters
+from mammo_utils.study import RunSpec, Study
 from mammo_utils.vocabulary import REFERENCE, SIDES, SYSTEMS
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ COMPARISON_COLUMNS = """subset task metric system task_mode reference question d
 n_breasts n_seeds reference_seeds dropped reason""".split()
 BLOCK_COLUMNS = """subset task_mode system task blocks value low high searched n_exams n_breasts n_seeds
 sd_seeds""".split()
+VARIANT_COLUMNS = "run variant task difference low high answer n_exams n_breasts reason".split()
 STATEMENT_COLUMNS = """subset task_mode system task auc low high beats_chance best_shortcut shortcut_auc beats_shortcuts
 ahead ahead_low ahead_high surely_ahead statement""".split()
 SHORTCUT_LIMIT = 0.65  # AUC; a cohort with better shortcuts can be solved without looking for lesions
@@ -76,6 +77,24 @@ def blocks_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
                 rows += [row | _score(seeds, task, "auc", study) for task in seeds[0].tasks]
     table = pd.DataFrame(rows, columns=BLOCK_COLUMNS)
     return table[table["system"].isin(table.loc[table["searched"].astype(bool), "system"])]
+
+
+def compare_variants(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
+    """Compare each variant with the run that has the study's settings, the same system and the same seed.
+
+    One row per variant and task. `difference` is the variant's AUC minus the run's on the same patients; `answer` names
+    the better of the two, or is "not distinguishable" if the interval contains 0.
+    """
+    finished = {run.id: run for run in runs if run.finished}
+    rows = []
+    for run in finished.values():
+        base = finished.get(run.spec.model_copy(update={"variant": ()}).id)
+        for task in run.tasks if base and run.spec.variant else ():
+            difference = _difference(sample([run], task), sample([base], task), "auc", study)
+            row = {"run": base.id, "variant": ", ".join(run.spec.variant), "task": task, "difference": difference.value}
+            row |= {"answer": _answer(difference, "variant", "study's run")} | asdict(difference)
+            rows.append(row | _count([run], task))
+    return pd.DataFrame(rows, columns=VARIANT_COLUMNS)
 
 
 def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from mammo_utils.config import ParameterError, RunSpec, Training
+from mammo_utils.config import ParameterError, Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, select_subset
 from mammo_utils.images.store import load_store
@@ -20,6 +20,7 @@ from mammo_utils.metrics import METRICS
 from mammo_utils.models.system import System, build_system
 from mammo_utils.prepared import check_prepared
 from mammo_utils.provenance import environment, file_hash, hash_of, training_code
+from mammo_utils.study import RunSpec
 from mammo_utils.training import run_state
 from mammo_utils.training.dataset import ExamSet, derive_seed, make_exam_set, place_images
 from mammo_utils.training.distributed import rank_and_size, run_distributed

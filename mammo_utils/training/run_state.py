@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.config import RunSpec, changed_settings, flatten
 from mammo_utils.io import display_path, is_locked, read_json
 from mammo_utils.provenance import file_hash, training_code
+from mammo_utils.study import RunSpec, changed_settings, flatten
 
 FILES = ("config.json", "environment.json", "epochs.csv", "predictions.parquet", "weights.safetensors")
 METRICS, CHECKPOINT, PROGRESS = "metrics.json", "checkpoint.pt", "progress.json"

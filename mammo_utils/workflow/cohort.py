@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mammo_utils.config import Study, load_study
 from mammo_utils.data.cohort import DataError
 from mammo_utils.io import write_json
 from mammo_utils.progress import Progress
+from mammo_utils.study import Study, load_study
 from mammo_utils.synthetic.release import write_release
 
 

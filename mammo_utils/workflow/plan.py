@@ -13,9 +13,10 @@ from typing import Any
 from snakemake.cli import get_argument_parser
 from snakemake.shell import shell
 
-from mammo_utils.config import ParameterError, Study, load_study
+from mammo_utils.config import ParameterError
 from mammo_utils.io import STARTER, display_path, is_alive
 from mammo_utils.provenance import code_hash, hash_of, notebook_code, notebook_hash
+from mammo_utils.study import Study, load_study
 from mammo_utils.training.run_state import run_state
 from mammo_utils.workflow.gpus import has_gpu
 from mammo_utils.workflow.state import (

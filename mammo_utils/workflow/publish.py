@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.config import ParameterError, Study, load_study
+from mammo_utils.config import ParameterError
 from mammo_utils.io import atomic_write, display_path, project_root, read_json, write_json
 from mammo_utils.plots.save import MANIFEST, drawing_code, read_manifest
 from mammo_utils.provenance import file_hash, hash_of, notebook_hash, training_code
+from mammo_utils.study import Study, load_study
 
 
 class StaleFigures(ValueError):

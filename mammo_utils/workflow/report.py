@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
 
-from mammo_utils.config import ParameterError, Study, load_study
+from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import results_table, run_list, settings_table
@@ -23,6 +23,7 @@ from mammo_utils.io import read_json, write_text
 from mammo_utils.metrics import METRICS
 from mammo_utils.plots.save import read_manifest
 from mammo_utils.provenance import environment
+from mammo_utils.study import Study, load_study
 from mammo_utils.workflow.state import failures
 
 ORDER = "05 06 01 02 03"  # order in which the notebooks' figures are shown

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from mammo_utils.config import Study
 from mammo_utils.io import STARTER, folder_lock, is_alive, read_json, write_json
+from mammo_utils.study import Study
 from mammo_utils.training.run_state import run_state
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from mammo_utils.config import ParameterError, Study, load_study
+from mammo_utils.config import ParameterError
 from mammo_utils.io import read_json
+from mammo_utils.study import Study, load_study
 from mammo_utils.training.run_state import METRICS, progress, run_state
 
 COLUMNS = ["run", "system", "state", "epochs", "of", "seconds", "reason"]
@@ -30,7 +31,7 @@ def run_table(study: Study) -> pd.DataFrame:
         state = run_state(spec.folder, spec)
         row: dict[str, Any] = {"run": spec.id, "system": spec.system, "state": state.kind, "reason": state.reason}
         row |= {"epochs": 0, "of": spec.training.epochs, "seconds": float("nan")}
-        if state.finished and not state.to_train:
+        if state.finished and not state.to_train and not state.other_settings:
             metrics = read_json(spec.folder / METRICS)
             row |= {"epochs": metrics["epochs"], "seconds": metrics["seconds"] / metrics["epochs"]}
         elif state.kind in ("running", "stopped"):

@@ -9,12 +9,13 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import epochs, images, load_records, measure, report, scans, steps
-from mammo_utils.config import Training, load_study
+from mammo_utils.config import Training
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.models import ss2d
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.models.system import build_system
+from mammo_utils.study import load_study
 from mammo_utils.synthetic.release import write_release
 from mammo_utils.training.dataset import make_exam_set
 from tests.conftest import CHECKOUT

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_utils.config import RunSpec, Study, load_study
+from mammo_utils.config import Evaluation
 from mammo_utils.provenance import file_hash, training_code
+from mammo_utils.study import RunSpec, Study, load_study
 from mammo_utils.training.run_state import FILES
 from mammo_utils.vocabulary import SUBSETS, VIEWS
 from tests.conftest import CHECKOUT
@@ -103,4 +104,4 @@ def fake_study(tmp_path, monkeypatch) -> Study:
     """The demo study in a project folder of its own, nothing run yet."""
     monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     shutil.copytree(CHECKOUT / "config", tmp_path / "config")
-    return load_study("config/demo.yaml", ["evaluation.resamples=100"])
+    return load_study("config/demo.yaml").model_copy(update={"evaluation": Evaluation(resamples=100)})

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_utils.config import load_study
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.shortcut_baselines import baseline_table, shortcut_baselines
@@ -24,6 +23,7 @@ from mammo_utils.evaluation.tables import (
 )
 from mammo_utils.io import read_json
 from mammo_utils.metrics import METRICS, Metric
+from mammo_utils.study import load_study
 from mammo_utils.training.run import RunData
 from mammo_utils.vocabulary import SYSTEMS, SystemEntry
 from tests.conftest import CHECKOUT

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mammo_utils.config import load_study
 from mammo_utils.evaluation.runs import categories, group_by_seed, labelled_breasts, read_runs, sample
+from mammo_utils.study import load_study
 from tests.evaluation.fakes import write_run
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from mammo_utils.config import load_study
 from mammo_utils.evaluation.shortcut_baselines import (
     baseline_table,
     breast_features,
@@ -11,6 +10,7 @@ from mammo_utils.evaluation.shortcut_baselines import (
     shortcut_baselines,
     thumbnails,
 )
+from mammo_utils.study import load_study
 from tests.evaluation.exams import exam_set_of
 
 

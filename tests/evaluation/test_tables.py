@@ -12,6 +12,7 @@ from mammo_utils.evaluation.tables import (
     blocks_table,
     check_claims,
     compare_systems,
+    compare_variants,
     results_table,
     run_list,
     settings_table,
@@ -176,3 +177,14 @@ def test_the_search_for_the_number_of_blocks(fake_study):
     assert plain.query("metric == 'auc'")["value"].item() == rows.at[2, "value"] and (plain["n_seeds"] == 2).all()
     assert blocks_table([run for run in runs if not run.spec.blocks], fake_study).empty
     assert blocks_table([], fake_study).empty
+
+
+def test_a_variant_is_compared_with_its_run_alone(fake_study):
+    for seed in (0, 1):
+        write_run(fake_study.run("resnet18", "multi", "1v5", seed), strength=0.5)
+    write_run(fake_study.run("resnet18", "multi", "1v5", 1, variant=["model.fusion=mean"]), strength=3.0)
+    write_run(fake_study.run("resnet50", "multi", "1v5", 1, variant=["model.fusion=mean"]))  # its run is not trained
+    table = compare_variants(read_runs(fake_study), fake_study)
+    assert list(table["run"]) == ["resnet18-multi-1v5-seed1"] * 2 and set(table["variant"]) == {"model.fusion=mean"}
+    assert (table["answer"] == "variant better").all() and (table["low"] > 0).all()
+    assert compare_variants([], fake_study).empty

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from mammo_utils.config import Training, load_study
+from mammo_utils.config import Training
+from mammo_utils.study import load_study
 from mammo_utils.training import loop, memory, predict
 from mammo_utils.training.dataset import ExamSet, make_exam_set
 from mammo_utils.vocabulary import VIEWS

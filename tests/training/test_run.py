@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mammo_utils.config import ParameterError, load_study
+from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.split import Split, load_split
 from mammo_utils.images.store import load_store
+from mammo_utils.study import load_study
 from mammo_utils.training import run as runs
 from mammo_utils.training.predict import predict, prediction_table
 from tests.conftest import SMALL

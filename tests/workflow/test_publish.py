@@ -7,11 +7,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from mammo_utils.config import load_study
 from mammo_utils.io import write_json
 from mammo_utils.plots.data import draw_leakage
 from mammo_utils.plots.save import save_figure
 from mammo_utils.provenance import training_code
+from mammo_utils.study import load_study
 from mammo_utils.workflow.publish import StaleFigures, altered_figures, main, publish, stale_figures
 from tests.conftest import CHECKOUT
 

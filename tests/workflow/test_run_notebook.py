@@ -128,7 +128,7 @@ def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
 
 def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_small_project, monkeypatch):
     monkeypatch.delenv(STARTER, raising=False)
-    code = "import sys, time; from mammo_utils.config import *; from mammo_utils.workflow.state import lock_study; "
+    code = "import sys, time; from mammo_utils.study import Study; from mammo_utils.workflow.state import lock_study; "
     code += f"c = lock_study(Study(name={small_study.name!r})); print('held', flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
@@ -147,7 +147,7 @@ def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_sma
 
 
 def test_failed_steps_and_runs_without_valid_results_run_again(small_study, in_small_project):
-    """Failures, and runs whose files were deleted or belong to other settings."""
+    """Failures, and runs whose files were deleted; not finished runs of other settings, which are never replaced."""
     folder, (kept, deleted, other, *_) = small_study.folder / "outcomes", small_study.runs()
     done = ("cohort", "05_results", *(f"04_train-{run.id}" for run in (kept, deleted, other)))
     for name in done:
@@ -158,7 +158,11 @@ def test_failed_steps_and_runs_without_valid_results_run_again(small_study, in_s
     try:
         assert failures(small_study) == {"03_models": "x"}
         invalidate(outcomes_to_redo(small_study))
-        assert {file.stem for file in folder.iterdir()} == {"cohort", "05_results", f"04_train-{kept.id}"}
+        assert {file.stem for file in folder.iterdir()} == {
+            "cohort",
+            "05_results",
+            *(f"04_train-{run.id}" for run in (kept, other)),
+        }
     finally:
         for place in (folder, kept.folder, other.folder):
             shutil.rmtree(place)
