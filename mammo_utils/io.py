@@ -130,8 +130,8 @@ def is_alive(process: int) -> bool:
 def exit_with_parent(interval: float = 0.5) -> None:
     """End this process soon after its parent, or the process named in ``MAMMO_STUDY_PID``, has gone.
 
-    Called by every process that a study starts, so that a killed command leaves none behind. The parent's number
-    is compared as well, because a killed process whose own parent does not reap it keeps its number.
+    Kernels, supervisors, worker processes and ranks call it, so that a killed command leaves none behind. The parent's
+    number is compared too, because a killed process that its own parent does not reap keeps its number.
 
     Args:
         interval: Seconds between two checks.

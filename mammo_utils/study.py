@@ -164,8 +164,8 @@ class RunSpec(Frozen):
     def hash(self) -> str:
         """Hash of the settings that decide the run's numbers, to the last bit.
 
-        Threads, processes, device, precision, memory format, fused and compiled kernels are among them: they change
-        the order of sums, so a run that was started with one value cannot continue with another.
+        Threads, processes, device, precision, memory format, fused and compiled kernels are included. They change the
+        order of sums, so a run started with one value cannot continue with another.
         """
         return hash_of(decisive_settings(self.model_dump(mode="json"), self.system))
 

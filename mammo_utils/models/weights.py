@@ -25,7 +25,8 @@ def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> N
     """Load pretrained weights into a torchvision ResNet.
 
     A file is accepted if its SHA-256 begins with the digits in its own name or, if the name has none, with those of
-    torchvision's published file. Other weights are thus accepted if their name ends in their own hash.
+    torchvision's published file. To use other weights, put the first digits of their SHA-256 (at least 8) at the end of
+    the file's name, as in `mine-1a2b3c4d.pth`.
 
     Args:
         resnet: ResNet-18 or ResNet-50.

@@ -117,7 +117,7 @@ class ExamSet:
         return Batch(images, present, labels, exams, full_labels, full_exams)
 
     def read(self, exams: torch.Tensor) -> torch.Tensor:
-        """Stored views of exams (B,): (B, 4, S, S) uint8, where the images lie; an absent view has any content."""
+        """Stored views of exams (B,): (B, 4, S, S) uint8 on the images' device; absent views are arbitrary."""
         rows = self.rows[exams].clamp(min=0)
         pixels = self.images[rows.to(self.images.device, non_blocking=True)]
         # only a copy from pinned memory to a GPU is asynchronous
@@ -128,7 +128,7 @@ class ExamSet:
 
         Args:
             batch_size: Exams per batch.
-            share: (rank, world size): of n processes, process i gets every n-th batch from the i-th on.
+            share: (rank, number of processes n): this process gets batches rank, rank + n, ...
         """
         for exams, pixels in self._read_ahead(torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]):
             yield self.batch(exams, pixels=pixels)
@@ -143,8 +143,8 @@ class ExamSet:
             epoch: From 1.
             batch_size: Exams per full batch.
             augmentation: Ranges of the augmentation.
-            share: (rank, world size): of n processes, process i gets every n-th exam of each batch from the i-th on,
-                which may be none.
+            share: (rank, number of processes n): this process gets exams rank, rank + n, ... of each batch, which may
+                be none.
         """
         generator = torch.Generator().manual_seed(derive_seed("batches", seed, epoch))
         order = torch.randperm(len(self), generator=generator)
@@ -155,9 +155,9 @@ class ExamSet:
             yield self.batch(exams, maps, full_exams, pixels)
 
     def _read_ahead(self, parts: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Each part's exams and their stored views, which a thread reads while the part before is worked on.
+        """Yield each part's exams and stored views; a thread reads the next part meanwhile.
 
-        Reading ahead gains nothing if the images lie on the training device already.
+        If the images are on the training device already, nothing is read ahead and the views are None.
         """
         if self.images.device.type == self.device.type:
             yield from ((exams, None) for exams in parts)

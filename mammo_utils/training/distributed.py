@@ -22,7 +22,7 @@ from mammo_utils.io import exit_with_parent
 
 
 class ProcessesError(RuntimeError):
-    """A process of a training ended without a reason of its own."""
+    """A training process died, or raised an error of an unexpected kind."""
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -65,12 +65,12 @@ def run_distributed(
     """Call ``function(send, *arguments)`` in `n` connected processes and wait for all of them.
 
     Args:
-        function: Importable by name; what rank 0 passes to `send` reaches `on_message`.
+        function: A function of a module, so that other processes can import it.
         n: Number of processes.
-        arguments: Picklable.
-        on_message: Called in this process.
-        errors: Exceptions that are raised here as themselves.
-        cuda: Whether the processes work on GPUs, one each as far as there are enough.
+        arguments: Its arguments after `send`; they are pickled.
+        on_message: Called in this process with everything that rank 0 passes to `send`.
+        errors: Exception classes that are raised again here; others become a ProcessesError.
+        cuda: Whether the processes use GPUs. Each has its own, if there are enough.
 
     Raises:
         ProcessesError: A process ended by an error of another kind or by a signal. On any error, and on Ctrl-C, the
@@ -99,7 +99,7 @@ def run_distributed(
             receive()
         except (ProcessRaisedException, ProcessExitedException) as error:
             receive()
-            # SIGTERM is how the others are ended below, so it names no culprit
+            # the others are ended below by SIGTERM, so a process that SIGTERM ended is not the cause
             killed = [-p.exitcode for p in running.processes if (p.exitcode or 0) < 0 and -p.exitcode != signal.SIGTERM]
             if killed:
                 names = ", ".join(signal.Signals(number).name for number in killed)
@@ -111,7 +111,7 @@ def run_distributed(
 
 
 def _run_rank(rank: int, function: Callable, n: int, meeting: str, queue, cuda: bool, arguments: tuple) -> None:
-    exit_with_parent()  # an orphan would write into the files of the next start
+    exit_with_parent()  # an orphan would write into files that the next command uses
     if cuda:
         torch.cuda.set_device(rank % torch.cuda.device_count())
     # NCCL refuses two processes on one GPU; gloo goes through the host instead

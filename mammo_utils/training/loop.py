@@ -1,7 +1,8 @@
 """The training loop of §4.3, resumable to the last bit.
 
-It is a plain loop: batches are made on the device, so a framework's loaders and samplers would bring nothing, and a
-framework's checkpoints are pickles.
+It is a plain loop. Batches are made on the device, so a framework's loaders and samplers would gain nothing; and to
+resume to the last bit, the states of the schedule, the optimizer and the best epoch are kept in one file that is read
+without unpickling.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def backward(
     """Compute the gradient of a batch's loss, summed over its micro-batches.
 
     The means of Eq. 12 and 13 run over the full batch, so the sum over micro-batches is its gradient. Batch norm,
-    however, uses the statistics of each micro-batch. Parameters without a part in the loss get a gradient of 0.
+    however, uses the statistics of each micro-batch. Parameters that do not affect the loss get a gradient of 0.
 
     Args:
         model: The system; its gradients are replaced.
@@ -229,7 +230,8 @@ def backward(
 def describe_divergence(steps: list, exams: ExamSet, epoch: int, learning_rate: float) -> str:
     """A sentence that names the first step of an epoch whose loss or gradient is not finite, and its exams.
 
-    If every loss and gradient is finite, the last update was not: an earlier one would show in the next step's loss.
+    If all losses and gradients are finite, the last update was not finite: an earlier one would have made the next loss
+    infinite or NaN.
 
     Args:
         steps: (loss, norm of the gradient, positions of exams) of each step.

@@ -44,7 +44,7 @@ def take_gpus(wanted: int, folder: Path, count: int | None = None) -> Iterator[l
     """Make the least used GPUs the only ones that child processes see.
 
     A run holds a locked file in `folder` for each GPU it uses; the system frees it when the process dies. Several runs
-    may share a GPU. If a scheduler has shown this process as many GPUs as are wanted, there is nothing to choose.
+    may share a GPU. If a scheduler has assigned no more GPUs than are wanted, there is nothing to choose.
 
     Args:
         wanted: GPUs of the run.

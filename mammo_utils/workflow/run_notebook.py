@@ -1,7 +1,7 @@
 """Execute one notebook of a study headless: ``python -m mammo_utils.workflow.run_notebook``.
 
-The outcome is a small file, written last and atomically. The executed copy is for readers and never the sign that a
-notebook is done: if the kernel is killed, papermill's copy still shows every cell as completed.
+The outcome is a small file that is written last and atomically. It alone shows that a notebook is done: if a kernel is
+killed, papermill's executed copy still marks every cell as completed.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from mammo_utils.workflow.state import mark_failed
 
 
 def run_supervised(outcome: Path, command: list[str], grace: float = 1.0) -> int:
-    """Wait for a command and return its exit status, 0 if it was killed and its outcome records that.
+    """Run a command and return its exit status. If it was killed, record that as its outcome and return 0.
 
     Args:
         outcome: File for the outcome.
         command: The command's words.
-        grace: Seconds to wait after a kill: a signal to the whole study may reach this process a moment later.
+        grace: Seconds to wait after a kill before it is recorded: a signal to the whole study may reach this process later.
     """
     exit_with_parent()
     child = subprocess.Popen(command)
