@@ -25,7 +25,7 @@ def run_supervised(outcome: Path, command: list[str], grace: float = 1.0) -> int
     Args:
         outcome: File for the outcome.
         command: The command's words.
-        grace: Seconds to wait after a kill before it is recorded: a signal to the whole study may reach this process later.
+        grace: Seconds to wait before a kill is recorded: a signal to the whole study may reach this process later.
     """
     exit_with_parent()
     child = subprocess.Popen(command)
