@@ -30,8 +30,8 @@ CLINICAL_COLUMNS = ("ID1", "LeftRight", "Age", "classification")
 LARGEST_WORKBOOK, LARGEST_UNPACKED = 50 * 2**20, 100 * 2**20  # bytes
 MOST_ROWS = 100_000
 EXCLUDED_CLASSES = {
-    "exclusion": "excluded by TOMPEI-CMMD",
-    "invisible": "TOMPEI-CMMD calls it invisible: malignant, with nothing to see and no BI-RADS",
+    "exclusion": "marked as excluded in the workbook",
+    "invisible": "marked as invisible in the workbook: malignant, with nothing to see and no BI-RADS",
 }
 COMPATIBLE = {  # class in CMMD's sheet -> classes in the workbook that do not contradict it
     "malignant": ("malignant", "invisible", "exclusion"),

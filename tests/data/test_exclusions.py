@@ -68,7 +68,7 @@ def test_the_flow_of_a_release_reconciles_at_every_step(release, tmp_path):
     dataset.save_as(bad)
     cohort = read_cohort("cmmd", release)
     rows = reconcile(cohort, release)
-    assert rows.loc[("labels", "excluded by TOMPEI-CMMD"), ["images", "breasts"]].tolist() == [2, 1]
+    assert rows.loc[("labels", "marked as excluded in the workbook"), ["images", "breasts"]].tolist() == [2, 1]
     assert rows.loc["labels", "exams"].sum() == 1, "D1-0005 leaves with its second breast"
     assert rows.loc["reading", ["images", "breasts", "exams"]].sum().tolist() == [1, 0, 0]
     store = build_store(cohort, tmp_path / "store", size=8, workers=1)
