@@ -4,7 +4,8 @@ It prints tables, and with `--json FILE` writes the same as JSON: the selective 
 floor; SS2D beside its bare scans and beside SS2D with four copies of the image; one training step of each system, part
 by part; epochs of training beside a naive trainer's; preprocessing beside its floor. Alternatives are timed in
 interleaved rounds in one process, and medians are compared, so that other load on the machine slows all of them alike.
-`python -m benchmarks ablations` trains a run of a study with each ablation and compares the AUC.
+`python -m benchmarks ablations` trains a run of a study with each ablation and compares the AUC, and
+`python -m benchmarks batch_norm` scores each epoch of a run with several statistics of batch norm.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from benchmarks import load_records
 from benchmarks.ablations import compare_ablations
+from benchmarks.batch_norm import measure_batch_norm
 from benchmarks.epochs import compare_epochs
 from benchmarks.images import compare_preprocessing
 from benchmarks.report import describe, update_readme
@@ -29,13 +31,14 @@ from mammo_utils.training.run import device_name
 from mammo_utils.vocabulary import REFERENCE, SYSTEMS
 
 PARTS = ("scans", "ss2d", "steps", "epochs", "images")
+STUDIED = ("ablations", "batch_norm")  # parts that train runs of a study, for minutes
 CHANNELS = {64: 64, 32: 128}  # tokens a side -> channels, as the hybrid's two blocks scan at 512 px
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command `python -m benchmarks`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} or ablations; by default all but ablations")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join((*PARTS, *STUDIED))}; the last two only if named")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096], help="scans: steps")
     parser.add_argument("--batch", type=int, default=4, help="scans: batch size")
     parser.add_argument("--channels", type=int, default=192, help="scans: channels")
@@ -43,12 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=list(CHANNELS), help="ss2d: tokens a side")
     parser.add_argument("--images", type=int, default=1, help="ss2d: batch size")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="ss2d: autocast")
-    parser.add_argument("--study", default="config/demo.yaml", help="steps, epochs, ablations: the study file")
+    parser.add_argument(
+        "--study", default="config/demo.yaml", help="steps, epochs, ablations, batch_norm: the study file"
+    )
     parser.add_argument("--size", type=int, default=512, help="steps: pixels a side")
     parser.add_argument("--exams", type=int, default=1, help="steps: exams a batch")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, help="epochs: systems")
-    parser.add_argument("--system", default=REFERENCE, choices=SYSTEMS, help="ablations: system")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="ablations: seeds")
+    parser.add_argument("--system", default=REFERENCE, choices=SYSTEMS, help="ablations, batch_norm: system")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="ablations, batch_norm: seeds")
     parser.add_argument("--settings", nargs="*", default=[], help="settings that replace those of the study file")
     parser.add_argument("--epoch-size", type=int, help="epochs: pixels a side; the study's by default")
     parser.add_argument("--epoch-exams", type=int, default=48, help="epochs: exams an epoch")
@@ -64,14 +69,17 @@ def main(arguments: list[str] | None = None) -> None:
     if a.readme:
         return update_readme(project_root() / "README.md", load_records()["cpu"])
     parts, device, record = a.parts or PARTS, torch.device(a.device), {}
-    if unknown := set(parts) - {*PARTS, "ablations"}:
-        parser.error(f"There is no part {min(unknown)!r}; accepted are {', '.join(PARTS)} and ablations.")
+    if unknown := set(parts) - {*PARTS, *STUDIED}:
+        parser.error(f"There is no part {min(unknown)!r}; accepted are {', '.join((*PARTS, *STUDIED))}.")
     study = load_study(a.study, a.settings)
-    if "ablations" in parts:
-        spec = study.run(a.system, study.grid.task_modes[0], study.grid.subsets[0], study.grid.seeds[0])
-        torch.set_num_threads(spec.training.threads)
+    if set(parts) & set(STUDIED):
+        specs = [study.run(a.system, study.grid.task_modes[0], study.grid.subsets[0], seed) for seed in a.seeds]
+        torch.set_num_threads(specs[0].training.threads)
         try:
-            record["ablations"] = compare_ablations(spec, a.seeds, study.evaluation.resamples, a.compile)
+            if "ablations" in parts:
+                record["ablations"] = compare_ablations(specs[0], a.seeds, study.evaluation.resamples, a.compile)
+            if "batch_norm" in parts:
+                record["batch_norm"] = [measure_batch_norm(spec) for spec in specs]
         except (ValueError, FileNotFoundError) as error:  # the message is for the user
             parser.exit(2, f"{error}\n")
     if set(parts) & set(PARTS):

@@ -54,6 +54,11 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
         yield f"  an epoch of each system: {exact:.1f} times the naive rate in float32, {fast:.1f} times with bfloat16"
         if part["paper_hours"] is not None:
             yield f"  54 runs of 100 epochs of 1,088 exams at this size: {part['paper_hours']:.1f} hours"
+    for part in record.get("batch_norm", []):
+        yield f"{part['run']}: mean validation AUC of each epoch by the statistics of batch norm"
+        frame = pd.DataFrame(part["auc"]).T
+        frame.columns = [f"{epoch + 1}" for epoch in frame]
+        yield indent(frame.assign(fall=part["falls"]).to_string(float_format="{:.3f}".format), "  ")
     yield from (PREPROCESSING.format(**part) for part in record.get("images", []))
 
 

@@ -149,9 +149,12 @@ class Training(Frozen):
     micro_batch: Annotated[int, Field(ge=0)] = 0  # exams per forward pass; gradients are summed; 0: as many as fit
     learning_rate: dict[System, Positive] = Field(default_factory=dict, validate_default=True)  # §4.3; see SYSTEMS
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    patience: Count = 10  # epochs without a better mean AUC until the rate falls
+    schedule: Literal["plateau", "cosine"] = "plateau"  # §4.3: plateau; cosine falls to 0 at the last epoch
+    patience: Count = 10  # plateau: epochs without a better mean AUC until the rate falls
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate
     clip: Positive = 1.0  # largest norm of the gradient
+    average: Fraction = 0.0  # decay per step of a running average of the weights, which is evaluated; 0: none
+    batch_norm: Literal["running", "recomputed"] = "running"  # statistics used in evaluation; see the README's Choices
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
     augmentation: Augmentation = Augmentation()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -179,6 +182,7 @@ class Grid(Frozen):
     task_modes: tuple[TaskMode, ...] = TASK_MODES
     subsets: tuple[Subset, ...] = tuple(SUBSETS)
     seeds: tuple[NonNegativeInt, ...] = (0,)
+    more_seeds: dict[System, tuple[NonNegativeInt, ...]] = {}  # further seeds of a system
     blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system with other numbers of blocks
 
     @model_validator(mode="after")

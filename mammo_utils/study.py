@@ -73,7 +73,7 @@ class Study(Frozen):
             for subset in grid.subsets
             for task_mode in grid.task_modes
             for system, blocks in systems
-            for seed in grid.seeds
+            for seed in dict.fromkeys((*grid.seeds, *grid.more_seeds.get(system, ())))
         ]
 
     def run(

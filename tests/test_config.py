@@ -135,3 +135,11 @@ def test_every_notebook_has_a_model():
 def test_study_files_are_valid():
     files = list((project_root() / "config").glob("*.yaml"))
     assert {load_study(Path("config") / f.name).name for f in files} == {f.stem for f in files}
+
+
+def test_a_system_may_have_more_seeds():
+    study = load_study("config/demo.yaml", ["grid.seeds=[0]", "grid.more_seeds={resnet18: [0, 1, 2]}"])
+    assert [run.seed for run in study.runs() if run.system == "resnet18"] == [0, 1, 2]
+    assert [run.seed for run in study.runs() if run.system == "resnet50"] == [0]
+    with pytest.raises(ParameterError, match="lenet"):
+        load_study("config/demo.yaml", ["grid.more_seeds={lenet: [1]}"])

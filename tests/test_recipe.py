@@ -59,6 +59,9 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "a maximum of 100 epochs", "training.epochs", 100),
     ("§4.3", "batch size " + SILENT, "training.batch_size", 8),
     ("§4.3", "all exams of a batch at once " + SILENT, "training.micro_batch", 0),
+    ("§4.3", "reduced ... if the metric did not improve", "training.schedule", "plateau"),
+    ("§4.3", "no average of the weights is mentioned " + SILENT, "training.average", 0.0),
+    ("§4.3", "batch norm in evaluation " + SILENT, "training.batch_norm", "running"),
     ("§4.3", "no mixed precision is mentioned " + SILENT, "training.precision", "float32"),
 )
 # how and where it is computed, which the paper leaves to the machine

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mammo_utils.config import Training
 from mammo_utils.io import atomic_write
@@ -67,14 +68,9 @@ def train(
         task: class_weights(train_set.labels[task], classes).to(device) for task, classes in model.classes.items()
     }
     optimizer = make_optimizer(model, settings, learning_rate)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        # torch lets `patience` epochs pass and acts after the next one, hence the -1; any gain in AUC counts
-        optimizer,
-        mode="max",
-        factor=settings.factor,
-        patience=settings.patience - 1,
-        threshold=0.0,
-    )
+    schedule = make_schedule(optimizer, settings)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None
+    evaluated = average.module if average else model
     rows: list[dict[str, Any]] = []
     best = {"epoch": 0, "score": -math.inf, "model": None}
     state = load_checkpoint(checkpoint, identity, device)
@@ -85,6 +81,8 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        if average:
+            average.load_state_dict(state["average"])
         rows, best = state["rows"], state["best"]
     # the size that fitted last time: trying larger ones again would change batch norm's statistics
     micro = rows[-1]["micro_batch"] if rows else settings.micro_batch or settings.batch_size
@@ -92,8 +90,11 @@ def train(
     for epoch in range(len(rows) + 1, settings.epochs + 1):
         start = time.perf_counter()
         try:
-            loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro)
-            scores = validation_scores(model, parts["validation"], settings, micro)
+            loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro, average)
+            if average or settings.batch_norm == "recomputed":  # averaged weights have no running statistics
+                plain = train_set.in_order(settings.batch_size, rank_and_size())
+                recompute_batch_norm(evaluated, plain, settings, micro)
+            scores = validation_scores(evaluated, parts["validation"], settings, micro)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -104,9 +105,9 @@ def train(
         known = [score for score in scores.values() if not math.isnan(score)]
         score = float(np.mean(known)) if known else math.nan  # §4.3: a combined score of both AUCs
         rate = optimizer.param_groups[0]["lr"]  # of this epoch, before the schedule changes it
-        schedule.step(score)
+        schedule.step(*[score] if settings.schedule == "plateau" else [])
         if score > best["score"] or best["model"] is None:
-            kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            kept = {name: tensor.detach().clone() for name, tensor in evaluated.state_dict().items()}
             best = {"epoch": epoch, "score": -math.inf if math.isnan(score) else score, "model": kept}
         row = {
             "epoch": epoch,
@@ -123,6 +124,7 @@ def train(
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
+            "average": average.state_dict() if average else None,
             "rows": rows,
             "best": best,
         }
@@ -142,6 +144,7 @@ def train_epoch(
     seed: int,
     epoch: int,
     micro: int,
+    average: AveragedModel | None = None,
 ) -> tuple[float, int]:
     """Make one pass over the exams.
 
@@ -157,6 +160,7 @@ def train_epoch(
         seed: The run's seed.
         epoch: From 1.
         micro: Exams per micro-batch.
+        average: Running average of the weights, updated after each step.
 
     Returns:
         The mean loss per exam and the micro-batch that fitted into memory.
@@ -179,6 +183,8 @@ def train_epoch(
         loss = sum_over_ranks(loss)
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
+        if average:
+            average.update_parameters(model)
         total += loss * len(batch.full_exams)
         steps.append((loss, norm.detach(), batch.full_exams))
     average_buffers(model)
@@ -277,6 +283,48 @@ def make_optimizer(model: nn.Module, settings: Training, learning_rate: float) -
         lr=learning_rate,
         fused=settings.fused,
     )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, settings: Training) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's schedule, stepped once per epoch: the plateau of §4.3, or a cosine that falls to 0."""
+    if settings.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        # torch lets `patience` epochs pass and acts after the next one, hence the -1; any gain in AUC counts
+        optimizer,
+        mode="max",
+        factor=settings.factor,
+        patience=settings.patience - 1,
+        threshold=0.0,
+    )
+
+
+@torch.no_grad()
+def recompute_batch_norm(model: nn.Module, batches: Iterable[Batch], settings: Training, micro: int) -> None:
+    """Replace batch norm's running statistics by their mean over batches.
+
+    The running statistics are exponential averages over the last ten batches or so, taken while the weights changed.
+    As `torch.optim.swa_utils.update_bn`, for systems that take images and a mask of the present views.
+
+    Args:
+        model: The system; left in training mode.
+        batches: This process's batches of the training part.
+        settings: Precision.
+        micro: Exams per micro-batch.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    model.train()
+    for batch in batches:
+        for part in batch.split(micro):
+            with autocast(part.images.device, settings):
+                model(part.images, part.present)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    average_buffers(model)
 
 
 def prepare_model(model: nn.Module, settings: Training) -> nn.Module:

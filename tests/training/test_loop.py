@@ -71,13 +71,13 @@ def run(checkpoint, epochs=6, on_epoch=lambda row: None, **settings):
     return model, [{k: v for k, v in row.items() if k != "seconds"} for row in rows], best
 
 
-def die_after(checkpoint, epochs):
+def die_after(checkpoint, epochs, settings):
     def on_epoch(row):
         if row["epoch"] == epochs:
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.set_num_threads(1)
-    run(checkpoint, on_epoch=on_epoch)
+    run(checkpoint, on_epoch=on_epoch, **settings)
 
 
 def test_it_learns_and_keeps_its_best_epoch(tmp_path):
@@ -173,14 +173,15 @@ def test_the_schedule_goes_on_after_a_stop(tmp_path, monkeypatch):
     assert rows_resumed == rows
 
 
-def test_a_killed_training_goes_on_to_the_same_last_bit(tmp_path):
-    straight, rows, best = run(tmp_path / "a.pt")
-    process = multiprocessing.get_context("spawn").Process(target=die_after, args=(tmp_path / "b.pt", 2))
+@pytest.mark.parametrize("settings", [{}, {"schedule": "cosine", "average": 0.8, "batch_norm": "recomputed"}])
+def test_a_killed_training_goes_on_to_the_same_last_bit(tmp_path, settings):
+    straight, rows, best = run(tmp_path / "a.pt", **settings)
+    process = multiprocessing.get_context("spawn").Process(target=die_after, args=(tmp_path / "b.pt", 2, settings))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     seen = []
-    resumed, rows_resumed, best_resumed = run(tmp_path / "b.pt", on_epoch=seen.append)
+    resumed, rows_resumed, best_resumed = run(tmp_path / "b.pt", on_epoch=seen.append, **settings)
     assert [row["epoch"] for row in seen] == [3, 4, 5, 6], "finished epochs are not done again"
     assert rows_resumed == rows and best_resumed == best
     for name, tensor in straight.state_dict().items():
@@ -199,6 +200,59 @@ def test_learning_rate_halves_after_patience_epochs_without_a_better_auc(tmp_pat
     _, rows, best = run(tmp_path / "c.pt", epochs=8, patience=3)
     rates = [row["learning_rate"] / 0.03 for row in rows]
     assert rates == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5] and best == 6
+
+
+def test_the_cosine_falls_to_0_at_the_last_epoch(tmp_path):
+    _, rows, _ = run(tmp_path / "c.pt", epochs=4, schedule="cosine")
+    expected = [(1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    np.testing.assert_allclose([row["learning_rate"] / 0.03 for row in rows], expected)
+
+
+def test_the_averaged_weights_are_the_ones_evaluated_and_kept(tmp_path, monkeypatch):
+    steps = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(loop, "validation_scores", lambda model, *_: {"diagnosis": 0.5 + len(steps) / 100})
+
+    def recorded(optimizer, *rest):
+        step(optimizer, *rest)
+        steps.append(next(p.detach().clone() for g in optimizer.param_groups for p in g["params"] if p.dim() == 2))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    model, _, best = run(tmp_path / "c.pt", epochs=3, average=0.8)
+    expected = steps[0]
+    for weight in steps[1:]:
+        expected = 0.8 * expected + 0.2 * weight
+    assert best == 3 and len(steps) == 18
+    torch.testing.assert_close(model.head.weight, expected)
+    assert not torch.allclose(model.head.weight, steps[-1], atol=1e-4)
+
+
+def test_recomputed_statistics_are_those_of_torchs_update_bn():
+    class Alone(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model(images, torch.ones(len(images), 4, dtype=torch.bool))
+
+    exams, settings = parts()["train"], Training(batch_size=5)
+    model = Tiny()
+    nn.init.constant_(model.norm.running_mean, 7.0)
+    expected = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn((batch.images for batch in exams.in_order(5)), Alone(expected))
+    loop.recompute_batch_norm(model, exams.in_order(5), settings, 5)
+    torch.testing.assert_close(model.norm.running_mean, expected.norm.running_mean)
+    torch.testing.assert_close(model.norm.running_var, expected.norm.running_var)
+    assert model.norm.momentum == expected.norm.momentum == 0.1
+
+
+def test_recomputed_statistics_are_evaluated(tmp_path):
+    model, rows, best = run(tmp_path / "c.pt", epochs=4, batch_norm="recomputed")
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loop.recompute_batch_norm(model, parts()["train"].in_order(5), Training(), 5)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
+    assert rows[best - 1]["validation_auc"] == max(row["validation_auc"] for row in rows)
 
 
 def test_the_gradient_is_clipped(tmp_path, monkeypatch):

@@ -1,0 +1,24 @@
+"""The experiment on batch norm's statistics, on a tiny run."""
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.batch_norm import VARIANTS, measure_batch_norm
+from mammo_utils.training.run import load_data, train_run
+
+
+def test_each_epoch_is_scored_with_each_kind_of_statistics(small_study, in_small_project):
+    spec = small_study.run("resnet18", "multi", "1v5", 0, variant=["training.epochs=3"])
+    data = load_data(spec)
+    found = measure_batch_norm(spec, data)
+    assert set(found["auc"]) == set(VARIANTS) and all(len(values) == 3 for values in found["auc"].values())
+    assert len(np.unique(list(found["auc"].values()), axis=0)) > 1, "the statistics change the scores"
+    rows = []
+    train_run(spec, rows.append, data)
+    np.testing.assert_allclose([row["validation_auc"] for row in rows], found["auc"]["running"])
+    recomputed = small_study.run(
+        "resnet18", "multi", "1v5", 0, variant=[*spec.variant, "training.batch_norm=recomputed"]
+    )
+    train_run(recomputed, rows.append, data)
+    np.testing.assert_allclose([row["validation_auc"] for row in rows[3:]], found["auc"]["mean, plain"])
+    assert "before the last batch" in "\n".join(report.describe({"batch_norm": [found]}))
