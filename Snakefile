@@ -17,7 +17,7 @@ localrules:
 
 
 wildcard_constraints:
-    run="[A-Za-z0-9_]+-[a-z]+-[0-9a-z]+-seed[0-9]+(-blocks[0-9]+)?",
+    run="[A-Za-z0-9_]+-[a-z]+-[0-9a-z]+-seed[0-9]+(-blocks[0-9]+)?(-fold[0-9]+)?",
 
 
 onsuccess:

@@ -182,6 +182,7 @@ class Grid(Frozen):
     task_modes: tuple[TaskMode, ...] = TASK_MODES
     subsets: tuple[Subset, ...] = tuple(SUBSETS)
     seeds: tuple[NonNegativeInt, ...] = (0,)
+    folds: tuple[NonNegativeInt, ...] = ()  # folds to train and pool; empty: that of the split's settings
     more_seeds: dict[System, tuple[NonNegativeInt, ...]] = {}  # further seeds of a system
     blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system with other numbers of blocks
 

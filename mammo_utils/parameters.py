@@ -33,6 +33,7 @@ class TrainParameters(NotebookParameters):
     subset: Subset = "1v5"
     seed: int = 0
     blocks: int = 0
+    fold: int = -1
 
 
 class AttentionParameters(NotebookParameters):

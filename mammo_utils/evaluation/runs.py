@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mammo_utils.vocabulary import TASKS
 
 RUN_ID = re.compile(
     r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)(-blocks(?P<blocks>\d+))?"
+    r"(-fold(?P<fold>\d+))?"
     r"(?P<variant>-.+=.+)?"
 )
 
@@ -32,12 +33,14 @@ class RunResult:
         status: Its state, see `training.run_state`.
         in_grid: Whether the study's grid has it.
         metrics, environment, epochs: Its files; empty unless it is finished.
+        folds: IDs of the runs whose predictions are pooled in this one, see `pool_folds`.
         predictions: One row per breast (see `training.predict.prediction_table`); empty unless it is finished.
     """
 
     spec: RunSpec
     status: RunState
     in_grid: bool = True
+    folds: tuple[str, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -84,27 +87,30 @@ def read_runs(study: Study, data_hashes: Mapping[str, str] | None = None) -> lis
 
     Args:
         study: The study.
-        data_hashes: Subset -> hash of the data as they are now (`RunData.hash`). Runs trained on other data are stale;
-            without it the data are not compared.
+        data_hashes: `RunSpec.data_name` -> hash of the data as they are now (`RunData.hash`). Runs trained on other
+            data are stale; without it the data are not compared.
     """
     grid = study.runs()
     known = {spec.id for spec in grid}
     folders = sorted((study.folder / "runs").glob("*/"))
     others = [spec for folder in folders if folder.name not in known and (spec := _other_run(study, folder))]
     hashes = data_hashes or {}
-    return [_read_run(spec, spec.id in known, hashes.get(spec.subset, "")) for spec in (*grid, *others)]
+    return [_read_run(spec, spec.id in known, hashes.get(spec.data_name, "")) for spec in (*grid, *others)]
 
 
 def _other_run(study: Study, folder: Path) -> RunSpec | None:
     """The run in a folder that is not of the study's grid, None if the folder's name only resembles a run's."""
     match = RUN_ID.fullmatch(folder.name)
+    if not match:
+        return None
+    fold = int(match["fold"]) if match["fold"] else None
+    numbers = int(match["seed"]), int(match["blocks"] or 0)
     try:
-        variant = read_json(folder / "config.json")["variant"] if match and match["variant"] else ()
-        numbers = (int(match["seed"]), int(match["blocks"] or 0)) if match else ()
-        spec = study.run(match["system"], match["task_mode"], match["subset"], *numbers, variant) if match else None
+        variant = read_json(folder / "config.json")["variant"] if match["variant"] else ()
+        spec = study.run(match["system"], match["task_mode"], match["subset"], *numbers, variant, fold)
     except (OSError, ValueError, LookupError):
         return None
-    return spec if spec and spec.id == folder.name else None
+    return spec if spec.id == folder.name else None
 
 
 def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:
@@ -190,7 +196,7 @@ def group_by_seed(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str,
     """(subset, task mode, system) -> its finished runs, one per seed.
 
     Seeds that do not belong together are not averaged: a stale run is left out if another seed is not stale, and so
-    is a run that was evaluated on other breasts than the first.
+    is a run that was evaluated on other breasts than the first. The folds of a seed are pooled once all are finished.
 
     Args:
         runs: What `read_runs` returns.
@@ -201,10 +207,37 @@ def group_by_seed(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str,
     for run in runs:
         if run.finished and run.spec.blocks == blocks and (run.in_grid or not run.spec.variant):
             together.setdefault((run.spec.subset, run.spec.task_mode, run.spec.system), []).append(run)
+    if folds := {run.spec.fold for run in runs if run.in_grid and run.spec.fold is not None}:
+        pooled = {key: pool_folds(found, folds) for key, found in together.items()}
+        together = {key: found for key, found in pooled.items() if found}
     for key, seeds in together.items():
         fresh = [run for run in seeds if not run.stale] or seeds
         together[key] = [run for run in fresh if _same_breasts(fresh[0], run)]
     return together
+
+
+def pool_folds(runs: Sequence[RunResult], folds: Collection[int]) -> list[RunResult]:
+    """Pool the predictions for the reported parts of all folds: one result per seed, with every patient tested once.
+
+    The folds' systems are trained apart, so their probabilities need not be on one scale; pooling counts that against
+    them. Seeds that lack a fold are left out.
+
+    Args:
+        runs: Finished runs of one system that differ in their seed and fold only.
+        folds: Numbers of the folds.
+    """
+    by_seed: dict[int, list[RunResult]] = {}
+    for run in runs:
+        if run.spec.fold in folds:
+            by_seed.setdefault(run.spec.seed, []).append(run)
+    pooled = []
+    for found in by_seed.values():
+        if len(found) == len(folds):
+            tables = [run.predictions[run.predictions["part"] == run.reported] for run in found]
+            worst = next((run for run in found if run.stale), found[0])
+            names = tuple(run.id for run in found)
+            pooled.append(replace(worst, folds=names, predictions=pd.concat(tables, ignore_index=True)))
+    return pooled
 
 
 def _same_breasts(one: RunResult, other: RunResult) -> bool:

@@ -8,8 +8,9 @@ epoch), and they are scored on the reported part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -52,14 +53,16 @@ def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunDat
     """Load the exams on which the runs of each subset are trained and scored, as they are on disk now.
 
     They are the same for every task mode; the first one whose labels exist is used. Loading stops at the first subset
-    that cannot be read; the second value is then one sentence with the reason, else "".
+    that cannot be read; the second value is then one sentence with the reason, else "". The keys are
+    `RunSpec.data_name`: a subset, or one for each of its folds.
     """
     loaded: dict[str, RunData] = {}
-    for subset in subsets:
+    for subset, fold in product(subsets, study.grid.folds or (None,)):
         errors = []
         for task_mode in study.grid.task_modes:
+            spec = study.run(REFERENCE, task_mode, subset, 0, fold=fold)
             try:
-                loaded[subset] = load_data(study.run(REFERENCE, task_mode, subset, 0))
+                loaded[spec.data_name] = load_data(spec)
                 break
             except (OSError, ValueError) as error:
                 errors.append(f"The data of the subset {subset} cannot be read: {error}")
@@ -104,6 +107,22 @@ def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -
         best = models[int(np.nanargmax(scores))] if not np.isnan(scores).all() else models[1]
         baselines.append(score(name, True, _predict(best, x[reported], n_classes)))
     return baselines
+
+
+def pool_baselines(folds: Sequence[list[Baseline]]) -> list[Baseline]:
+    """Pool the predictions of the baselines that were fitted on each fold; of one fold, return its own."""
+    if len(folds) == 1:
+        return folds[0]
+    pooled = []
+    for same in zip(*folds, strict=True):
+        samples = [baseline.sample for baseline in same]
+        labels = np.concatenate([sample.labels for sample in samples])
+        predictions = np.concatenate([sample.probabilities for sample in samples], axis=1)
+        groups = np.concatenate([sample.groups for sample in samples])
+        n_exams = sum(baseline.n_exams for baseline in same)
+        whole = replace(same[0], sample=Sample(labels, predictions, groups), n_exams=n_exams)
+        pooled.append(replace(whole, auc=auc(labels, predictions[0])))
+    return pooled
 
 
 def baseline_table(

@@ -53,7 +53,7 @@ def results_table(
     for (subset, mode, system), seeds in group_by_seed(runs).items():
         row = {"subset": subset, "system": system, "task_mode": mode, "part": seeds[0].reported}
         row |= {"synthetic": any(run.metrics["synthetic"] for run in seeds), "stale": any(run.stale for run in seeds)}
-        row["runs"] = ", ".join(run.id for run in seeds)
+        row["runs"] = ", ".join(name for run in seeds for name in run.folds or (run.id,))
         row["command"] = training_command(seeds[0].spec, parameters or NotebookParameters())
         for task, side, metric in product(seeds[0].tasks, ("both", *SIDES), METRICS):
             rows.append(row | {"side": side} | _score(seeds, task, metric, study, side))
@@ -277,7 +277,8 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
 def training_command(spec: RunSpec, parameters: NotebookParameters) -> str:
     """Write the command that trains a run, to be entered in the project's folder."""
     values = {"study": parameters.study, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
-    words = " ".join(f"-p {name} {value}" for name, value in {**values, "seed": spec.seed}.items())
+    fold = {} if spec.fold is None else {"fold": spec.fold}
+    words = " ".join(f"-p {name} {value}" for name, value in {**values, "seed": spec.seed, **fold}.items())
     settings = f" -y '{json.dumps({'settings': parameters.settings})}'" if parameters.settings else ""
     return f"papermill notebooks/04_train.ipynb out.ipynb {words}{settings}"
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mammo_utils.config import ParameterError, Training
 from mammo_utils.data.cohort import load_cohort
-from mammo_utils.data.split import check_split, load_split, select_subset
+from mammo_utils.data.split import check_split, load_split, make_split, select_subset
 from mammo_utils.images.store import load_store
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
 from mammo_utils.metrics import METRICS
@@ -71,8 +71,10 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
         load_store(folder / "store"),
         load_split(folder / "split.json"),
     )
-    check_split(split, cohort, store.hashes)
     check_prepared(folder, spec, store, split)
+    if spec.split.kind == "kfold":  # the file holds one fold
+        split = make_split(cohort.exams, split.groups, **spec.split.model_dump())
+    check_split(split, cohort, store.hashes)
     exams = select_subset(cohort.exams, spec.subset, spec.subset_rule)
     part = split.part.loc[exams.index]
     images = place_images(store, device, spec.training.store)

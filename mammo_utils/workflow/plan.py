@@ -117,8 +117,9 @@ class Plan:
 
     def run_parameters(self, run: str) -> str:
         """The parameters of 04_train that name one run, as JSON."""
-        names = ("system", "task_mode", "subset", "seed", "blocks")
-        return json.dumps({name: getattr(self.runs[run], name) for name in names})
+        spec = self.runs[run]
+        values = {name: getattr(spec, name) for name in ("system", "task_mode", "subset", "seed", "blocks")}
+        return json.dumps(values | {"fold": -1 if spec.fold is None else spec.fold})
 
     def notebook(self, name: str, *words: str, before: str = "") -> str:
         """The shell command that executes a notebook and records its outcome in the rule's first output."""

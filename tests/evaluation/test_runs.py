@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mammo_utils.config import Grid
 from mammo_utils.evaluation.runs import categories, group_by_seed, labelled_breasts, read_runs, sample
 from mammo_utils.study import load_study
 from tests.evaluation.fakes import write_run
@@ -83,3 +84,21 @@ def test_variants_are_found_beside_their_run(fake_study):
         fake_study.training.epochs,
         3,
     ]
+
+
+def test_folds_are_pooled_once_all_of_a_seed_are_finished(fake_study, monkeypatch):
+    split = fake_study.split.model_copy(update={"kind": "kfold", "folds": 2})
+    grid = Grid(systems=("resnet18",), task_modes=("multi",), subsets=("1v5",), seeds=(0, 1), folds=(0, 1))
+    study = fake_study.model_copy(update={"split": split, "grid": grid})
+    names = [run.id for run in study.runs()]
+    assert names[:2] == ["resnet18-multi-1v5-seed0-fold0", "resnet18-multi-1v5-seed0-fold1"] and len(names) == 4
+    for run in study.runs()[:3]:
+        write_run(run)
+    runs = read_runs(study, {"1v5 fold 0": "d", "1v5 fold 1": "of other data"})
+    assert [run.state for run in runs] == ["done", "stale", "done", "waiting"], "each fold has data of its own"
+    ((_, seeds),) = group_by_seed(read_runs(study)).items()
+    assert [run.folds for run in seeds] == [tuple(names[:2])], "seed 1 lacks a fold"
+    one = labelled_breasts(runs[0], "diagnosis")
+    assert len(labelled_breasts(seeds[0], "diagnosis")) == 2 * len(one) > 0
+    assert set(seeds[0].predictions["part"]) == {"test"}
+    assert [run.id for run in read_runs(fake_study) if run.finished] == names[:3], "found without the grid, too"

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.shortcut_baselines import (
+    Baseline,
     baseline_table,
     breast_features,
     load_subsets,
+    pool_baselines,
     shortcut_baselines,
     thumbnails,
 )
@@ -95,3 +98,16 @@ def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(mo
         study = load_study("config/demo.yaml", [f"grid.task_modes={modes}"])
         data, why_not = load_subsets(study, ["1v5"])
         assert data == found and ("no diagnosis label" in why_not) == (not found)
+
+
+def test_baselines_of_folds_are_pooled():
+    def baseline(name, labels, p):
+        labels, p = np.array(labels), np.array(p)
+        return Baseline(
+            name, True, Sample(labels, np.stack([1 - p, p], 1)[None], labels.astype(str)), auc=0.0, n_exams=2
+        )
+
+    one, other = baseline("x", [0, 1], [0.1, 0.2]), baseline("x", [0, 1], [0.3, 0.9])
+    (pooled,) = pool_baselines([[one], [other]])
+    assert pooled.auc == 0.75 and pooled.n_exams == 4 and pooled.sample.labels.tolist() == [0, 1, 0, 1]
+    assert pool_baselines([[one]]) == [one]

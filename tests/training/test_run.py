@@ -18,7 +18,7 @@ from mammo_utils.images.store import load_store
 from mammo_utils.study import load_study
 from mammo_utils.training import run as runs
 from mammo_utils.training.predict import predict, prediction_table
-from tests.conftest import SMALL
+from tests.conftest import SMALL, prepare
 from tests.kill import kill
 
 ALL = [run.id for run in load_study("config/paper.yaml").runs()]
@@ -205,3 +205,16 @@ def test_a_gpu_that_is_not_there_is_said(small_study):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="torch sees no GPU here"):
         runs.pick_device(spec_of(small_study, "resnet18-multi-1v5-seed0", device="cuda").training)
+
+
+def test_the_folds_of_a_study_test_every_patient_once(small_study):
+    """One split.json serves all folds."""
+    study = load_study("config/paper.yaml", [*SMALL, "name=folds", "split={kind: kfold, folds: 3, validation: 0.2}"])
+    study = study.model_copy(update={"grid": study.grid.model_copy(update={"folds": (0, 1, 2)})})
+    prepare(study)
+    parts = [runs.load_data(study.run("resnet18", "multi", "1to5", 0, fold=k)).parts for k in (0, 1, 2)]
+    tested = [name for part in parts for name in part["test"].names]
+    everyone = {name for part in parts[0].values() for name in part.names}
+    assert len(tested) == len(set(tested)) and set(tested) == everyone
+    assert not any(set(part["test"].groups) & set(part["train"].groups) for part in parts)
+    shutil.rmtree(study.folder)
