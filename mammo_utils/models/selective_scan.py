@@ -94,6 +94,7 @@ def scan_paths(
     D: Tensor,
     delta_bias: Tensor,
     paths: Tensor,
+    inverse: Tensor | None = None,
     *,
     backend: str = "auto",
 ) -> Tensor:
@@ -111,6 +112,8 @@ def scan_paths(
         D: (K, D).
         delta_bias: (K, D).
         paths: (K, L) int64 on u's device: the pixel that path k visits at step t, each pixel once.
+        inverse: (K, L), the step at which each path visits each pixel, if the caller vouches for both. Then the paths
+            are not checked, which would wait for a GPU and break a compiled graph.
         backend: As in `selective_scan`, or "triton", a GPU kernel whose paths are K/2 paths, then the same reversed.
 
     Returns:
@@ -120,28 +123,29 @@ def scan_paths(
         ValueError: A shape, the paths or the backend do not fit; the message names them.
     """
     _check_images(u, delta, A, B, C, D, delta_bias, paths)
+    backend = pick_backend(backend, u.device, u.dtype)
+    if inverse is None:
+        if paths.is_inference():  # such tensors have no version, and autograd cannot save them
+            with torch.inference_mode(False):
+                paths = paths.clone()
+            inverse, paired = _check_paths.__wrapped__(paths, 0)
+        else:
+            inverse, paired = _check_paths(paths, paths._version)
+        if backend == "triton" and not paired:
+            raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
     batch, length, channels = u.shape
     K, _, states = A.shape
-    backend = pick_backend(backend, u.device, u.dtype)
-    if paths.is_inference():  # such tensors have no version, and autograd cannot save them
-        with torch.inference_mode(False):
-            paths = paths.clone()
-        inverse, paired = _check_paths.__wrapped__(paths, 0)
-    else:
-        inverse, paired = _check_paths(paths, paths._version)
     if backend == "triton":
         from mammo_utils.models.kernels.triton_kernel import Scan2D
 
-        if not paired:
-            raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
         A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)  # A (K, N, D)
         return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
     work = torch.promote_types(u.dtype, torch.float32)
     u, delta, A, B, C, D, delta_bias = _cast(work, u, delta, A, B, C, D, delta_bias)
     if backend == "cpu":
-        from mammo_utils.models.kernels.cpu import Scan
+        from mammo_utils.models.kernels import cpu
 
-        y, _ = Scan.apply(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
+        y, *_ = cpu.scan(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
         return y[:, 0]  # (batch, 1, L, D) -> (batch, L, D)
 
     def order_by_step(x: Tensor) -> Tensor:  # (batch, K or 1, L, F) by pixel -> (batch, K, F, L) by step
@@ -232,7 +236,7 @@ def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.
 def _scan_by_reference(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, discretisation="simplified"):
     """Run Eq. 5-6 step by step in the dtype of the inputs; B and C are (D, N) or (batch, G, N, L).
 
-    Its backward keeps every state, L x D x N numbers: it is the yardstick, not meant for training.
+    Its backward keeps every state, L x D x N numbers, several times: it is the yardstick, slow and large in training.
     """
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
@@ -265,7 +269,7 @@ def _expand_to_channels(x: Tensor, u: Tensor) -> Tensor:
 
 def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
     """Bring mamba-ssm's shapes into those of the CPU kernel: each group is a path that visits 0, 1, ..., L - 1."""
-    from mammo_utils.models.kernels.cpu import Scan
+    from mammo_utils.models.kernels import cpu
 
     batch, _, length = u.shape
     groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
@@ -278,7 +282,7 @@ def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
     A, W, D, delta_bias = (None if x is None else x.unflatten(0, (groups, -1)) for x in (A, W, D, delta_bias))
     A, W = (None if x is None else x.transpose(1, 2) for x in (A, W))  # (G, D/G, N) -> (G, N, D/G)
     path = torch.arange(length).expand(groups, -1)
-    y, last = Scan.apply(u, delta, A, *rates, W, D, delta_bias, delta_softplus, path)
+    y, last, _ = cpu.scan(u, delta, A, *rates, W, D, delta_bias, delta_softplus, path)
     y = y.transpose(2, 3).flatten(1, 2)  # (batch, G, L, D/G) -> (batch, D, L)
     last = last.transpose(2, 3).flatten(1, 2)  # (batch, G, N, D/G) -> (batch, D, N)
     return y, (last * B if B.dim() == 2 else last)
