@@ -128,8 +128,9 @@ class SSConvSSM(nn.Module):
     """MedMamba's block: half of the channels are convolved, half scanned, then joined and added to the input.
 
     The variant "shuffle" concatenates the halves and shuffles their channels in two groups. "inner" is the first
-    version of the published code: the scanned half has a residual connection of its own, and a 1x1 convolution takes
-    the place of the shuffle.
+    version of the published code (VSSBlock at commit c5e8798): the convolutions neither begin with a batch norm nor end
+    with a ReLU, the scanned half has a residual connection of its own, and a 1x1 convolution takes the place of the
+    shuffle.
     """
 
     def __init__(self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto"):
@@ -141,12 +142,13 @@ class SSConvSSM(nn.Module):
         half, self.variant = channels // 2, variant
         self.norm = nn.LayerNorm(half)
         self.ss2d = SS2D(half, states, backend=backend)
-        self.convolutions = nn.Sequential(
-            nn.BatchNorm2d(half),
+        layers = [
             nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
             nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.Conv2d(half, half, 1), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(half, half, 1),
+        ]  # fmt: skip
+        layers = [nn.BatchNorm2d(half), *layers, nn.ReLU()] if variant == "shuffle" else layers
+        self.convolutions = nn.Sequential(*layers)
         self.mix = nn.Conv2d(channels, channels, 1) if variant == "inner" else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.ss2d.conv:

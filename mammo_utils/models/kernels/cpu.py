@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, library
 
@@ -30,13 +31,18 @@ def _make_pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="selective-scan")
 
 
+def _make_scratch(size: int) -> np.ndarray:
+    memory = np.empty(size + kernels.WIDTH, np.float32)
+    first = -memory.ctypes.data // 4 % kernels.WIDTH  # aligned, so that no vector crosses a cache line
+    return memory[first : first + size]
+
+
 def _run(kernel, tasks: int, work: int, states: int, *tensors: Tensor | bool) -> None:
     """Call kernel(*tensors, scratch, first, end) over all tasks, on as many threads as torch uses."""
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in tensors]
     threads = max(1, min(torch.get_num_threads(), tasks, work // LEAST_WORK))
     first, *rest = pairwise(tasks * i // threads for i in range(threads + 1))
-    # torch aligns memory to 64 bytes, so that no vector of the scratch array crosses a cache line
-    scratch = [torch.empty(kernels.STATES + states * kernels.OF_STATE).numpy() for _ in range(threads)]
+    scratch = [_make_scratch(kernels.STATES + states * kernels.OF_STATE) for _ in range(threads)]
     pool = _make_pool(threads - 1, os.getpid()) if rest else None
     waiting = [pool.submit(kernel, *arrays, s, *part) for s, part in zip(scratch[1:], rest, strict=True)]
     kernel(*arrays, scratch[0], *first)  # this thread takes the first share
