@@ -54,7 +54,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
     """Megabytes allocated above the start at the worst moment of one call.
 
     On a GPU this is torch's own count, on a CPU the profiler's record of torch's allocations in order of time. The
-    scan's scratch on a CPU, some 50 kB a thread, is not counted.
+    scan's scratch on a CPU, some 90 kB a thread, is not counted.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -119,15 +119,10 @@ class FourCopies(SS2D):
     The copies are made by stack, flip and cat; their outputs are turned back and added.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, H, W, C) -> (batch, H, W, C)."""
-        self.size = x.shape[1:3]
-        return super().forward(x)
-
-    def scan(self, x: Tensor, paths: Tensor) -> Tensor:
-        """Scan (batch, L, E) in the orders of PATHS; `paths` is not used."""
+    def scan(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Scan (batch, L, E) in the orders of PATHS."""
         batch, length, inner = x.shape
-        x = x.transpose(1, 2).unflatten(2, self.size)  # (batch, L, E) -> (batch, E, H, W)
+        x = x.transpose(1, 2).unflatten(2, (height, width))  # (batch, L, E) -> (batch, E, H, W)
         both = torch.stack([x.flatten(2), x.transpose(2, 3).flatten(2)], 1)  # rows and columns, (batch, 2, E, L)
         copies = torch.cat([both, both.flip(-1)], 1)  # (batch, K, E, L)
         parameters = torch.einsum("bkel,kce->bkcl", copies, self.x_proj.to(x.dtype))
@@ -145,7 +140,7 @@ class FourCopies(SS2D):
             backend=self.backend,
         ).view(batch, len(PATHS), inner, length)
         rows, columns, rows_back, columns_back = torch.cat([y[:, :2], y[:, 2:].flip(-1)], 1).unbind(1)
-        turned = (columns + columns_back).unflatten(2, self.size[::-1]).transpose(2, 3).flatten(2)  # (batch, E, L)
+        turned = (columns + columns_back).unflatten(2, (width, height)).transpose(2, 3).flatten(2)  # (batch, E, L)
         return (rows + rows_back + turned).transpose(1, 2).contiguous()  # (batch, L, E)
 
 

@@ -11,15 +11,13 @@ can replace the other.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "cpu", "mamba_ssm", "triton")
+from mammo_utils.models.backends import pick_backend
 
 
 def selective_scan(
@@ -59,7 +57,7 @@ def selective_scan(
         y (batch, D, L) in u's dtype, and the last state (batch, D, N) if requested.
 
     Raises:
-        ValueError: A shape or the backend does not fit; the message names it.
+        ValueError: A dtype, a device, a shape or the backend does not fit; the message names it.
     """
     _check_sequences(u, delta, A, B, C, D, z, delta_bias)
     if discretisation not in ("simplified", "exact"):
@@ -72,16 +70,16 @@ def selective_scan(
     if discretisation == "exact" and backend != "reference":
         raise ValueError(f"The backend {backend!r} has no exact discretisation; use backend='reference'.")
     B, C = (x[:, None] if x.dim() == 3 else x for x in (B, C))  # one group: (batch, 1, N, L)
+    work = torch.promote_types(u.dtype, torch.float32)
     if backend == "mamba_ssm":
-        y, last = _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        y, last = _scan_by_mamba_ssm(u, delta, A, B, C, D, delta_bias, delta_softplus)
     else:
-        work = torch.promote_types(u.dtype, torch.float32)
         inputs = _cast(work, u, delta, A, B, C, D, delta_bias)
         if backend == "cpu":
             y, last = _scan_on_cpu(*inputs, delta_softplus)
         else:
             y, last = _scan_by_reference(*inputs, delta_softplus, discretisation)
-        y = (y if z is None else y * F.silu(z.to(work))).to(u.dtype)
+    y = (y if z is None else y * F.silu(z.to(work))).to(u.dtype)
     return (y, last) if return_last_state else y
 
 
@@ -94,6 +92,7 @@ def scan_paths(
     D: Tensor,
     delta_bias: Tensor,
     paths: Tensor,
+    inverse: Tensor | None = None,
     *,
     backend: str = "auto",
 ) -> Tensor:
@@ -111,37 +110,40 @@ def scan_paths(
         D: (K, D).
         delta_bias: (K, D).
         paths: (K, L) int64 on u's device: the pixel that path k visits at step t, each pixel once.
+        inverse: (K, L), the step at which each path visits each pixel, if the caller vouches for both. Then the paths
+            are not checked, which would wait for a GPU and break a compiled graph.
         backend: As in `selective_scan`, or "triton", a GPU kernel whose paths are K/2 paths, then the same reversed.
 
     Returns:
         (batch, L, D) in float32 (float64 for float64).
 
     Raises:
-        ValueError: A shape, the paths or the backend do not fit; the message names them.
+        ValueError: A dtype, a device, a shape, the paths or the backend do not fit; the message names them.
     """
     _check_images(u, delta, A, B, C, D, delta_bias, paths)
+    backend = pick_backend(backend, u.device, u.dtype)
+    if inverse is None:
+        if paths.is_inference():  # such tensors have no version, and autograd cannot save them
+            with torch.inference_mode(False):
+                paths = paths.clone()
+            inverse, paired = _check_paths.__wrapped__(paths, 0)
+        else:
+            inverse, paired = _check_paths(paths, paths._version)
+        if backend == "triton" and not paired:
+            raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
     batch, length, channels = u.shape
     K, _, states = A.shape
-    backend = pick_backend(backend, u.device, u.dtype)
-    if paths.is_inference():  # such tensors have no version, and autograd cannot save them
-        with torch.inference_mode(False):
-            paths = paths.clone()
-        inverse, paired = _check_paths.__wrapped__(paths, 0)
-    else:
-        inverse, paired = _check_paths(paths, paths._version)
     if backend == "triton":
         from mammo_utils.models.kernels.triton_kernel import Scan2D
 
-        if not paired:
-            raise ValueError("The backend 'triton' scans K/2 paths and then the same ones reversed, not these paths.")
         A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)  # A (K, N, D)
         return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
     work = torch.promote_types(u.dtype, torch.float32)
     u, delta, A, B, C, D, delta_bias = _cast(work, u, delta, A, B, C, D, delta_bias)
     if backend == "cpu":
-        from mammo_utils.models.kernels.cpu import Scan
+        from mammo_utils.models.kernels import cpu
 
-        y, _ = Scan.apply(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
+        y, *_ = cpu.scan(u[:, None], delta, A.transpose(1, 2), B, C, None, D, delta_bias, True, paths)
         return y[:, 0]  # (batch, 1, L, D) -> (batch, L, D)
 
     def order_by_step(x: Tensor) -> Tensor:  # (batch, K or 1, L, F) by pixel -> (batch, K, F, L) by step
@@ -199,40 +201,10 @@ def _check_paths(paths: Tensor, version: int) -> tuple[Tensor, bool]:
     return inverse, len(paths) % 2 == 0 and torch.equal(paths[half:], paths[:half].flip(1))
 
 
-def pick_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Return the backend that runs on tensors of this device and dtype.
-
-    "auto" is "cpu" on a CPU, on a GPU "mamba_ssm" if it is installed, and else (and for float64) "reference". It is
-    never "triton", which has not been measured to be faster.
-
-    Args:
-        backend: One of `BACKENDS`.
-        device: Of the tensors.
-        dtype: Of the tensors.
-
-    Raises:
-        ValueError: The named backend does not exist or cannot scan such tensors.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"There is no backend {backend!r}; accepted are {', '.join(BACKENDS)}.")
-    if backend == "auto":
-        if device.type == "cuda" and find_spec("mamba_ssm") is not None and dtype != torch.float64:
-            return "mamba_ssm"
-        return "cpu" if device.type == "cpu" and dtype != torch.float64 else "reference"
-    if backend != "reference" and dtype == torch.float64:
-        raise ValueError(f"The backend {backend!r} scans in float32; use backend='reference' for float64.")
-    needed = {"cpu": "cpu", "mamba_ssm": "cuda", "triton": "cuda"}.get(backend, device.type)
-    if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-        needed = device.type  # for tests: Triton's interpreter runs its kernels on any device, slowly
-    if device.type != needed:
-        raise ValueError(f"The backend {backend!r} needs tensors on {needed}, these are on {device.type}.")
-    return backend
-
-
 def _scan_by_reference(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, discretisation="simplified"):
     """Run Eq. 5-6 step by step in the dtype of the inputs; B and C are (D, N) or (batch, G, N, L).
 
-    Its backward keeps every state, L x D x N numbers: it is the yardstick, not meant for training.
+    Its backward keeps every state, L x D x N numbers, several times: it is the yardstick, slow and large in training.
     """
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
@@ -265,7 +237,7 @@ def _expand_to_channels(x: Tensor, u: Tensor) -> Tensor:
 
 def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
     """Bring mamba-ssm's shapes into those of the CPU kernel: each group is a path that visits 0, 1, ..., L - 1."""
-    from mammo_utils.models.kernels.cpu import Scan
+    from mammo_utils.models.kernels import cpu
 
     batch, _, length = u.shape
     groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
@@ -278,14 +250,16 @@ def _scan_on_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus):
     A, W, D, delta_bias = (None if x is None else x.unflatten(0, (groups, -1)) for x in (A, W, D, delta_bias))
     A, W = (None if x is None else x.transpose(1, 2) for x in (A, W))  # (G, D/G, N) -> (G, N, D/G)
     path = torch.arange(length).expand(groups, -1)
-    y, last = Scan.apply(u, delta, A, *rates, W, D, delta_bias, delta_softplus, path)
+    y, last, _ = cpu.scan(u, delta, A, *rates, W, D, delta_bias, delta_softplus, path)
     y = y.transpose(2, 3).flatten(1, 2)  # (batch, G, L, D/G) -> (batch, D, L)
     last = last.transpose(2, 3).flatten(1, 2)  # (batch, G, N, D/G) -> (batch, D, N)
     return y, (last * B if B.dim() == 2 else last)
 
 
-def _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """Run mamba-ssm's kernel, which takes one number of groups, on inputs of the dtypes that it takes."""
+def _scan_by_mamba_ssm(u, delta, A, B, C, D, delta_bias, delta_softplus):
+    """Run mamba-ssm's kernel, which takes one number of groups, on inputs of the dtypes and strides that it takes."""
+    from mammo_utils.models.kernels import mamba_kernel
+
     if A.shape[1] > 256:
         raise ValueError(f"The backend 'mamba_ssm' scans at most 256 states, not {A.shape[1]}; use 'reference'.")
     groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
@@ -294,18 +268,13 @@ def _scan_by_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     elif groups > 1:
         B, C = (x if x.dim() == 2 else x.expand(-1, groups, -1, -1) for x in (B, C))
     B, C = (x.to(torch.float32 if x.dim() == 2 else u.dtype) for x in (B, C))
-    delta, z = _cast(u.dtype, delta, z)  # all that varies in time has u's dtype, the rest is float32
+    delta = delta.to(u.dtype)  # all that varies in time has u's dtype, the rest is float32
     A, D, delta_bias = _cast(torch.float32, A, D, delta_bias)
-    delta_bias = None if delta_bias is None else delta_bias.contiguous()  # the kernel ignores its stride
-    return _import_mamba_ssm()(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
-
-
-def _import_mamba_ssm():
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except ImportError as error:
-        raise ValueError(f"The backend 'mamba_ssm' cannot be imported ({error}); install it or use another.") from error
-    return selective_scan_fn
+    u, delta, B, C, D, delta_bias = (
+        x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C, D, delta_bias)
+    )
+    y, states = mamba_kernel.scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    return y, states[:, :, -1, 1::2]  # (batch, D, chunks, 2N) -> (batch, D, N)
 
 
 def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
@@ -313,34 +282,45 @@ def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _check_sequences(u, delta, A, B, C, D, z, delta_bias) -> None:
-    """Check the shapes of `selective_scan`."""
+    """Check the tensors of `selective_scan`."""
+    _require_numbers(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     _require(u.dim() == 3 and u.numel() > 0, "u", u, "(batch, D, L), none of them 0")
     batch, channels, length = u.shape
-    _require(A.dim() == 2 and len(A) == channels and not A.is_complex(), "A", A, f"real, (D={channels}, N)")
+    _require(A.dim() == 2 and len(A) == channels and A.numel() > 0, "A", A, f"(D={channels}, N), N not 0")
     states = A.shape[1]
     _require_shapes(delta=(delta, u.shape), z=(z, u.shape), D=(D, (channels,)), delta_bias=(delta_bias, (channels,)))
-    accepted = f"real, ({channels}, {states}), ({batch}, {states}, {length}) or ({batch}, G, {states}, {length})"
+    accepted = f"({channels}, {states}), ({batch}, {states}, {length}) or ({batch}, G, {states}, {length})"
     for name, x in (("B", B), ("C", C)):
         groups = x.shape[1] if x.dim() == 4 else 1
         shapes = {2: (channels, states), 3: (batch, states, length), 4: (batch, groups, states, length)}
-        fits = x.shape == shapes.get(x.dim()) and groups > 0 and channels % groups == 0 and not x.is_complex()
+        fits = x.shape == shapes.get(x.dim()) and groups > 0 and channels % groups == 0
         _require(fits, name, x, f"{accepted} with G dividing {channels}")
     if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1] and 1 not in (B.shape[1], C.shape[1]):
         raise ValueError(f"B has {B.shape[1]} groups and C has {C.shape[1]}; they must agree.")
 
 
 def _check_images(u, delta, A, B, C, D, delta_bias, paths) -> None:
-    """Check the shapes of `scan_paths`, because the compiled kernels would read beyond a smaller array."""
+    """Check the tensors of `scan_paths`, because the compiled kernels would read beyond a smaller array."""
+    _require_numbers(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     _require(u.dim() == 3 and u.numel() > 0, "u", u, "(batch, L, D), none of them 0")
     batch, length, channels = u.shape
-    fits = A.dim() == 3 and A.shape[1] == channels and A.numel() > 0 and not A.is_complex()
-    _require(fits, "A", A, f"real, (K, D={channels}, N)")
+    fits = A.dim() == 3 and A.shape[1] == channels and A.numel() > 0
+    _require(fits, "A", A, f"(K, D={channels}, N), none of them 0")
     K, _, states = A.shape
     B_shape, D_shape = (batch, K, length, states), (K, channels)
     _require_shapes(delta=(delta, (batch, K, length, channels)), B=(B, B_shape), C=(C, B_shape))
     _require_shapes(D=(D, D_shape), delta_bias=(delta_bias, D_shape), paths=(paths, (K, length)))
     if paths.dtype != torch.int64 or paths.device != u.device:
         raise ValueError(f"paths are {paths.dtype} on {paths.device}; they must be torch.int64 on {u.device}.")
+
+
+def _require_numbers(u: Tensor, **others: Tensor | None) -> None:
+    """Check that all tensors are real floating point numbers on one device."""
+    for name, x in {"u": u, **others}.items():
+        if x is not None and not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}; it must be a real floating point tensor.")
+        if x is not None and x.device != u.device:
+            raise ValueError(f"{name} is on {x.device} and u on {u.device}; they must be on one device.")
 
 
 def _require_shapes(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
@@ -350,5 +330,4 @@ def _require_shapes(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
 
 def _require(fits: bool, name: str, tensor: Tensor | None, expected: str) -> None:
     if not fits:
-        dtype = f" and the dtype {tensor.dtype}" if tensor.is_complex() else ""
-        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}{dtype}; it must be {expected}.")
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it must be {expected}.")

@@ -29,15 +29,22 @@ def four_paths(height: int, width: int, device: torch.device | str = "cpu") -> T
     Returns:
         (4, H*W) int64: row * W + column at each step of each path of `PATHS`.
     """
-    return _shared_paths(height, width, device).clone()  # callers may change theirs
+    rows = torch.arange(height * width, device=device)
+    columns = rows.view(height, width).t().reshape(-1)  # (H, W) -> (W, H) -> (H*W,)
+    return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])  # (4, H*W)
+
+
+def _make_paths(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return `four_paths` and the step (4, H*W) at which each path visits each pixel."""
+    rows, columns = four_paths(width, height, device)[:2]  # the columns of the transposed image
+    last = height * width - 1
+    return four_paths(height, width, device), torch.stack([rows, columns, last - rows, last - columns])
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # autograd cannot save tensors that are made in inference mode
-def _shared_paths(height: int, width: int, device: torch.device | str) -> Tensor:
-    rows = torch.arange(height * width, device=device)
-    columns = rows.view(height, width).t().reshape(-1)  # (H, W) -> (W, H) -> (H*W,)
-    return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])  # (4, H*W)
+def _shared_paths(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return _make_paths(height, width, device)
 
 
 class SS2D(nn.Module):
@@ -47,8 +54,8 @@ class SS2D(nn.Module):
     delta, B and C of each path by a linear map of x; the four scans; LayerNorm; times SiLU(z); a linear map back.
 
     Deviations from MedMamba: the depthwise convolution is initialised by its true fan-out, 9; theirs uses 9E, so its
-    weights are sqrt(E), about 10 times, too small. A_log and D are marked `_no_weight_decay`, and our optimiser obeys
-    the mark; theirs ignores it.
+    weights are too small by sqrt(E), 10 to 28 times in the VSSM. A_log and D are marked `_no_weight_decay`, and our
+    optimiser obeys the mark; theirs ignores it.
 
     Args:
         channels: C.
@@ -93,11 +100,11 @@ class SS2D(nn.Module):
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, H, W, 2E) -> (batch, H, W, E) each
         x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # -> (batch, E, H, W) -> (batch, H, W, E)
         x = x.reshape(batch, height * width, -1)  # (batch, L, E) with L = H * W
-        y = self.scan(x, _shared_paths(height, width, x.device)).view(batch, height, width, -1)  # (batch, H, W, E)
+        y = self.scan(x, height, width).view(batch, height, width, -1)  # (batch, H, W, E)
         return self.out_proj(self.out_norm(y.to(z.dtype)) * F.silu(z))
 
-    def scan(self, x: Tensor, paths: Tensor) -> Tensor:
-        """Scan x (batch, L, E) along each of the K paths (K, L) and add up: (batch, L, E).
+    def scan(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Scan x (batch, H*W, E) along each of the K paths and add up: (batch, H*W, E).
 
         delta, B and C depend on the pixel alone. They are computed once per pixel, for all paths in one matrix
         product, and the scan reads them in the order of each path: with `cpu` and `triton` the image is
@@ -112,15 +119,18 @@ class SS2D(nn.Module):
         delta = torch.bmm(dt, self.dt_weight.transpose(1, 2).to(dt.dtype))  # by (K, rank, E) -> (K, batch*L, E)
         delta = delta.view(K, batch, length, inner).transpose(0, 1)  # (batch, K, L, E)
         A = -torch.exp(self.A_log.float())  # (K, E, N)
-        return scan_paths(x, delta, A, B, C, self.D, self.dt_bias, paths, backend=self.backend)
+        # torch.compile ignores caches: in its graph the paths are made anew, which costs little and waits for nothing.
+        make = _make_paths if torch.compiler.is_compiling() else _shared_paths
+        return scan_paths(x, delta, A, B, C, self.D, self.dt_bias, *make(height, width, x.device), backend=self.backend)
 
 
 class SSConvSSM(nn.Module):
     """MedMamba's block: half of the channels are convolved, half scanned, then joined and added to the input.
 
     The variant "shuffle" concatenates the halves and shuffles their channels in two groups. "inner" is the first
-    version of the published code: the scanned half has a residual connection of its own, and a 1x1 convolution takes
-    the place of the shuffle.
+    version of the published code (VSSBlock at commit c5e8798): the convolutions neither begin with a batch norm nor end
+    with a ReLU, the scanned half has a residual connection of its own, and a 1x1 convolution takes the place of the
+    shuffle.
     """
 
     def __init__(self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto"):
@@ -132,12 +142,13 @@ class SSConvSSM(nn.Module):
         half, self.variant = channels // 2, variant
         self.norm = nn.LayerNorm(half)
         self.ss2d = SS2D(half, states, backend=backend)
-        self.convolutions = nn.Sequential(
-            nn.BatchNorm2d(half),
+        layers = [
             nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
             nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.Conv2d(half, half, 1), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(half, half, 1),
+        ]  # fmt: skip
+        layers = [nn.BatchNorm2d(half), *layers, nn.ReLU()] if variant == "shuffle" else layers
+        self.convolutions = nn.Sequential(*layers)
         self.mix = nn.Conv2d(channels, channels, 1) if variant == "inner" else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.ss2d.conv:

@@ -1,14 +1,19 @@
 """The backend mamba-ssm: the inputs of its kernel (on any machine), and parity with the reference (on a GPU)."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from types import ModuleType
 
 import pytest
 import torch
 
-from mammo_utils.models import selective_scan as module
+from mammo_utils.models import backends
+from mammo_utils.models.backends import pick_backend
+from mammo_utils.models.kernels.mamba_kernel import import_kernel
 from mammo_utils.models.selective_scan import _scan_by_reference, scan_paths
 from mammo_utils.models.selective_scan import selective_scan as scan
-from mammo_utils.models.ss2d import four_paths
+from mammo_utils.models.ss2d import SS2D, four_paths
 
 HALF = (torch.float16, torch.bfloat16)
 KINDS = ("constant", "varying", "grouped")
@@ -35,31 +40,68 @@ def draw(batch, channels, length, states, *, B="varying", C="varying", groups=1,
     }
 
 
-@pytest.fixture
-def kernel(monkeypatch):
-    """Replace mamba-ssm's function by one that makes the checks of its C++ code.
+class StandIn(ModuleType):
+    """A module `selective_scan_cuda` that makes the checks of the compiled one and scans by the reference.
 
-    They concern the dtypes, the shapes (C has as many groups as B), and the strides that its Python code leaves."""
-    calls = []
+    The checks concern the dtypes, the shapes (C has as many groups as B) and the strides. Versions after 2.3 of
+    mamba-ssm take one more argument."""
 
-    def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
-        assert delta.dtype == z.dtype == u.dtype and return_last_state
-        assert A.dtype == D.dtype == delta_bias.dtype == torch.float32
+    def __init__(self, newer: bool = False):
+        super().__init__("selective_scan_cuda")
+        self.newer, self.calls = newer, []
+
+    def _check(self, u, delta, A, B, C, D, z, bias):
         (batch, channels, length), states = u.shape, A.shape[1]
-        B, C = (x[:, None] if x.dim() == 3 else x for x in (B, C))
+        assert delta.dtype == u.dtype and delta.stride(-1) == u.stride(-1) == 1 and z is None
+        assert all(x is None or (x.dtype == torch.float32 and x.stride(-1) == 1) for x in (D, bias))
         groups = B.shape[1] if B.dim() == 4 else 1
         for x in (B, C):
-            assert x.dtype == (torch.float32 if x.dim() == 2 else u.dtype)
+            assert x.dtype == (torch.float32 if x.dim() == 2 else u.dtype) and x.stride(-1) == 1
             assert x.shape == ((channels, states) if x.dim() == 2 else (batch, groups, states, length))
-        assert states <= 256 and channels % groups == 0
-        assert delta_bias.stride(-1) == 1 or len(delta_bias) == 1
-        calls.append(u.dtype)
-        y, last = _scan_by_reference(*(x.float() for x in (u, delta, A, B, C, D, delta_bias)), delta_softplus)
-        return (y * torch.nn.functional.silu(z.float())).to(u.dtype), last
+        assert A.dtype == torch.float32 and states <= 256 and channels % groups == 0
 
-    monkeypatch.setattr(module, "pick_backend", lambda backend, *_: "mamba_ssm" if backend != "reference" else backend)
-    monkeypatch.setattr(module, "_import_mamba_ssm", lambda: selective_scan_fn)
-    return calls
+    def fwd(self, u, delta, A, B, C, D, z, bias, softplus, *borders):
+        if borders != ((None,) if self.newer else ()):
+            raise TypeError("incompatible function arguments")
+        self._check(u, delta, A, B, C, D, z, bias)
+        self.calls.append(u.dtype)
+        y, last = _scan_by_reference(*(x if x is None else x.float() for x in (u, delta, A, B, C, D, bias)), softplus)
+        states = torch.zeros(*last.shape[:2], -(-u.shape[2] // 2048), 2 * last.shape[2])
+        states[:, :, -1, 1::2] = last
+        return torch.empty_like(delta).copy_(y), states
+
+    def bwd(self, u, delta, A, B, C, D, z, bias, dy, states, out, dz, softplus, again, *borders):
+        if borders != ((None,) if self.newer else ()):
+            raise TypeError("incompatible function arguments")
+        self._check(u, delta, A, B, C, D, z, bias)
+        assert dy.dtype == u.dtype and dy.stride(-1) == 1 and out is dz is None
+        given = [x if x is None else x.detach().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
+
+        def differentiate():
+            y, _ = _scan_by_reference(*(x if x is None else x.float() for x in given), softplus)
+            return torch.autograd.grad((y * dy.float()).sum(), [x for x in given if x is not None])
+
+        with ThreadPoolExecutor(1) as pool:  # within an operator, autograd records nothing; another thread is without
+            found = iter(pool.submit(differentiate).result())
+        return [x if x is None else next(found).contiguous() for x in given]
+
+
+@pytest.fixture(params=[False, True], ids=["2.3", "newer"])
+def kernel(request, monkeypatch):
+    """Install the stand-in, and let the GPU's backends run on the CPU."""
+    module = StandIn(request.param)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", module)
+    monkeypatch.setattr(backends, "GPU", "cpu")
+    monkeypatch.setattr(backends, "_found", {})
+    return module.calls
+
+
+def run(x, backend):
+    """Output, last state and the gradients of a function of the output."""
+    leaves = {name: v.detach().clone().requires_grad_() for name, v in x.items()}
+    y, last = scan(**leaves, delta_softplus=True, return_last_state=True, backend=backend)
+    y.float().square().sum().backward()
+    return [y.detach(), last.detach(), *(v.grad for v in leaves.values())]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
@@ -67,16 +109,17 @@ def kernel(monkeypatch):
 def test_the_kernel_gets_inputs_that_it_accepts(kernel, dtype, B, C):
     x = draw(2, 4, 20, 3, B=B, C=C, groups=2)
     given = {name: v.to(dtype) for name, v in x.items()}
-    y, last = scan(**given, delta_softplus=True, return_last_state=True, backend="mamba_ssm")
-    expected, state = scan(**given, delta_softplus=True, return_last_state=True, backend="reference")
-    assert kernel == [dtype] and y.dtype == dtype and last.dtype == torch.float32
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(last, state.float(), rtol=1e-2 if dtype in HALF else 1e-5, atol=1e-2)
+    found, expected = run(given, "mamba_ssm"), run(given, "reference")
+    assert kernel == [dtype] and found[0].dtype == dtype and found[1].dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        error = (a.float() - b.float()).norm() / b.float().norm()
+        assert error < (2e-2 if dtype in HALF else 1e-5)
 
 
-def test_one_group_beside_several_and_a_bias_with_gaps(kernel):
+def test_one_group_beside_several_and_arrays_with_gaps(kernel):
     x = draw(2, 4, 20, 3, B="grouped", C="grouped", groups=2)
-    x |= {"B": x["B"][:, :1], "delta_bias": torch.stack([x["delta_bias"]] * 2, 1)[:, 0]}
+    x |= {name: torch.stack([x[name]] * 2, -1)[..., 0] for name in ("u", "delta", "C", "D", "delta_bias")}
+    x |= {"B": x["B"][:, :1]}
     found, expected = (scan(**x, backend=backend) for backend in ("mamba_ssm", "reference"))
     torch.testing.assert_close(found, expected)
 
@@ -86,14 +129,87 @@ def test_more_states_than_it_takes(kernel):
         scan(**draw(1, 1, 2, 257), backend="mamba_ssm")
 
 
-def test_a_missing_package_is_named():
-    try:
-        import mamba_ssm  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match=r"'mamba_ssm' cannot be imported .* install it"):
-            module._import_mamba_ssm()
-    else:
-        assert callable(module._import_mamba_ssm())
+def test_ss2d_is_one_graph_with_it(kernel):
+    torch._dynamo.reset()
+    image = torch.randn(1, 2, 3, 4)
+    module = SS2D(4, states=2)
+    expected = module(image)
+    assert backends._found == {"cpu": "mamba_ssm"}
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image), expected)
+
+
+# --- which backend "auto" takes on a GPU ----------------------------------------------------------------
+
+
+def wrong(kernel):
+    kernel.fwd = lambda u, delta, A, *_: (torch.zeros_like(u), torch.zeros(*u.shape[:2], 1, 2 * A.shape[1]))
+
+
+def kernelless(kernel):
+    def refuse(*_):
+        raise RuntimeError("selective_scan_cuda is not\ninstalled")
+
+    kernel.fwd = refuse
+
+
+@pytest.fixture
+def gpu_without(monkeypatch):
+    """A GPU that a CPU plays, with a broken mamba-ssm or none."""
+
+    def prepare(spoil):
+        module = None if spoil is None else StandIn()  # None in sys.modules makes an import fail
+        if spoil is not None:
+            spoil(module)
+        monkeypatch.setitem(sys.modules, "selective_scan_cuda", module)
+        monkeypatch.setattr(backends, "GPU", "cpu")
+        monkeypatch.setattr(backends, "_found", {})
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(None, "cannot be imported"), (kernelless, "selective_scan_cuda is not installed"), (wrong, "results are wrong")],
+)
+def test_training_goes_on_with_triton(spoil, reason, gpu_without, monkeypatch, capsys):
+    """Triton's interpreter is slow: its kernel is played by the reference."""
+    gpu_without(spoil)
+    tried = []
+
+    def scan_2d(u, delta, A, B, C, D, bias, paths):
+        tried.append("triton")
+        paths = torch.cat([paths, paths.flip(1)])
+        return scan_paths(u, delta, A.transpose(1, 2), B, C, D, bias, paths, backend="reference")
+
+    triton_kernel = ModuleType("triton_kernel")
+    triton_kernel.Scan2D = type("Scan2D", (), {"apply": staticmethod(scan_2d)})
+    monkeypatch.setitem(sys.modules, "mammo_utils.models.kernels.triton_kernel", triton_kernel)
+    monkeypatch.setattr("mammo_utils.models.kernels.triton_kernel", triton_kernel, raising=False)
+    module = SS2D(4, states=2)
+    for _ in range(2):
+        module(torch.randn(1, 2, 3, 4)).sum().backward()
+    assert tried == ["triton"] * 3 and module.A_log.grad.abs().sum() > 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("The scans run by triton: mamba_ssm does not work (") and reason in printed
+    assert printed.count("\n") == 1
+
+
+def test_training_goes_on_with_the_reference(gpu_without, monkeypatch):
+    gpu_without(kernelless)
+    monkeypatch.setitem(sys.modules, "mammo_utils.models.kernels.triton_kernel", None)
+    module = SS2D(4, states=2)
+    with pytest.warns(UserWarning, match="run by the reference: mamba_ssm .*; triton .* 170 kB") as warned:
+        for _ in range(2):
+            module(torch.randn(1, 2, 3, 4)).sum().backward()
+    assert len(warned) == 1
+    assert pick_backend("auto", torch.device("cpu")) == "reference"
+
+
+def test_a_missing_kernel_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    with pytest.raises(ValueError, match=r"'mamba_ssm' cannot be imported .* install mamba-ssm"):
+        import_kernel()
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------
@@ -103,7 +219,7 @@ def test_a_missing_package_is_named():
 def gpu():
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU here")
-    pytest.importorskip("mamba_ssm", reason="mamba-ssm is not installed")
+    pytest.importorskip("selective_scan_cuda", reason="mamba-ssm is not installed")
     return torch.device("cuda")
 
 

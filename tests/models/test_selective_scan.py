@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mammo_utils.models import selective_scan
+from mammo_utils.models import backends, selective_scan
 from mammo_utils.models.kernels import cpu as scan_cpu
 from mammo_utils.models.selective_scan import pick_backend, scan_paths
 from mammo_utils.models.selective_scan import selective_scan as scan
@@ -363,10 +363,11 @@ def test_other_backends_get_one_copy_each_way(monkeypatch):
     [
         ({"u": torch.ones(2, 3)}, r"u has the shape \(2, 3\); it must be"),
         ({"delta": torch.ones(2, 4, 6)}, r"delta has the shape \(2, 4, 6\); it must be \(2, 4, 5\)"),
-        ({"A": torch.ones(4, 3, dtype=torch.complex64)}, "A has the shape .* must be real"),
-        ({"B": torch.ones(2, 3, 6)}, r"B has the shape \(2, 3, 6\); it must be real"),
+        ({"A": torch.ones(4, 3, dtype=torch.complex64)}, "A is torch.complex64; it must be a real floating point"),
+        ({"A": torch.ones(4, 0), "B": torch.ones(2, 0, 5), "C": torch.ones(2, 0, 5)}, r"A .* \(D=4, N\), N not 0"),
+        ({"B": torch.ones(2, 3, 6)}, r"B has the shape \(2, 3, 6\); it must be \(4, 3\), \(2, 3, 5\)"),
         ({"C": torch.ones(2, 3, 3, 5)}, "with G dividing 4"),
-        ({"B": torch.ones(2, 0, 3, 5)}, r"B has the shape \(2, 0, 3, 5\); it must be real"),
+        ({"B": torch.ones(2, 0, 3, 5)}, r"B has the shape \(2, 0, 3, 5\); it must be"),
         ({"D": torch.ones(3)}, r"D has the shape \(3,\); it must be \(4,\)"),
         ({"B": torch.ones(2, 2, 3, 5), "C": torch.ones(2, 4, 3, 5)}, "B has 2 groups and C has 4"),
         ({"backend": "gpu"}, "no backend 'gpu'; accepted are auto, reference, cpu, mamba_ssm"),
@@ -386,14 +387,28 @@ def test_unfit_arguments_are_named(change, sentence):
         scan(**(arguments | change))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", "auto"])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_numbers_of_another_kind_or_device_are_refused(name, backend):
+    """Integers would cut the output, complex numbers lose their imaginary part; a GPU's tensor is played by meta's."""
+    x = {key: v.float() for key, v in make(1, 2, 3, 2).items()}
+    for dtype in (torch.int32, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"^{name} is {dtype}; it must be a real floating point tensor.$"):
+            scan(**(x | {name: x[name].to(dtype)}), backend=backend)
+    with pytest.raises(ValueError, match=r"on meta.*they must be on one device\.$"):
+        scan(**(x | {name: x[name].to("meta")}), backend=backend)
+    images_, name = images(), "delta_bias" if name in ("z", "delta_bias") else name
+    with pytest.raises(ValueError, match=f"^{name} is torch.int64; it must be a real"):
+        scan_paths(**(images_ | {name: images_[name].long()}), backend=backend)
+
+
 def test_the_backend_of_auto(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert pick_backend("auto", cpu) == "cpu"
     assert pick_backend("auto", cpu, F64) == "reference"
-    monkeypatch.setattr(selective_scan, "find_spec", lambda name: None)
-    assert pick_backend("auto", gpu) == "reference"
-    monkeypatch.setattr(selective_scan, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "_find_backend", lambda device: "mamba_ssm")
     assert pick_backend("auto", gpu) == "mamba_ssm"
+    assert pick_backend("auto", gpu, F64) == "reference"
 
 
 def test_softplus_of_large_and_small_numbers():

@@ -104,8 +104,8 @@ def test_each_pixel_receives_information_from_all_others():
     assert (image.grad.abs().sum(-1) > 0).all()
 
 
-def naive_block(block, x):
-    """The block written a second time with functions, its channels shuffled as in ShuffleNet."""
+def naive_shuffle(block, x):
+    """The block as published last, written with functions; its channels are shuffled as in ShuffleNet."""
     half = x.shape[-1] // 2
     left, right = x[..., :half].permute(0, 3, 1, 2), x[..., half:]
     n1, c1, n2, _, c2, n3, _, c3, _ = block.convolutions
@@ -115,18 +115,33 @@ def naive_block(block, x):
     y = F.conv2d(y, c2.weight, c2.bias, padding=1)
     y = F.relu(F.batch_norm(y, n3.running_mean, n3.running_var, n3.weight, n3.bias))
     y = F.relu(F.conv2d(y, c3.weight, c3.bias)).permute(0, 2, 3, 1)
-    normed = F.layer_norm(right, (half,), block.norm.weight, block.norm.bias)
-    scanned = torch.stack([naive_ss2d(block.ss2d, image) for image in normed]).float()
-    if block.variant == "inner":
-        joined = torch.cat([y, scanned + right], -1)
-        return x + joined @ block.mix.weight[:, :, 0, 0].T + block.mix.bias
-    joined = torch.cat([y, scanned], -1)
+    joined = torch.cat([y, naive_scanned(block, right)], -1)
     shuffled = joined.view(*x.shape[:3], 2, half).transpose(3, 4).reshape(x.shape)
     return x + shuffled
 
 
-@pytest.mark.parametrize("variant", ["shuffle", "inner"])
-def test_block(variant):
+def naive_inner(block, x):
+    """The block as published first: conv, BN, ReLU, conv, BN, ReLU, 1x1 conv on one half; a residual scan on the other;
+    a 1x1 convolution of both; a residual connection around all."""
+    half = x.shape[-1] // 2
+    y, right = x[..., :half].permute(0, 3, 1, 2), x[..., half:]
+    *pairs, pointwise = (m for m in block.convolutions if not isinstance(m, torch.nn.ReLU))
+    for conv, norm in zip(pairs[::2], pairs[1::2], strict=True):
+        y = F.conv2d(y, conv.weight, conv.bias, padding=1)
+        y = F.relu((y - norm.running_mean[:, None, None]) / torch.sqrt(norm.running_var + norm.eps)[:, None, None]
+                   * norm.weight[:, None, None] + norm.bias[:, None, None])  # fmt: skip
+    y = torch.einsum("bchw,dc->bhwd", y, pointwise.weight[:, :, 0, 0]) + pointwise.bias
+    joined = torch.cat([y, naive_scanned(block, right) + right], -1)
+    return x + joined @ block.mix.weight[:, :, 0, 0].T + block.mix.bias
+
+
+def naive_scanned(block, right):
+    normed = F.layer_norm(right, right.shape[-1:], block.norm.weight, block.norm.bias)
+    return torch.stack([naive_ss2d(block.ss2d, image) for image in normed]).float()
+
+
+@pytest.mark.parametrize(("variant", "naive"), [("shuffle", naive_shuffle), ("inner", naive_inner)])
+def test_block(variant, naive):
     block = randomise(SSConvSSM(8, states=4, variant=variant)).eval()
     for module in block.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -134,8 +149,13 @@ def test_block(variant):
             module.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 4, 5, 8)
     with torch.no_grad():
-        expected = naive_block(block, x)
+        expected = naive(block, x)
         assert (block(x) - expected).norm() / expected.norm() < 1e-5
+
+
+def test_parameters_of_the_first_published_block():
+    """The count of the published block of 48 channels, from its own code."""
+    assert sum(p.numel() for p in SSConvSSM(48, variant="inner").parameters()) == 27_912
 
 
 def test_patch_merging():
