@@ -32,7 +32,8 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.images.preprocess import PixelError, prepare_image
+from mammo_utils.images.grey import PixelError
+from mammo_utils.images.preprocess import prepare_image
 from tests.images.test_syntaxes import jpeg_lossless, picture
 from tests.release_builder import BREASTS, build_release
 

@@ -111,7 +111,8 @@ def _serve(pipe: Connection) -> None:
                 warnings.simplefilter("ignore")
                 dataset = read_dataset(Path(path))
                 signal.setitimer(signal.ITIMER_PROF, time_limit(int(dataset.Rows) * int(dataset.Columns)))
-                dataset.pixel_array_options(decoding_plugin=PLUGINS.get(dataset.file_meta.TransferSyntaxUID, ""))
+                plugin = PLUGINS.get(dataset.file_meta.TransferSyntaxUID, "")
+                dataset.pixel_array_options(decoding_plugin=plugin, correct_unused_bits=False)
                 values = np.ascontiguousarray(dataset.pixel_array)
             answer = {"dtype": values.dtype.str, "shape": values.shape}
         except BaseException as error:  # a panic of the Rust decoder for RLE is not an Exception

@@ -8,6 +8,7 @@ from mammo_utils.data.cbis_ddsm import packaged_exams
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images import preprocess as pixels
 from mammo_utils.images.build_store import build_store
+from mammo_utils.images.grey import read_pixels, rescale
 from mammo_utils.images.preprocess import RESIZES, crop, crop_box, to_original, to_store
 
 
@@ -79,7 +80,7 @@ def test_the_real_exams_mapped_back_match_their_originals(tmp_path, mode):
     store = build_store(cohort, tmp_path / "store", size=size, resize=mode, workers=2)
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     for row, picture in zip(store.index.to_dict("records"), store.images, strict=True):
-        original = pixels.rescale(*pixels.read_pixels(folder / row["path"]))
+        original = rescale(read_pixels(folder / row["path"]))
         footprint = row["height"] / size, row["width"] / size
         smooth = scipy.ndimage.uniform_filter(original, [round(f) for f in footprint], mode="constant")
 

@@ -11,7 +11,8 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossl
 
 from mammo_utils.data.dicom import LARGEST_IMAGE
 from mammo_utils.images import decoder
-from mammo_utils.images.preprocess import PixelError, prepare_image
+from mammo_utils.images.grey import PixelError
+from mammo_utils.images.preprocess import prepare_image
 from tests.release_builder import write_dicom
 
 
