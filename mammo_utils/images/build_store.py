@@ -92,8 +92,9 @@ def build_store(
             if store is None:
                 _build(cohort.folder, jobs, folder, identity, sources, settings, workers, progress)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise DataError(
-            f"The image store {display_path(folder)} cannot be written ({error.strerror or error}). Make room or "
+            f"The image store {display_path(folder)} cannot be written ({reason}). Make room or "
             "change its permissions and run the same command again; the images prepared so far are kept."
         ) from error
     except BrokenProcessPool:

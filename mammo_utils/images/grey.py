@@ -72,19 +72,23 @@ def read_pixels(path: Path, window: bool = False) -> GreyImage:
         raise PixelError(f"its pixels cannot be decoded ({type(error).__name__}); download the file again") from None
 
 
-def read_first(folder: Path, images: pd.DataFrame) -> tuple[pd.Series, GreyImage]:
+def read_first(folder: Path, images: pd.DataFrame, window: bool = False) -> tuple[pd.Series, GreyImage]:
     """Read the first image that can be used, and print the path and the reason of those before it.
 
     Args:
         folder: The data folder.
         images: Rows with a `path`.
+        window: Whether the header's window is applied.
+
+    Returns:
+        Its row, and its grey values.
 
     Raises:
         PixelError: None of them can be used.
     """
     for _, row in images.iterrows():
         try:
-            return row, read_pixels(folder / row["path"])
+            return row, read_pixels(folder / row["path"], window)
         except PixelError as error:
             print(f"not shown: {row['path']}: {error}")
     raise PixelError(f"None of {len(images)} images can be used.")
