@@ -52,9 +52,7 @@ def prepare(study: Study) -> Study:
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
     cohort = read_cohort("cmmd", study.data_folder, cohort=study.data.cohort)
     save_cohort(cohort, study.folder / "found")
-    store = build_store(
-        cohort, study.folder / "store", size=study.images.size, resize=study.images.resize, workers=study.images.workers
-    )
+    store = build_store(cohort, study.folder / "store", **study.images.model_dump())
     cohort = exclude_conflicting_duplicates(apply_store(cohort, store), store.hashes, study.data.conflicts)
     save_cohort(cohort, study.folder / "cohort")
     split = make_split(cohort.exams, patient_groups(cohort, store.hashes), **study.split.model_dump())

@@ -2,24 +2,28 @@
 
 Each input is one file of a small intact release, damaged at random: its bytes, its DICOM tags, the values of its JSON,
 the cells or zipped parts of its workbook, the fields of its csv. The release is read and a damaged image is prepared.
-Each input must be read, listed with its reason or refused in one sentence, within 5 seconds and 1 GB and without any
-other error, and the images found must be those on disk.
+Each input must be read, listed with its reason or refused in one sentence, within 5 seconds of processor time and 1 GB
+and without any other error, and the images found must be those on disk. An image must not become black without a note.
+The processes that decode pixels are measured too.
 """
 
 import argparse
 import io
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,17 +36,32 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.images.preprocess import PixelError, prepare_image
+from mammo_utils.images import decoder
+from mammo_utils.images.grey import PixelError
+from mammo_utils.images.preprocess import RESIZES, prepare_image
+from mammo_utils.io import exit_with_parent
 from tests.images.test_syntaxes import jpeg_lossless, picture
 from tests.release_builder import BREASTS, build_release
 
-LONGEST, LARGEST = 5.0, 1024.0  # seconds, megabytes
+LONGEST, LARGEST = 5.0, 1024.0  # seconds of processor time, megabytes
+LONGEST_DECODER = 3 + decoder.time_limit(64 * 48)  # with the start of the process
+LARGEST_DECODER = 128 + decoder.MEMORY / 2**20
+HANGS = 120  # seconds of real time
 NUMBERS = (0, -1, 1, 7, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, "", "x", None, 1.5)
 TAGS = (
     "Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel",
     "PixelRepresentation", "PhotometricInterpretation", "ImageLaterality", "Laterality", "PatientOrientation",
     "ViewPosition", "ViewCodeSequence", "PatientID", "SOPInstanceUID", "PixelData", "Manufacturer",
 )  # fmt: skip
+GREY_TAGS = (
+    "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "PresentationLUTShape",
+    "PresentationIntentType", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "PixelData",
+)  # fmt: skip
+GREY_VALUES = (
+    *(0, 1, 4, 7, 8, 11, 12, 15, 16, 63, 255, -1, -128, 2048, 4095, -2048, 1e300, -1e300, 1e-300, "nan"),
+    *("MONOCHROME1", "MONOCHROME2", "IDENTITY", "INVERSE", "FOR PROCESSING", "SIGMOID", "LINEAR_EXACT", "1\\2"),
+)
 VALUES = (
     None,
     True,
@@ -62,8 +81,8 @@ VALUES = (
 )
 
 
-class TooSlow(Exception):
-    """An input takes longer than LONGEST."""
+class TooSlow(BaseException):
+    """An input takes longer than HANGS. It is no Exception, which the code under test turns into a reason."""
 
 
 def damage_bytes(data: bytes, draw: random.Random) -> bytes:
@@ -104,11 +123,13 @@ def damage_dicom(data: bytes, draw: random.Random) -> bytes:
 
 
 def change_tag(dataset: Dataset, draw: random.Random) -> None:
-    tag = draw.choice(TAGS)
-    if draw.random() < 0.3:
+    grey = draw.random() < 0.5
+    tag = draw.choice(GREY_TAGS if grey else TAGS)
+    if draw.random() < (0.1 if grey else 0.3):
         dataset.pop(tag, None)
     elif tag == "PixelData":
-        dataset.PixelData = draw.randbytes(2 * draw.randrange(400))
+        length = draw.choice((2 * draw.randrange(400), 24 * 20, 2 * 24 * 20))
+        dataset.PixelData = draw.choice((draw.randbytes(length), bytes(length), b"\xff\x0f" * (length // 2)))
     elif tag == "ViewCodeSequence":
         inner = Dataset()
         for _ in range(draw.choice((0, 1, 50))):
@@ -116,6 +137,15 @@ def change_tag(dataset: Dataset, draw: random.Random) -> None:
             outer.ViewCodeSequence = Sequence([inner])
             inner = outer
         dataset.ViewCodeSequence = Sequence([inner])
+    elif tag in ("VOILUTSequence", "ModalityLUTSequence"):
+        table = Dataset()
+        table.LUTDescriptor = [draw.choice((0, 1, 4, 256, 65535)), draw.choice((0, 7, 65535)), draw.choice((0, 8, 16))]
+        table.LUTData = draw.randbytes(draw.choice((0, 2, 8, 512)))
+        setattr(dataset, tag, Sequence([table] if draw.random() < 0.9 else []))
+    elif grey and draw.random() < 0.7:
+        value = draw.choice(GREY_VALUES)
+        kinds = ("CS", "LO") if isinstance(value, str) else ("US", "SS", "DS", "FD", "SL")
+        dataset[tag] = pydicom.DataElement(tag, draw.choice(kinds), value)
     else:
         value = draw.choice((*NUMBERS, "L\\R", "A" * 10**5, "\u200b"))
         dataset[tag] = pydicom.DataElement(tag, draw.choice(("US", "UL", "LO", "CS", "IS")), value)
@@ -197,8 +227,11 @@ def build_folder(folder: Path) -> Path:
     return folder
 
 
-def try_input(folder: Path, number: int, seed: int) -> tuple[str, str, float]:
-    """Damage one file, read it, restore it. Returns kind, outcome ("wrong: …" is a violation) and seconds."""
+def try_input(folder: Path, number: int, seed: int) -> tuple[str, str, float, float]:
+    """Damage one file, read it, restore it.
+
+    Returns kind, outcome ("wrong: …" is a violation), seconds of processor time, and those of the decoders.
+    """
     draw = random.Random(f"{seed} {number}")
     kind = draw.choices(list(KINDS), SHARES)[0]
     path = draw.choice(sorted(folder.rglob(PATTERNS[kind])))
@@ -208,10 +241,10 @@ def try_input(folder: Path, number: int, seed: int) -> tuple[str, str, float]:
     hidden = kind == "csv" and draw.random() < 0.5  # then only the csv has the labels
     if hidden:
         workbook.rename(workbook.with_suffix(".away"))
-    start = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    start, before = time.process_time(), decoder_seconds()
+    signal.setitimer(signal.ITIMER_REAL, HANGS)
     try:
-        outcome = read_folder(folder, path, kind)
+        outcome = read_folder(folder, path, kind, draw.choice(RESIZES), draw.random() < 0.5)
     except TooSlow:
         outcome = "wrong: it hangs"
     except Exception:
@@ -221,10 +254,10 @@ def try_input(folder: Path, number: int, seed: int) -> tuple[str, str, float]:
         path.write_bytes(good)
         if hidden:
             workbook.with_suffix(".away").rename(workbook)
-    return kind, outcome, time.perf_counter() - start
+    return kind, outcome, time.process_time() - start, decoder_seconds() - before
 
 
-def read_folder(folder: Path, path: Path, kind: str) -> str:
+def read_folder(folder: Path, path: Path, kind: str, resize: str, window: bool) -> str:
     try:
         cohort = read_cohort("cmmd", folder)
     except DataError as error:
@@ -239,7 +272,9 @@ def read_folder(folder: Path, path: Path, kind: str) -> str:
         if not len(row):
             return "listed" if listed else "wrong: an image is neither used nor listed"
         try:
-            prepare_image(path, "L", 16)
+            image = prepare_image(path, "L", 16, mode=resize, window=window)
+            if image.pixels.shape != (16, 16) or not (image.pixels.any() or image.note):
+                return "wrong: a black picture without a note"
         except PixelError as error:
             return "listed" if str(error) else "wrong: no reason"
         return "read" if (row["status"] == "used").all() else "listed"
@@ -253,36 +288,78 @@ def try_inputs(job: tuple[int, int, int]) -> dict:
     first, stop, stride, seed = job
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TooSlow()))
     warnings.simplefilter("ignore")
-    folder = build_folder(Path(tempfile.mkdtemp()))
-    counts, wrong, slowest = {}, [], 0.0
+    folder, watch = build_folder(Path(tempfile.mkdtemp())), WatchDecoders()
+    counts, wrong, slowest, decoding = {}, [], 0.0, 0.0
     try:
         try_input(folder, -1, seed)  # modules are loaded at first use
         for number in range(first, stop, stride):
-            kind, outcome, seconds = try_input(folder, number, seed)
-            slowest = max(slowest, seconds)
+            kind, outcome, seconds, of_decoder = try_input(folder, number, seed)
+            slowest, decoding = max(slowest, seconds), max(decoding, of_decoder)
             if outcome.startswith("wrong"):
                 wrong.append((number, kind, outcome))
                 outcome = "wrong"
             counts[kind, outcome] = counts.get((kind, outcome), 0) + 1
     finally:
         shutil.rmtree(folder)
-    return {"counts": counts, "wrong": wrong, "slowest": slowest, "memory": peak_memory()}
+    found = {"slowest": slowest, "memory": peak_memory(), "decoding": decoding, "decoder_memory": watch.stop()}
+    return {"counts": counts, "wrong": wrong, **found}
 
 
-def peak_memory() -> float:
-    """Return the peak resident memory of this process in MB.
+def peak_memory(process: int | str = "self") -> float:
+    """Return the peak resident memory of a process in MB; elsewhere than on Linux only of this one.
 
-    On Linux ru_maxrss includes the process that started this one, so the own memory map is read instead.
+    On Linux ru_maxrss includes the process that started this one, so the memory map is read instead.
     """
     if sys.platform == "linux":
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
+        status = Path(f"/proc/{process}/status").read_text().splitlines()
+        return max(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def live_decoder() -> int | None:
+    """Return the number of this process's decoding process on Linux, if it has one."""
+    process = decoder._decoder(os.getpid()).process
+    return process.pid if sys.platform == "linux" and process is not None else None
+
+
+class WatchDecoders(threading.Thread):
+    """Reads the peak memory of the decoding processes again and again, because it is lost when one ends."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.largest, self.stopped = 0.0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.02):
+            with suppress(OSError, ValueError):  # it ends meanwhile
+                if process := live_decoder():
+                    self.largest = max(self.largest, peak_memory(process))
+
+    def stop(self) -> float:
+        """Return the largest peak memory in MB; 0 elsewhere than on Linux."""
+        self.stopped.set()
+        self.join()
+        return self.largest
+
+
+def decoder_seconds() -> float:
+    """Return the processor time of all decoding processes so far, in seconds."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = ended.ru_utime + ended.ru_stime
+    if (process := live_decoder()) and Path(f"/proc/{process}").exists():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def fuzz(n: int, seed: int, workers: int) -> dict:
-    """Try `n` inputs. Returns counts {(kind, outcome): number}, wrong, slowest (seconds) and memory (MB)."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    """Try `n` inputs.
+
+    Returns counts {(kind, outcome): number}, wrong, slowest (seconds) and memory (MB), and of the processes that decode
+    pixels decoding (most seconds of processor time for one input) and decoder_memory (MB).
+    """
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=exit_with_parent) as pool:
         found = list(pool.map(try_inputs, [(first, n, workers, seed) for first in range(workers)]))
     counts: dict = {}
     for part in found:
@@ -291,8 +368,7 @@ def fuzz(n: int, seed: int, workers: int) -> dict:
     return {
         "counts": dict(sorted(counts.items())),
         "wrong": sorted(w for part in found for w in part["wrong"]),
-        "slowest": max(part["slowest"] for part in found),
-        "memory": max(part["memory"] for part in found),
+        **{name: max(part[name] for part in found) for name in ("slowest", "memory", "decoding", "decoder_memory")},
     }
 
 
@@ -307,9 +383,16 @@ def main() -> None:
         print(f"seed {a.seed}, input {number}, {kind}: {why}")
     parts = ", ".join(f"{kind} {outcome} {number}" for (kind, outcome), number in found["counts"].items())
     print(
-        f"{a.n} inputs, seed {a.seed}: {parts}; slowest {found['slowest']:.1f} s, peak memory {found['memory']:.0f} MB"
+        f"{a.n} inputs, seed {a.seed}: {parts}; at most {found['slowest']:.1f} s of processor time and "
+        f"{found['memory']:.0f} MB, decoders {found['decoding']:.1f} s and {found['decoder_memory']:.0f} MB"
     )
-    sys.exit(bool(found["wrong"]) or found["slowest"] > LONGEST or found["memory"] > LARGEST)
+    sys.exit(bool(found["wrong"]) or not within_limits(found))
+
+
+def within_limits(found: dict) -> bool:
+    """Whether time and memory of what `fuzz` found are within the limits."""
+    decoders = found["decoding"] < LONGEST_DECODER and found["decoder_memory"] < LARGEST_DECODER
+    return decoders and found["slowest"] < LONGEST and found["memory"] < LARGEST
 
 
 if __name__ == "__main__":

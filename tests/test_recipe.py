@@ -31,6 +31,7 @@ PAPER = (  # section, what it says, setting, value
     ("§3", SILENT, "split.seed", 0),
     ("§3.1", "resized to a fixed resolution of 512 x 512 pixels", "images.size", 512),
     ("§3.1", "resized to 512 x 512, whatever the proportions", "images.resize", "stretch"),
+    ("§3.1", "the window of the header " + SILENT, "images.window", False),
     ("§3.1", "rotations within +-10 degrees", "training.augmentation.rotation", 10),
     ("§3.1", "translations within +-5 %", "training.augmentation.translation", 0.05),
     ("§3.1", "scaling between 95 % and 105 %", "training.augmentation.scale", 0.05),

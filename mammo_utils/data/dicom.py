@@ -14,6 +14,7 @@ from pydicom.filereader import read_file_meta_info
 from mammo_utils.data.folders import NOT_PERMITTED, walk_below
 
 LARGEST_FILE = 128 * 2**20  # bytes; mammograms have up to about 60 MB
+SMALLEST_SIDE = 16  # pixels; icons and test images have fewer
 LARGEST_IMAGE = 40_000_000  # pixels; scanned films have up to about 30 million. 16 bits need 0.5 GB to prepare
 DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # transfer syntaxes
 SUFFIXES = (".dcm", ".dicom")
@@ -97,7 +98,7 @@ def _parse_header(dataset: pydicom.Dataset) -> tuple[dict[str, Any], str]:
         if not _text(dataset, name):
             return {}, f"the DICOM header has no {name}; download the file again"
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if rows * columns > LARGEST_IMAGE or min(rows, columns) < 1:
+    if rows * columns > LARGEST_IMAGE or min(rows, columns) < SMALLEST_SIDE:
         return {}, f"{rows} x {columns} pixels is not the size of a mammogram"
     sides, views = _read_side_tags(dataset), _read_view_tags(dataset)  # the first tag of each counts
     notes = [

@@ -17,8 +17,10 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,15 +28,24 @@ import pandas as pd
 from mammo_utils.data.assemble import COPY, SECOND
 from mammo_utils.data.cohort import EXCLUDED, USED, Cohort, DataError
 from mammo_utils.data.exclusions import exclude_images
-from mammo_utils.images.preprocess import BOX, PixelError, pixel_hash, prepare_image, read_pixels
-from mammo_utils.images.store import Store, load_store
-from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json, write_text
-from mammo_utils.provenance import code_hash, hash_of
+from mammo_utils.images.grey import PixelError, read_pixels
+from mammo_utils.images.preprocess import BOX, pixel_hash, prepare_image
+from mammo_utils.images.store import TABLES, Store, load_store
+from mammo_utils.io import (
+    atomic_write,
+    display_path,
+    exit_with_parent,
+    folder_lock,
+    read_json,
+    write_json,
+    write_text,
+)
+from mammo_utils.provenance import code_hash, file_hash, hash_of
 from mammo_utils.vocabulary import VIEWS
 
 CHUNK = 64  # images
 SOURCE = ["exam", "view", "side", "image", "path"]  # columns of the index: which image it is,
-MEASURED = ["sha256", "rows", "columns", "flipped", "chest_wall", "agrees"]  # and what preparing it found
+MEASURED = ["sha256", "rows", "columns", "flipped", "chest_wall", "agrees", "note"]  # and what preparing it found
 
 
 def build_store(
@@ -43,61 +54,117 @@ def build_store(
     *,
     size: int = 512,
     resize: str = "stretch",
+    window: bool = False,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Store:
-    """Build the store of the cohort's used images, or load it if it is up to date.
+    """Build the store of the cohort's used images, or load it if it is intact and up to date.
 
-    Images whose pixels cannot be used are listed in the store's table `excluded`.
+    Images whose pixels cannot be used, or whose file has gone, are listed in the store's table `excluded`.
 
     Args:
         cohort: The cohort that notebook 01 saves.
         folder: Where the store is kept.
         size: Pixels per side.
         resize: "stretch", "pad" or "crop", see `preprocess.crop_box`.
+        window: Whether each header's window is applied, see `grey.read_pixels`.
         workers: Number of processes, 0 for one per core.
         progress: Called with the numbers of images done and in total.
 
     Raises:
-        DataError: No image can be used.
+        DataError: No image can be used, the data folder has gone, or the store cannot be written.
     """
     jobs = _list_jobs(cohort.images)
-    files = [(cohort.folder / row["path"]).stat() for job in jobs for row in (job, *job["spares"])]
+    files = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
+    if not any(size for size, _ in files):
+        raise DataError(f"{display_path(cohort.folder)} holds none of the images that notebook 01 found; restore it.")
     code = code_hash("mammo_utils.images.preprocess")
-    settings = {"size": size, "resize": resize, "filter": "bilinear, antialiased", "code": code}
-    identity = hash_of([settings, jobs, [file.st_size for file in files]])
+    settings = {"size": size, "resize": resize, "window": window, "filter": "bilinear, antialiased", "code": code}
+    identity = hash_of([settings, jobs, [size for size, _ in files]])
     # Times are kept in a file of their own, so that store.json does not depend on when the data were downloaded.
-    sources = {"files": hash_of([identity, [file.st_mtime_ns for file in files]])}
-    with folder_lock(folder):  # a second process waits, and then finds the store finished
-        if all((folder / name).is_file() for name in ("store.json", "files.json")):
-            if read_json(folder / "store.json")["identity"] == identity and read_json(folder / "files.json") == sources:
-                return load_store(folder)
-        (folder / "store.json").unlink(missing_ok=True)  # it marks a finished store, and is written last
-        building = folder / f"chunks-{sources['files'][:12]}"  # named after its sources: never resumed with others
-        for stale in set(folder.glob("chunks-*")) - {building}:
-            shutil.rmtree(stale)
-        chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
-        names = [building / f"{number:05d}" for number in range(len(chunks))]
-        waiting = [i for i, name in enumerate(names) if not name.with_suffix(".json").is_file()]
-        done = len(jobs) - sum(len(chunks[i]) for i in waiting)
-        progress(done, len(jobs))
-        tasks = [(cohort.folder, chunks[i], names[i], size, resize) for i in waiting]
-        workers = min(workers or os.cpu_count() or 1, len(tasks))
-        # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context) if workers > 1 else nullcontext() as pool:
-            for count in (pool.map if pool else map)(_build_chunk, tasks):
-                done += count
-                progress(done, len(jobs))
-        content = _join_chunks(names, folder, size)
-        write_json(folder / "files.json", sources)
-        write_json(folder / "store.json", {"identity": identity, **settings, "content": content})
-        shutil.rmtree(building, ignore_errors=True)  # a worker of a killed build may still be writing its chunk there
-    store = load_store(folder)
+    sources = {"files": hash_of([identity, [time for _, time in files]])}
+    writable = os.access(folder, os.W_OK) or not folder.exists()
+    try:
+        with folder_lock(folder) if writable else nullcontext():  # a second process waits, and then finds it finished
+            store = _load_finished(folder, identity, sources)
+            if store is None and not writable:
+                raise DataError(f"{display_path(folder)} is read-only and its store is not of these data and settings.")
+            if store is None:
+                _build(cohort.folder, jobs, folder, identity, sources, settings, workers, progress)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise DataError(
+            f"The image store {display_path(folder)} cannot be written ({reason}). Make room or "
+            "change its permissions and run the same command again; the images prepared so far are kept."
+        ) from error
+    except BrokenProcessPool:
+        raise DataError(
+            "A process that prepared images was killed, probably for lack of memory. Set images.workers to a smaller "
+            "number and run the same command again; the images prepared so far are kept."
+        ) from None
+    store = store or load_store(folder)
     if store.index.empty:
         reason = store.excluded["reason"].iloc[0] if len(store.excluded) else "there is none"
         raise DataError(f"No image of {display_path(cohort.folder)} can be used; the reason for the first: {reason}.")
     return store
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """A file's size in bytes and its time of change; zeros if it has gone."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _load_finished(folder: Path, identity: str, sources: dict[str, str]) -> Store | None:
+    """The store in `folder`, None if it is not finished, of other sources or damaged."""
+    try:
+        if read_json(folder / "store.json")["identity"] == identity and read_json(folder / "files.json") == sources:
+            return load_store(folder)
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"The image store is built again. {error}", flush=True)
+    return None
+
+
+def _build(
+    source: Path,
+    jobs: list[dict],
+    folder: Path,
+    identity: str,
+    sources: dict[str, str],
+    settings: dict[str, Any],
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Prepare the images of `jobs` in chunks and join these to the store."""
+    (folder / "store.json").unlink(missing_ok=True)  # it marks a finished store, and is written last
+    building = folder / f"chunks-{sources['files'][:12]}"  # named after its sources: never resumed with others
+    for stale in set(folder.glob("chunks-*")) - {building}:
+        shutil.rmtree(stale)
+    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
+    names = [building / f"{number:05d}" for number in range(len(chunks))]
+    waiting = [i for i, name in enumerate(names) if not name.with_suffix(".json").is_file()]
+    done = len(jobs) - sum(len(chunks[i]) for i in waiting)
+    progress(done, len(jobs))
+    options = {name: settings[name] for name in ("size", "window")} | {"mode": settings["resize"]}
+    tasks = [(source, chunks[i], names[i], options) for i in waiting]
+    workers = min(workers or os.cpu_count() or 1, len(tasks))
+    # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=exit_with_parent) if workers > 1 else nullcontext()
+    with pool:
+        for count in (pool.map if workers > 1 else map)(_build_chunk, tasks):
+            done += count
+            progress(done, len(jobs))
+    content = _join_chunks(names, folder, settings["size"])
+    tables = {name: file_hash(folder / name) for name in TABLES}
+    write_json(folder / "files.json", sources)
+    write_json(folder / "store.json", {"identity": identity, **settings, "content": content, "tables": tables})
+    shutil.rmtree(building, ignore_errors=True)  # a worker of a killed build may still be writing its chunk there
 
 
 def apply_store(cohort: Cohort, store: Store) -> Cohort:
@@ -123,38 +190,37 @@ def _list_jobs(images: pd.DataFrame) -> list[dict]:
     return used + [{**row, "unused": True, "spares": []} for row in unused]
 
 
-def _build_chunk(task: tuple[Path, list[dict], Path, int, str]) -> int:
+def _build_chunk(task: tuple[Path, list[dict], Path, dict[str, Any]]) -> int:
     """Prepare the images of one chunk, write pixels and then facts, and return how many jobs it had."""
-    source, jobs, name, size, resize = task
+    source, jobs, name, options = task
     pixels, facts = [], []
     for job in jobs:
         if job["unused"]:
-            facts.append({**job, "reason": "", "sha256": _hash_unused(source / job["path"])})
+            facts.append({**job, "reason": "", "sha256": _hash_unused(source / job["path"], options["window"])})
             continue
         for row in (job, *job["spares"]):  # spares are tried until one can be used
             fact = {**row, "unused": False, "spares": []}
             try:
-                image = prepare_image(source / row["path"], row["side"], size, row["mirrored"], resize)
+                image = prepare_image(source / row["path"], row["side"], mirrored=row["mirrored"], **options)
             except PixelError as error:
                 facts.append({**fact, "reason": str(error)})
                 continue
-            pixels.append(image.pixels)
+            pixels.append(image.pixels.tobytes())
             measured = {column: getattr(image, column) for column in MEASURED}
             facts.append({**fact, "reason": "", **measured, **dict(zip(BOX, image.box, strict=True))})
             break
-    with atomic_write(name.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
-        np.save(file, np.array(pixels, np.uint8).reshape(-1, size, size))
+    with atomic_write(name.with_suffix(".raw")) as temporary:
+        temporary.write_bytes(b"".join(pixels))
     write_json(name.with_suffix(".json"), facts)  # last: it marks the chunk as finished
     return len(jobs)
 
 
-def _hash_unused(path: Path) -> str:
-    """Hash an image's pixels; "" if they cannot be read or are all equal, which identifies nobody."""
+def _hash_unused(path: Path, window: bool) -> str:
+    """Hash an image's grey values; "" if they cannot be read or are all equal, which identifies nobody."""
     try:
-        values, bits, photometric = read_pixels(path)
+        return pixel_hash(read_pixels(path, window))
     except PixelError:
         return ""
-    return pixel_hash(values, bits, photometric) if values.min() < values.max() else ""
 
 
 def _join_chunks(names: list[Path], folder: Path, size: int) -> str:
@@ -166,7 +232,7 @@ def _join_chunks(names: list[Path], folder: Path, size: int) -> str:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(used), size, size)}
         np.lib.format.write_array_header_1_0(file, header)
         for name in names:  # one chunk at a time: all images may not fit into memory
-            pixels = np.load(name.with_suffix(".npy"), allow_pickle=False).tobytes()
+            pixels = name.with_suffix(".raw").read_bytes()
             file.write(pixels)
             content.update(pixels)
     unused = [row for row in facts if row["unused"] and row["sha256"]]

@@ -77,18 +77,19 @@ class _Decoder:
                 self.pipe.send_bytes(os.fsencode(path))
                 if not self.pipe.poll(SILENCE):
                     raise TimeoutError  # an OSError
-                answer = json.loads(
-                    self.pipe.recv_bytes()
-                )  # JSON and raw bytes: pickles of a hijacked decoder run code
-                if "error" in answer:
-                    raise DecoderError(f"its pixels cannot be decoded ({answer['error']}); download the file again")
-                return np.frombuffer(self.pipe.recv_bytes(), answer["dtype"]).reshape(answer["shape"])
-            except (OSError, EOFError):
+                answer = json.loads(self.pipe.recv_bytes())  # no pickles: those of a hijacked decoder run code
+                pixels = self.pipe.recv_bytes() if "error" not in answer else b""
+            except BaseException as error:  # an interrupt too: its answer would be taken for that to the next request
                 self.process.kill()
                 self.process.join()
+                if not isinstance(error, OSError | EOFError):
+                    raise
                 slow = self.process.exitcode in (-signal.SIGPROF, -signal.SIGKILL)
                 what = "took too long to decode" if slow else "crashed the decoder"
                 raise DecoderError(f"its pixels {what}; download the file again") from None
+            if "error" in answer:
+                raise DecoderError(f"its pixels cannot be decoded ({answer['error']}); download the file again")
+            return np.frombuffer(pixels, answer["dtype"]).reshape(answer["shape"])
 
 
 def _serve(pipe: Connection) -> None:
@@ -111,7 +112,8 @@ def _serve(pipe: Connection) -> None:
                 warnings.simplefilter("ignore")
                 dataset = read_dataset(Path(path))
                 signal.setitimer(signal.ITIMER_PROF, time_limit(int(dataset.Rows) * int(dataset.Columns)))
-                dataset.pixel_array_options(decoding_plugin=PLUGINS.get(dataset.file_meta.TransferSyntaxUID, ""))
+                plugin = PLUGINS.get(dataset.file_meta.TransferSyntaxUID, "")
+                dataset.pixel_array_options(decoding_plugin=plugin, correct_unused_bits=False)
                 values = np.ascontiguousarray(dataset.pixel_array)
             answer = {"dtype": values.dtype.str, "shape": values.shape}
         except BaseException as error:  # a panic of the Rust decoder for RLE is not an Exception

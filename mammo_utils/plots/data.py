@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mammo_utils.data.cohort import EXCLUDED, Cohort
-from mammo_utils.images.preprocess import PixelError, read_pixels, rescale, resize
+from mammo_utils.images.grey import PixelError, read_pixels, rescale
+from mammo_utils.images.preprocess import resize
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, show_image, styled
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, VIEWS
 
@@ -37,7 +38,7 @@ def read_exam(cohort: Cohort, exam: str) -> dict[str, np.ndarray]:
     images = {}
     for row in cohort.images[(cohort.images["exam"] == exam) & (cohort.images["status"] == "used")].to_dict("records"):
         try:
-            images[row["view"]] = rescale(*read_pixels(cohort.folder / row["path"]))
+            images[row["view"]] = rescale(read_pixels(cohort.folder / row["path"]))
         except PixelError:
             continue
     return images
@@ -238,7 +239,7 @@ def sample_excluded(cohort: Cohort, limit: int = 16, size: int = 96) -> tuple[pd
         if len(kept) == limit:
             break
         try:
-            thumbnails.append(resize(rescale(*read_pixels(cohort.folder / rows.at[index, "path"])), size))
+            thumbnails.append(resize(rescale(read_pixels(cohort.folder / rows.at[index, "path"])), size))
         except PixelError:
             continue
         kept.append(index)

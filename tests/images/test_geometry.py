@@ -8,7 +8,8 @@ from mammo_utils.data.cbis_ddsm import packaged_exams
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images import preprocess as pixels
 from mammo_utils.images.build_store import build_store
-from mammo_utils.images.preprocess import RESIZES, crop, crop_box, to_original, to_store
+from mammo_utils.images.grey import read_pixels, rescale
+from mammo_utils.images.preprocess import RESIZES, breast_box, crop, crop_box, to_original, to_store
 
 
 def test_boxes_by_hand():
@@ -19,6 +20,29 @@ def test_boxes_by_hand():
     assert crop_box(image.T, "pad") == (0, -2, 10, 10), "and equally above and below"
     assert crop_box(image, "crop") == (0, 2, 4, 4)
     assert crop_box(np.zeros((10, 6)), "crop") == crop_box(image, "pad"), "there is no breast to crop to"
+
+
+def breast(rows, columns):
+    """A half disc at the left edge with an irregular rim, its box by hand, and noise below the limit of air."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    inside = ((y - rows / 2) / (rows / 3)) ** 2 + (x / (columns / 2.5)) ** 2 < 1
+    image = np.where(inside, 0.5, 0.01).astype(np.float32)
+    across, down = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
+    return image, (0, int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1)
+
+
+@pytest.mark.parametrize("shape", [(24, 20), (250, 200), (1000, 811), (2294, 1914)])
+def test_a_marker_does_not_widen_the_crop(shape):
+    image, box = breast(*shape)
+    assert breast_box(image) == box
+    rows, columns = shape
+    image[: rows // 8, -columns // 6 :] = 1  # a side marker in the corner
+    image[-rows // 12 :, columns // 2 : columns // 2 + 2] = 1  # a scratch
+    image[rows // 10, columns // 3] = 1  # one pixel
+    assert breast_box(image) == box
+    left, top, width, height = crop_box(image, "crop")
+    assert (left, width) == (0, max(box[2], box[3] - box[1])) and width == height
+    assert top <= box[1] and top + height >= box[3]
 
 
 def test_crop_is_the_box_of_an_endless_image():
@@ -79,7 +103,7 @@ def test_the_real_exams_mapped_back_match_their_originals(tmp_path, mode):
     store = build_store(cohort, tmp_path / "store", size=size, resize=mode, workers=2)
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     for row, picture in zip(store.index.to_dict("records"), store.images, strict=True):
-        original = pixels.rescale(*pixels.read_pixels(folder / row["path"]))
+        original = rescale(read_pixels(folder / row["path"]))
         footprint = row["height"] / size, row["width"] / size
         smooth = scipy.ndimage.uniform_filter(original, [round(f) for f in footprint], mode="constant")
 

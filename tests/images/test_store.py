@@ -213,8 +213,8 @@ def test_the_hash_covers_the_prepared_pixels_and_how_they_were_made(release, tmp
     assert store.settings["content"] == hashlib.sha256(store.images.tobytes()).hexdigest()
     assert build(cohort, tmp_path / "pad", resize="pad").hash != store.hash
 
-    def brighter(*arguments):
-        image = stores_prepare(*arguments)
+    def brighter(*arguments, **options):
+        image = stores_prepare(*arguments, **options)
         return replace(image, pixels=np.minimum(image.pixels, 254) + np.uint8(1))
 
     stores_prepare = stores.prepare_image

@@ -1,6 +1,7 @@
 """Compressed DICOM decodes to the pixels that were compressed, or is excluded with its reason."""
 
 import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,8 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossl
 
 from mammo_utils.data.dicom import LARGEST_IMAGE
 from mammo_utils.images import decoder
-from mammo_utils.images.preprocess import PixelError, prepare_image
+from mammo_utils.images.grey import PixelError
+from mammo_utils.images.preprocess import prepare_image
 from tests.release_builder import write_dicom
 
 
@@ -127,6 +129,23 @@ def test_a_decoder_that_misbehaves_costs_one_image(how, tmp_path, monkeypatch):
     with pytest.raises(PixelError, match=reason):
         prepare_image(bad, "L", 32)
     assert prepare_image(good, "L", 32).pixels.max() > 100
+    child.process.kill()
+
+
+def test_an_interrupted_request_leaves_no_answer_for_the_next(tmp_path, monkeypatch):
+    """Somebody stops a notebook's cell while an image is decoded, and runs it again."""
+    for name, dtype in (("first", np.uint8), ("second", np.uint16)):
+        dataset = write(tmp_path / "plain.dcm", dtype)
+        dataset.compress(RLELossless)
+        dataset.save_as(tmp_path / f"{name}.dcm")
+    child = decoder._Decoder()
+    monkeypatch.setattr(decoder, "_decoder", lambda _: child)
+    child._start()
+    poll = child.pipe.poll
+    monkeypatch.setattr(child.pipe, "poll", lambda seconds: poll(seconds) and signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        decoder.decompress(tmp_path / "first.dcm")
+    np.testing.assert_array_equal(decoder.decompress(tmp_path / "second.dcm"), picture(np.uint16))
     child.process.kill()
 
 
