@@ -81,9 +81,8 @@ def _place(header: dict) -> dict:
         reason = "its name is not <image>_<patient>_MG_<side>_<view>_ANON, so its patient is unknown"
         return place_image(header, "", side, view) | {"refused": reason}
     placed = place_image(header, match["patient"].lower(), side, view)
-    named = f"{match['side']} {match['view']}".upper().replace(" ML", " MLO").replace("MLOO", "MLO")
+    named = f"{match['side']} {'MLO' if match['view'].upper() == 'ML' else match['view']}".upper()
     if header["record"] and named != f"{side} {view}":
-        placed["note"] += (
-            f"{'; ' * bool(placed['note'])}side or view: {side} {view} in the csv, {named} in the file's name"
-        )
+        note = f"side or view: {side} {view} in the csv, {named} in the file's name"
+        placed["note"] = "; ".join(filter(None, [placed["note"], note]))
     return placed

@@ -74,11 +74,12 @@ def find_table(folder: Path, files: list[Path], name: str, title: str) -> Path:
     pattern = re.compile(re.sub(r"(\.\w+)$", r"( ?\\(\\d+\\))?\\\1", name), re.IGNORECASE)
     found = [path for path in files if pattern.fullmatch(path.name)]
     if not found or any(not filecmp.cmp(found[0], path, shallow=False) for path in found[1:]):
-        names = (
-            f"{len(found)} that differ: {', '.join(name_below(folder, path) for path in found)}" if found else "none"
-        )
+        names = ", ".join(name_below(folder, path) for path in found)
+        others = [path.name for path in files if path.stem.lower() == Path(name).stem.lower() and path not in found]
+        has = f"{len(found)} that differ: {names}" if found else "none"
+        has += f" ({others[0]} has to be saved as csv)" if others and not found else ""
         raise DataError(
-            f"{display_path(folder)} should hold one {name}, but has {names}; put {title}'s there."
+            f"{display_path(folder)} should hold one {name}, but has {has}; put {title}'s there."
             f"{hint_packed(folder, files)}"
         )
     return found[0]

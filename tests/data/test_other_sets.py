@@ -376,3 +376,12 @@ def test_inbreast_lists_files_and_rows_that_do_not_match(inbreast):
     assert listed["53581433"] == "the BI-RADS 'x' is unknown"
     breasts = cohort.breasts.set_index(["exam", "side"])["reason"]
     assert breasts["7e3a", "L"] == "none of its rows has a known BI-RADS"
+
+
+def test_inbreast_without_csv_names_the_sheet_to_convert(inbreast):
+    table = inbreast / "INbreast Release 1.0" / "INbreast.csv"
+    table.rename(table.with_suffix(".xls"))
+    with pytest.raises(
+        DataError, match=r"one INbreast\.csv, but has none \(INbreast\.xls has to be saved as csv\); put"
+    ):
+        read_cohort("inbreast", inbreast)
