@@ -51,7 +51,8 @@ NUMBERS = (0, -1, 1, 7, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, "", "x", None, 1
 TAGS = (
     "Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel",
     "PixelRepresentation", "PhotometricInterpretation", "ImageLaterality", "Laterality", "PatientOrientation",
-    "ViewPosition", "ViewCodeSequence", "PatientID", "SOPInstanceUID", "PixelData", "Manufacturer",
+    "ViewPosition", "ViewCodeSequence", "PatientID", "SOPInstanceUID", "PixelData", "Manufacturer", "Modality",
+    "SOPClassUID", "PresentationIntentType", "BreastImplantPresent", "StudyInstanceUID", "StudyDate", "StudyTime",
 )  # fmt: skip
 GREY_TAGS = (
     "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "PresentationLUTShape",

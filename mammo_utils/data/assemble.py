@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mammo_utils.data.cohort import EXCLUDED, STEPS, USED, Cohort, DataError, check, exam_table, table
-from mammo_utils.data.dicom import SUFFIXES
 from mammo_utils.data.exclusions import apply_rule, exclusion_rows
+from mammo_utils.data.kinds import choose_study, explain_preference, preference
 from mammo_utils.data.label_tables import NO_ROW, UNLABELLED, Labels
 from mammo_utils.io import display_path
 
 SECOND = "a second image of the same view"
 COPY = "the same UID as another file"
+OTHER_STUDY = "of another study of the patient, and an exam is one study"
 
 
 def assemble(
@@ -46,8 +47,8 @@ def assemble(
         DataError: There are no headers, or the rule is "annotated" and the data set has no outlines.
     """
     if not headers:
-        suffixes = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-        raise DataError(f"{display_path(folder)} holds no readable DICOM file ({suffixes}); put {name} there.")
+        files = [f" {row['what']}: {row['reason']}." for row in excluded if row["kind"] == "file"]
+        raise DataError(f"{display_path(folder)} holds no readable DICOM file; put {name} there.{''.join(files[:1])}")
     if rule == "annotated" and lesions is None:
         raise DataError(f"{name} has no lesion outlines, so its cohort cannot be 'annotated'; choose usable.")
     images = table("images", _make_image_rows(headers, labels))
@@ -63,13 +64,14 @@ def assemble(
 
 
 def reading_order(header: dict) -> tuple:
-    """Sort key of headers. It ignores the order of files; of copies the largest, a complete one, comes first."""
-    return header["patient"], header["side"], header["view"], header["image"], -header["size"], header["path"]
+    """Sort key of headers: of one view the image to be used first, of its copies the largest, a complete one."""
+    view = header["patient"], header["side"], header["view"]
+    return *view, *preference(header), -header["size"], header["path"]
 
 
 def _make_image_rows(headers: list[dict], labels: Labels) -> list[dict]:
     """Rows of the table images, in reading order, each used or excluded with its step and reason."""
-    rows, first_files, views = [], {}, {}
+    rows, first_files = [], {}
     for header in sorted(headers, key=reading_order):
         exam, side = header["patient"], header["side"]
         view = f"{side}_{header['view']}" if side and header["view"] else ""
@@ -88,13 +90,25 @@ def _make_image_rows(headers: list[dict], labels: Labels) -> list[dict]:
             step, reason = "labels", breast["reason"]
         else:
             first_files[header["image"]] = exam, header["path"]  # a usable file, so no bad copy displaces a good one
-            if (exam, view) in views:
-                reason = f"{SECOND}: beside {views[exam, view]}"
-            else:
-                step, views[exam, view] = "", header["path"]
-        status = {"status": EXCLUDED if reason else USED, "step": step, "reason": reason}
-        rows.append({**header, "exam": exam, "view": view, **status})
-    return rows
+            step = ""
+        rows.append({**header, "exam": exam, "view": view, "step": step, "reason": reason})
+    _choose_images([row for row in rows if not row["reason"]])
+    return [{**row, "status": EXCLUDED if row["reason"] else USED} for row in rows]
+
+
+def _choose_images(rows: list[dict]) -> None:
+    """Of usable images in reading order, keep one per view of one study per exam; the others get step and reason."""
+    images_by_exam: dict[str, list[dict]] = {}
+    for row in rows:
+        images_by_exam.setdefault(row["exam"], []).append(row)
+    studies = {exam: choose_study(images) for exam, images in images_by_exam.items()}
+    views: dict[tuple[str, str], dict] = {}
+    for row in rows:
+        if row["study"] != studies[row["exam"]]:
+            row |= {"step": "cohort", "reason": OTHER_STUDY}
+        elif (used := views.setdefault((row["exam"], row["view"]), row)) is not row:
+            why = explain_preference(used, row)
+            row |= {"step": "reading", "reason": f"{SECOND}: beside {used['path']}, because {why}"}
 
 
 def _make_breast_rows(labels: Labels, images: list[dict], notes: dict[tuple[str, str], str]) -> list[dict]:

@@ -20,15 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mammo_utils.data.assemble import assemble
-from mammo_utils.data.cohort import Cohort
+from mammo_utils.data.cohort import Cohort, DataError
 from mammo_utils.data.dicom import read_headers
 from mammo_utils.data.folders import walk_below
 from mammo_utils.data.label_tables import UNLABELLED, Labels, read_records
+from mammo_utils.io import display_path
 from mammo_utils.vocabulary import DENSITIES
 
 PATIENT = re.compile(r"P_\d+")
 LESION = re.compile(r"_(LEFT|RIGHT)_(CC|MLO)_\d+$")  # the end of a mask's or a crop's PatientID
-CASE_DESCRIPTION = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv")
+CASE_DESCRIPTION = re.compile(r"(mass|calc)_case_description_(train|test)_set(?: ?\(\d+\))?\.csv")  # "(1)": a copy
 COLUMNS = ("patient_id", "left or right breast", "assessment", "pathology")
 PATHOLOGIES = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"}
 SIDES = {"LEFT": "L", "RIGHT": "R"}
@@ -49,11 +50,18 @@ def read_cbis_ddsm(folder: Path, *, cohort: str, progress: Callable[[int, int], 
         progress: Called with (files read, files in all).
 
     Raises:
-        DataError: No DICOM file is readable, or a csv lacks a column.
+        DataError: No DICOM file is readable or of CBIS-DDSM, no image is of a breast in the csv files, or one of them
+            lacks a column.
     """
     tables = [path for path in walk_below(folder)[0] if CASE_DESCRIPTION.fullmatch(path.name.lower())]
-    headers, excluded = read_headers(folder, progress)
+    headers, excluded = read_headers(folder, progress, tables=tables)
+    if headers and not any(PATIENT.search(header["patient"]) for header in headers):
+        raise DataError(
+            f"{display_path(folder)} holds no image of CBIS-DDSM: the PatientID of none names a view as "
+            "Mass-Training_P_00001_LEFT_CC does; correct data.folder or data.source."
+        )
     for header in headers:
+        header["study"] = ""  # each view is a study of its own
         if LESION.search(header["patient"]):
             header["refused"] = "a lesion's mask or crop, not a mammogram"
         if match := PATIENT.search(header["patient"]):
@@ -61,6 +69,9 @@ def read_cbis_ddsm(folder: Path, *, cohort: str, progress: Callable[[int, int], 
     if tables:
         labels, unusable = _read_labels(tables)
         excluded += unusable
+        if headers and not any((header["patient"], header["side"]) in labels for header in headers):
+            names = ", ".join(path.name for path in tables)
+            raise DataError(f"{display_path(folder)}: {names} has no row for any of the images; put CBIS-DDSM's there.")
     else:
         labels = {(h["patient"], h["side"]): UNLABELLED for h in headers if h["side"] and not h["refused"]}
     return assemble("CBIS-DDSM", folder, headers, labels, excluded, rule=cohort)

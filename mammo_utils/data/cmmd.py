@@ -17,7 +17,7 @@ from mammo_utils.data.cohort import Cohort, DataError
 from mammo_utils.data.corrections import apply_corrections
 from mammo_utils.data.dicom import read_headers
 from mammo_utils.data.folders import walk_below
-from mammo_utils.data.outlines import read_annotations
+from mammo_utils.data.outlines import OUTLINES, read_annotations
 
 
 def read_cmmd(folder: Path, *, cohort: str, corrections: bool, progress: Callable[[int, int], None]) -> Cohort:
@@ -32,7 +32,7 @@ def read_cmmd(folder: Path, *, cohort: str, corrections: bool, progress: Callabl
     Raises:
         DataError: Images or labels are missing, or a table of labels lacks a column.
     """
-    files, junk, _ = walk_below(folder)
+    files = walk_below(folder)[0]
     workbook, sheets = label_tables.find_label_tables(folder, files)
     labels, ages, excluded = label_tables.read_workbook(workbook) if workbook else ({}, {}, [])
     clinical, clinical_ages, unusable = None, {}, []
@@ -43,7 +43,8 @@ def read_cmmd(folder: Path, *, cohort: str, corrections: bool, progress: Callabl
         if workbook is None:
             raise
         unusable = [{"kind": "annotation", "what": sheets[0].name, "reason": str(error)}]
-    headers, unreadable = read_headers(folder, progress)
+    tables = {*sheets, *([workbook] if workbook else []), *(path for path in files if path.name.endswith(OUTLINES))}
+    headers, unreadable = read_headers(folder, progress, tables=tables)
     headers, clinical, corrected = apply_corrections(headers, clinical, enabled=corrections)
     notes = label_tables.find_label_conflicts(labels, clinical) if workbook and clinical else {}
     breasts = {(header["patient"], header["side"]) for header in headers if header["side"]}
@@ -51,12 +52,9 @@ def read_cmmd(folder: Path, *, cohort: str, corrections: bool, progress: Callabl
         labels, ages = dict.fromkeys(breasts, label_tables.UNLABELLED) | (clinical or {}), clinical_ages
     unmatched = notes.keys() - breasts - labels.keys()
     unusable += [{"kind": "annotation", "what": " ".join(key), "reason": notes[key]} for key in unmatched]
-    if junk:
-        reason = "left by macOS (__MACOSX, ._…, .DS_Store): neither images nor labels"
-        unusable.append({"kind": "junk", "what": f"{junk} files", "reason": reason})
     sizes = {
         (header["patient"], f"{header['side']}_{header['view']}"): (header["rows"], header["columns"])
-        for header in sorted(headers, key=reading_order)
+        for header in sorted(headers, key=reading_order, reverse=True)  # of several images the first, which is used
     }
     lesions, rejected = read_annotations(folder, files, sizes)
     excluded += unusable + unreadable + rejected

@@ -40,7 +40,7 @@ class Cohort:
         images: One row per image found, used or excluded.
         breasts: One row per breast found in labels or images, used or excluded.
         lesions: One row per outlined lesion.
-        excluded: One row per file, image, breast, annotation or exam that was excluded.
+        excluded: One row per file, image, breast, annotation or exam that was excluded, and per file that was not read.
         corrections: One row per known error that concerns this folder.
         rule: Which exams are kept, a key of `data.exclusions.RULES`.
     """
@@ -114,7 +114,11 @@ SCHEMAS = {
         | {"applied": pa.Column(bool), "why_not": _text()}
     ),
     "excluded": _schema(
-        {"kind": _text("file", "image", "breast", "annotation", "exam", "junk"), "what": _text(), "reason": _text()}
+        {
+            "kind": _text("file", "image", "breast", "annotation", "exam", "junk", "other"),
+            "what": _text(),
+            "reason": _text(),
+        }
     ),
 }
 TABLES = tuple(SCHEMAS)

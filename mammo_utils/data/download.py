@@ -143,6 +143,7 @@ def check_folder(
         raise DataError(f"There is no data folder {display_path(folder)}; download the data or name another --folder.")
     files, _, _ = walk_below(folder)
     headers, unreadable = read_headers(folder, progress)
+    unreadable = [row for row in unreadable if row["kind"] == "file"]
     findings = _shorten([f"{row['what']}: {row['reason']}" for row in unreadable], "files cannot be read")
     truncated = [
         f"{h['path']}: {h['size']:,} bytes for {h['rows']} x {h['columns']} pixels; it is cut off, download it again"
@@ -155,8 +156,8 @@ def check_folder(
     findings += _compare_count(len(patients), RELEASES[dataset].patients, "patients")
     if dataset == "cmmd":
         return findings + _check_tompei(folder, files, patients)
-    tables = sum(bool(CASE_DESCRIPTION.fullmatch(path.name.lower())) for path in files)
-    return findings + _compare_count(tables, CASE_TABLES, "case descriptions")
+    tables = {match.groups() for path in files if (match := CASE_DESCRIPTION.fullmatch(path.name.lower()))}
+    return findings + _compare_count(len(tables), CASE_TABLES, "case descriptions")
 
 
 def _check_tompei(folder: Path, files: list[Path], patients: Counter) -> list[str]:

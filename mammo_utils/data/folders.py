@@ -7,6 +7,9 @@ import stat
 from pathlib import Path
 
 NOT_PERMITTED = "may not be read; change its permissions"
+PACKED = "an archive or a compressed file; unpack it"
+PACKED_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".z")
+PACKED_BYTES = (b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")  # how such files begin
 
 
 def walk_below(folder: Path) -> tuple[list[Path], int, list[tuple[Path, str]]]:
@@ -51,3 +54,30 @@ def _explain_unreadable(path: Path) -> str:
         return f"its folder {NOT_PERMITTED}"
     except OSError:
         return "the link is broken" if os.path.islink(path) else "it cannot be opened"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is an archive or compressed: by its suffix, or by its first bytes if it has none."""
+    if path.suffix:
+        return path.suffix.lower() in PACKED_SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith(PACKED_BYTES)
+    except OSError:
+        return False
+
+
+def hint_packed(folder: Path, files: list[Path]) -> str:
+    """A sentence for an error: which packed files to unpack, "" if there are none."""
+    packed = [name_below(folder, path) for path in files if is_packed(path)]
+    return f" Unpack {packed[0]}{f' and {len(packed) - 1} more' if packed[1:] else ''} first." if packed else ""
+
+
+def is_writable(folder: Path, path: Path) -> bool:
+    """Whether a path below `folder` is UTF-8, so that it can be written to a table and found again by it."""
+    return path.relative_to(folder).as_posix() == name_below(folder, path)
+
+
+def name_below(folder: Path, path: Path) -> str:
+    """A path relative to `folder`, with /, for tables. Bytes that are not UTF-8 (zips made on Windows) are escaped."""
+    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import re
 import warnings
 import zipfile
@@ -18,7 +19,7 @@ import pandas as pd
 from openpyxl import load_workbook
 
 from mammo_utils.data.cohort import DataError
-from mammo_utils.data.folders import NOT_PERMITTED
+from mammo_utils.data.folders import NOT_PERMITTED, hint_packed, name_below
 from mammo_utils.io import display_path
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES
 
@@ -53,9 +54,35 @@ def find_label_tables(folder: Path, files: list[Path]) -> tuple[Path | None, lis
         names = ", ".join(path.relative_to(folder).as_posix() for path in workbooks) or "none"
         raise DataError(
             f"{display_path(folder)} should hold one workbook {WORKBOOK}, or CMMD's own {CLINICAL[0]}, but has {names};"
-            " see the README."
+            f" see the README.{hint_packed(folder, files)}"
         )
     return (workbooks[0] if workbooks else None), clinical
+
+
+def find_table(folder: Path, files: list[Path], name: str, title: str) -> Path:
+    """Find the data set's table called `name`; browsers name a second download "name (1)".
+
+    Args:
+        folder: The data folder.
+        files: All files below it.
+        name: The name, whatever its case.
+        title: The data set's name for the error.
+
+    Raises:
+        DataError: There is none, or several that differ.
+    """
+    pattern = re.compile(re.sub(r"(\.\w+)$", r"( ?\\(\\d+\\))?\\\1", name), re.IGNORECASE)
+    found = [path for path in files if pattern.fullmatch(path.name)]
+    if not found or any(not filecmp.cmp(found[0], path, shallow=False) for path in found[1:]):
+        names = ", ".join(name_below(folder, path) for path in found)
+        others = [path.name for path in files if path.stem.lower() == Path(name).stem.lower() and path not in found]
+        has = f"{len(found)} that differ: {names}" if found else "none"
+        has += f" ({others[0]} has to be saved as csv)" if others and not found else ""
+        raise DataError(
+            f"{display_path(folder)} should hold one {name}, but has {has}; put {title}'s there."
+            f"{hint_packed(folder, files)}"
+        )
+    return found[0]
 
 
 def read_workbook(path: Path) -> tuple[Labels, dict[str, float], list[dict]]:

@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.data.folders import NOT_PERMITTED
+from mammo_utils.data.folders import NOT_PERMITTED, name_below
 from mammo_utils.vocabulary import LESION_KINDS
 
 NAME = re.compile(r"^(?P<exam>[A-Za-z0-9-]+)_(?P<view>CC|MLO)_(?P<side>[LR])_AnnotationFile\.json$")
+OUTLINES = "_AnnotationFile.json"  # the end of the files' names
 LARGEST = 20 * 2**20  # bytes; the real files have about 4 kB per lesion
-TOLERANCE = 0.01  # fraction of the image's side; points so close outside were drawn at the edge and are clipped
+TOLERANCE = 0.01  # fraction of the image's side; points so close outside were drawn at the edge
 
 
 def read_annotations(
@@ -33,7 +34,7 @@ def read_annotations(
     lesions, excluded = [], []
     paths_by_name: dict[str, list[Path]] = {}
     for path in files:
-        if path.name.endswith("_AnnotationFile.json"):
+        if path.name.endswith(OUTLINES):
             paths_by_name.setdefault(path.name, []).append(path)
     for name, (path, *copies) in sorted(paths_by_name.items()):
         match = NAME.match(name)
@@ -46,13 +47,13 @@ def read_annotations(
         elif size is None:
             reasons = [f"the folder has no such image: {exam} {side}_{view}"]
         elif different:
-            reasons = [f"another file of this name differs: {different[0].relative_to(folder).as_posix()}"]
+            reasons = [f"another file of this name differs: {name_below(folder, different[0])}"]
         else:
             outlines, reasons = _read_outlines(path, *size)
         lesions += [{"exam": exam, "side": side, "view": f"{side}_{view}", **outline} for outline in outlines]
-        what = path.relative_to(folder).as_posix()
+        what = name_below(folder, path)
         found = [(what, reason) for reason in reasons]
-        found += [(copy.relative_to(folder).as_posix(), f"a copy: of {what}") for copy in copies]
+        found += [(name_below(folder, copy), f"a copy: of {what}") for copy in copies]
         excluded += [{"kind": "annotation", "what": what, "reason": reason} for what, reason in found]
     return lesions, excluded
 
@@ -65,7 +66,7 @@ def _are_equal(path: Path, copy: Path) -> bool:
 
 
 def _read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, str]], list[str]]:
-    """The outlines of one file, {kind, points}, and a reason for each one that cannot be used. Never raises."""
+    """The outlines of one file, {kind, points}, and a reason for each that is cut or cannot be used. Never raises."""
     try:
         if path.stat().st_size > LARGEST:
             return [], [f"the file is larger than {LARGEST // 2**20} MB"]
@@ -84,22 +85,28 @@ def _read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, 
         except (KeyError, TypeError, ValueError, OverflowError):  # an integer may be too large for a float
             reasons.append(f"lesion {number} has no label or no points {{x, y}}")
             continue
-        if fault := _find_fault(kind, points, rows, columns):
+        if fault := _find_fault(kind, points):
             reasons.append(f"lesion {number}: {fault}")
             continue
         clipped = [[min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))] for x, y in points]
+        excess = max(max(-x / columns, x / columns - 1, -y / rows, y / rows - 1) for x, y in points)
+        where = f"outside the image of {columns} x {rows} pixels"
+        if any(min(values) == max(values) for values in zip(*clipped, strict=True)):  # nothing is left inside
+            reasons.append(f"lesion {number}: it lies {where}")
+            continue
+        if excess > TOLERANCE:
+            reasons.append(
+                f"lesion {number} is cut at the edge: points lie up to {100 * excess:.0f} % of the side {where}"
+            )
         outlines.append({"kind": kind, "points": json.dumps(clipped)})
     return outlines, reasons
 
 
-def _find_fault(kind: str, points: list[tuple[float, float]], rows: int, columns: int) -> str:
+def _find_fault(kind: str, points: list[tuple[float, float]]) -> str:
     if kind not in LESION_KINDS:
         return f"the label {kind[:40]!r} is none of {', '.join(LESION_KINDS)}"
     if len(points) < 3:
         return f"an outline needs 3 points or more, but this one has {len(points)}"
     if not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
         return "a point is not finite"
-    excess = max(max(-x / columns, x / columns - 1, -y / rows, y / rows - 1) for x, y in points)
-    if excess > TOLERANCE:
-        return f"points lie up to {100 * excess:.0f} % of the side outside the image of {columns} x {rows} pixels"
     return ""

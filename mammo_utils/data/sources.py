@@ -36,6 +36,8 @@ SOURCES: dict[str, Source] = {
     "synthetic": Source("synthetic cohort", "mammo_utils.data.cmmd:read_cmmd", corrects=True),  # in CMMD's format
     "cmmd": Source("TOMPEI-CMMD", "mammo_utils.data.cmmd:read_cmmd", corrects=True),
     "ddsm": Source("CBIS-DDSM", "mammo_utils.data.cbis_ddsm:read_cbis_ddsm"),
+    "inbreast": Source("INbreast", "mammo_utils.data.inbreast:read_inbreast"),
+    "rsna": Source("RSNA 2022", "mammo_utils.data.rsna:read_rsna"),
     "vindr": Source("VinDr-Mammo", "mammo_utils.data.vindr_mammo:read_vindr_mammo"),
 }
 

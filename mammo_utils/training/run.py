@@ -71,10 +71,10 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
         load_store(folder / "store"),
         load_split(folder / "split.json"),
     )
+    check_split(split, cohort, store.hashes)
     check_prepared(folder, spec, store, split)
     if spec.split.kind == "kfold":  # the file holds one fold
         split = make_split(cohort.exams, split.groups, **spec.split.model_dump())
-    check_split(split, cohort, store.hashes)
     exams = select_subset(cohort.exams, spec.subset, spec.subset_rule)
     part = split.part.loc[exams.index]
     images = place_images(store, device, spec.training.store)

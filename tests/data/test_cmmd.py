@@ -163,7 +163,10 @@ def test_a_release_without_images_is_an_error(release):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda lesions: lesions[0]["cgPoints"].append({"x": 500.0, "y": 10.0}), "outside the image of 56 x 64"),
+        (
+            lambda lesions: [point.update(x=point["x"] + 500) for point in lesions[0]["cgPoints"]],
+            "it lies outside the image of 56 x 64",
+        ),
         (lambda lesions: lesions[0].update(label="thing"), "the label 'thing' is none of"),
         (lambda lesions: lesions[0].update(cgPoints=[]), "needs 3 points or more, but this one has 0"),
         (lambda lesions: lesions[0]["cgPoints"].append({"x": float("nan"), "y": 1.0}), "not finite"),

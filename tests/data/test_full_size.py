@@ -1,4 +1,4 @@
-"""The whole of CMMD, 5,202 images, in headers: time and memory of the reader, and whether its sums are right.
+"""The whole of CMMD, 5,202 images, in headers: processor time and memory of the reader, and whether its sums are right.
 
 `pytest -m slow tests/data/test_full_size.py -s` prints the figures.
 """
@@ -20,14 +20,14 @@ from mammo_utils.data.download import check_folder
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
 from tests.fuzz import peak_memory
-start = time.perf_counter()
+start = time.process_time()
 cohort = read_cohort("synthetic", sys.argv[1])
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 rows = exclusion_flow(cohort)
-start = time.perf_counter()
+start = time.process_time()
 check_folder(Path(sys.argv[1]))
 print(json.dumps({
-    "seconds": seconds, "check": time.perf_counter() - start, "megabytes": peak_memory(),
+    "seconds": seconds, "check": time.process_time() - start, "megabytes": peak_memory(),
     "found": int(rows.at[0, "images"]), "left": int(rows["images_left"].iloc[-1]),
     "leaving": int(rows["images"].iloc[1:].sum()), "used": int((cohort.images["status"] == "used").sum()),
 }))
@@ -50,4 +50,4 @@ def test_indexing_the_whole_of_cmmd(tmp_path):
     found = json.loads(done.stdout)
     print(found)
     assert found["found"] == IMAGES and found["left"] == found["used"] == IMAGES - found["leaving"]
-    assert found["seconds"] < 60 and found["check"] < 60 and found["megabytes"] < 1024
+    assert found["seconds"] <= 15 and found["check"] <= 15 and found["megabytes"] < 1024

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pydicom
@@ -13,7 +14,7 @@ from pydicom.sequence import Sequence
 from mammo_utils.data import assemble, dicom
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.exclusions import exclusion_flow
-from mammo_utils.data.folders import walk_below
+from mammo_utils.data.folders import name_below, walk_below
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.io import read_json
 from tests.conftest import CHECKOUT
@@ -76,7 +77,12 @@ def test_unreachable_files_are_listed_and_junk_is_not(release, monkeypatch):
     cells = read_json(CHECKOUT / "notebooks" / "01_data_exploration.ipynb")["cells"]
     (cell,) = ("".join(cell["source"]) for cell in cells if "on_disk = " in "".join(cell["source"]))
     count = cell[: cell.index("for name, frame")]
-    names = {"exclusion_flow": exclusion_flow, "walk_below": walk_below, "SUFFIXES": dicom.SUFFIXES}
+    names = {
+        "exclusion_flow": exclusion_flow,
+        "walk_below": walk_below,
+        "has_mark": dicom.has_mark,
+        "name_below": name_below,
+    }
     exec(count, names | {"cohort": cohort, "study": SimpleNamespace(data_folder=release)})
     lost = replace(cohort, images=cohort.images.iloc[1:])
     with pytest.raises(AssertionError):
@@ -85,14 +91,14 @@ def test_unreachable_files_are_listed_and_junk_is_not(release, monkeypatch):
 
 def test_a_file_without_permission_is_listed_with_that_reason(release, monkeypatch):
     path = release / "CMMD" / "series-0" / "1-1.dcm"
-    opened = dicom.read_file_meta_info
+    opened = Path.open
 
-    def closed(file):
+    def closed(file, *mode, **options):
         if file == path:
             raise PermissionError
-        return opened(file)
+        return opened(file, *mode, **options)
 
-    monkeypatch.setattr(dicom, "read_file_meta_info", closed)
+    monkeypatch.setattr(Path, "open", closed)
     listed = read_cohort("cmmd", release).excluded.set_index("what")["reason"]
     assert listed["CMMD/series-0/1-1.dcm"] == "the file may not be read; change its permissions"
 
@@ -136,7 +142,8 @@ def test_the_largest_of_several_copies_is_used_whatever_its_name(release):
 def test_one_of_two_images_of_a_view_is_used(release):
     write_dicom(release / "second.dcm", "D1-0002", "L", "CC", 99)
     cohort = read_cohort("cmmd", release)
-    assert get_image(cohort, "second.dcm")["reason"] == "a second image of the same view: beside CMMD/series-4/1-1.dcm"
+    reason = get_image(cohort, "second.dcm")["reason"]
+    assert reason == "a second image of the same view: beside CMMD/series-4/1-1.dcm, because this has the later UID"
     used = cohort.images[cohort.images["status"] == "used"]
     assert not used.duplicated(["exam", "view"]).any()
 

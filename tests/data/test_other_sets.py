@@ -1,16 +1,28 @@
-"""The readers of VinDr-Mammo and CBIS-DDSM on small folders in the layouts of the releases."""
+"""The readers of the data sets other than CMMD on small folders in the layouts of the releases."""
 
 import csv
 
 import numpy as np
+import pydicom
 import pytest
 
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from tests.release_builder import write_dicom
+from tests.release_builder import build_release, write_dicom
 
 VINDR = ("study_id", "series_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density")
+# The tags that VinDr-Mammo's anonymiser keeps (github.com/vinbigdata-medical/vindr-mammo, tags.csv), by keyword.
+VINDR_TAGS = (
+    "PatientSex", "PatientAge", "PatientSize", "PatientWeight", "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "PresentationLUTShape", "SmallestImagePixelValue", "LargestImagePixelValue", "WindowCenter", "WindowWidth",
+    "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence", "LUTDescriptor", "LUTExplanation", "LUTData",
+    "RescaleIntercept", "RescaleSlope", "RescaleType", "PixelData", "PhotometricInterpretation",
+    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "SamplesPerPixel",
+    "NumberOfFrames", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined",
+    "PresentationIntentType", "Manufacturer", "ManufacturerModelName", "Laterality", "ImageLaterality", "ViewPosition",
+)  # fmt: skip
 VIEWS = [("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")]
 
 
@@ -18,6 +30,17 @@ def write_csv(path, columns, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
+
+
+def keep_tags(path, names, **values):
+    """Remove all tags but these from a file, as an anonymiser does, and set others."""
+    dataset = pydicom.dcmread(path)
+    for element in list(dataset):
+        if element.keyword not in names:
+            del dataset[element.tag]
+    for name, value in values.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
 
 
 @pytest.fixture
@@ -34,7 +57,8 @@ def vindr(tmp_path):
                 birads = "BI-RADS 4"
             rows.append((f"study{study}", "s", image, side, view, birads, "DENSITY C"))
             path = tmp_path / "images" / f"study{study}" / f"{image}.dicom"
-            write_dicom(path, "anonymous", side, view, 10 * study + number)
+            write_dicom(path, "removed below", side, view, 10 * study + number)
+            keep_tags(path, VINDR_TAGS, Modality="MG", StudyInstanceUID=f"2.25.{study + 1}", ViewPosition=view)
     write_csv(tmp_path / "breast-level_annotations.csv", VINDR, rows)
     return tmp_path
 
@@ -54,6 +78,16 @@ def test_vindr_has_birads_and_density_of_each_breast(vindr):
     assert exclusion_flow(cohort).at[0, "images"] == 12
 
 
+def test_vindr_needs_no_tag_that_its_anonymiser_removes(vindr):
+    path = vindr / "images" / "study0" / "image00.dicom"
+    assert not {"PatientID", "PatientOrientation", "ViewCodeSequence"} & {e.keyword for e in pydicom.dcmread(path)}
+    cohort = read_cohort("vindr", vindr)
+    assert len(cohort.images) == 12 and (cohort.images["note"] == "").all()
+    assert cohort.exams.loc["study0", ["L_CC", "L_MLO", "R_CC", "R_MLO"]].all()
+    (vindr / "breast-level_annotations.csv").rename(vindr / "breast-level_annotations (1).csv")
+    assert len(read_cohort("vindr", vindr).exams) == 3, "the name that a browser gives to a second download"
+
+
 def test_vindr_loses_nothing(vindr):
     """An image without a row, a row without an image, tags that contradict the csv, a file that is not DICOM."""
     write_dicom(vindr / "images" / "study9" / "stray.dicom", "anonymous", "L", "CC", 90)
@@ -62,12 +96,12 @@ def test_vindr_loses_nothing(vindr):
     write_dicom(vindr / "images" / "study0" / "image00.dicom", "anonymous", "R", "CC", 91)
     cohort = read_cohort("vindr", vindr)
     listed = cohort.excluded.set_index("what")["reason"]
-    assert listed["study0/image03"] == "the folder has no file of this image"
-    assert listed["images/study2/image20.dicom"] == "not a DICOM file; download it again"
+    assert listed["image03"] == "the folder has no file of this image"
+    assert listed["images/study2/image20.dicom"].startswith("not a DICOM file: it has neither")
     assert listed["images/study9/stray.dicom"] == "the labels have no row for its breast"
-    assert "study2/image20" not in listed, "its file exists"
+    assert "image20" not in listed, "its file exists"
     noted = cohort.images.set_index("path").loc["images/study0/image00.dicom"]
-    assert noted["view"] == "L_CC" and "side: L in the csv, R in the tags" in noted["note"]
+    assert noted["view"] == "L_CC" and "side: L in the table, R in the tags" in noted["note"]
     found = exclusion_flow(cohort)
     assert found.at[0, "images"] == 12, "11 of the 12 and the stray image"
 
@@ -82,7 +116,7 @@ def test_errors_of_vindr_are_one_sentence(vindr):
     with pytest.raises(DataError, match=r"breast-level_annotations\.csv cannot be read as csv"):
         read_cohort("vindr", vindr)
     table.unlink()
-    with pytest.raises(DataError, match=r"should hold one breast-level_annotations\.csv, but has 0"):
+    with pytest.raises(DataError, match=r"should hold one breast-level_annotations\.csv, but has none"):
         read_cohort("vindr", vindr)
     with pytest.raises(DataError, match="There is no data folder"):
         read_cohort("vindr", vindr / "nowhere")
@@ -155,3 +189,199 @@ def test_a_row_of_vindr_without_an_id_is_listed_and_the_cohort_follows_its_rule(
         read_cohort("vindr", vindr, cohort="annotated")
     with pytest.raises(ValueError, match="accepted are usable"):
         read_cohort("vindr", vindr, cohort="all")
+
+
+# --- wrong folders ------------------------------------------------------------------------------------------
+
+
+def test_ddsm_refuses_a_folder_of_another_data_set(vindr, ddsm, tmp_path):
+    release = build_release(tmp_path / "cmmd", annotate=False)
+    with pytest.raises(DataError, match=r"holds no image of CBIS-DDSM: the PatientID of none names a view"):
+        read_cohort("ddsm", release)
+    write_csv(tmp_path / "cmmd" / "mass_case_description_test_set.csv", DDSM, ROWS)
+    with pytest.raises(DataError, match="holds no image of CBIS-DDSM"):
+        read_cohort("ddsm", release)
+
+
+def test_ddsm_refuses_case_descriptions_without_a_row_for_any_image(ddsm):
+    (ddsm / "calc_case_description_test_set.csv").unlink()
+    write_csv(ddsm / "mass_case_description_train_set.csv", DDSM, [("P_09999", "2", "LEFT", "CC", "4", "BENIGN")])
+    with pytest.raises(DataError, match=r"mass_case_description_train_set\.csv has no row for any of the images"):
+        read_cohort("ddsm", ddsm)
+
+
+def test_ddsm_reads_a_csv_that_a_browser_has_numbered(ddsm):
+    expected = read_cohort("ddsm", ddsm).exams
+    for path in ddsm.glob("*.csv"):
+        path.rename(path.with_stem(f"{path.stem} (1)"))
+    found = read_cohort("ddsm", ddsm)
+    assert found.exams.equals(expected) and "other" not in set(found.excluded["kind"])
+
+
+def test_tables_that_differ_are_an_error_and_copies_are_not(vindr):
+    table = vindr / "breast-level_annotations.csv"
+    copy = vindr / "copy" / table.name
+    copy.parent.mkdir()
+    copy.write_bytes(table.read_bytes())
+    assert len(read_cohort("vindr", vindr).exams) == 3
+    copy.write_text(table.read_text().replace("BI-RADS 1", "BI-RADS 2"))
+    with pytest.raises(
+        DataError, match=r"should hold one breast-level_annotations\.csv, but has 2 that differ: b.*, copy/"
+    ):
+        read_cohort("vindr", vindr)
+
+
+# --- RSNA 2022 ----------------------------------------------------------------------------------------------
+
+RSNA = (
+    *("site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy", "invasive", "BIRADS"),
+    *("implant", "density", "machine_id", "difficult_negative_case"),
+)
+
+
+@pytest.fixture
+def rsna(tmp_path):
+    """Two patients: one with cancer left, a biopsy right, a second L CC and an ML; one with a blank right breast."""
+    images = [  # patient, image, side, view, cancer, biopsy, BIRADS, density
+        ("10006", "462822612", "L", "CC", "1", "1", "0", "C"),
+        ("10006", "1459541791", "L", "MLO", "1", "1", "0", "C"),
+        ("10006", "11", "L", "CC", "1", "1", "0", "C"),
+        ("10006", "1864590858", "R", "MLO", "0", "1", "2.0", "C"),
+        ("10006", "1874946579", "R", "CC", "0", "1", "2.0", "C"),
+        ("10006", "12", "R", "ML", "0", "1", "2.0", "C"),
+        ("10011", "220375232", "L", "CC", "0", "0", "1", ""),
+        ("10011", "541722628", "L", "MLO", "0", "0", "1", ""),
+        ("10011", "1031443799", "R", "CC", "0", "0", "", ""),
+    ]
+    rows = []
+    for number, (patient, image, side, view, cancer, biopsy, birads, density) in enumerate(images):
+        rows.append(("2", patient, image, side, view, "61.0", cancer, biopsy, "0", birads, "0", density, "29", "False"))
+        path = tmp_path / "train_images" / patient / f"{image}.dcm"
+        write_dicom(path, patient, side, "CC" if view == "CC" else "MLO", number)
+        tags = {"Modality": "MG", "StudyInstanceUID": f"2.25.{number + 1}", "Rows": 12 if image == "11" else 24}
+        keep_tags(path, {"PatientID", *VINDR_TAGS} - {"ImageLaterality", "Laterality", "ViewPosition"}, **tags)
+    write_csv(tmp_path / "train.csv", RSNA, rows)
+    path = tmp_path / "test_images" / "10008" / "736471439.dcm"
+    write_dicom(path, "10008", "L", "MLO", 99)
+    return tmp_path
+
+
+def test_rsna_has_a_diagnosis_of_each_breast_and_some_birads(rsna):
+    cohort = read_cohort("rsna", rsna)
+    assert cohort.name == "RSNA 2022" and list(cohort.exams.index) == ["10006", "10011"]
+    columns = ["L_class", "R_class", "L_diagnosis", "R_diagnosis", "L_birads", "R_birads", "L_density", "age"]
+    assert cohort.exams.loc["10006", columns].tolist() == ["malignant", "benign", 1, 0, -1, 2, "heterogeneous", 61.0]
+    assert cohort.exams.loc["10011", columns].tolist() == ["", "", 0, 0, 1, -1, "", 61.0]
+    assert cohort.exams[["L_CC", "L_MLO", "R_CC", "R_MLO"]].to_numpy().tolist() == [
+        [True] * 4,
+        [True, True, True, False],
+    ]
+    reasons = cohort.images.set_index("path")["reason"]
+    large = "train_images/10006/462822612.dcm"
+    assert (
+        reasons["train_images/10006/11.dcm"]
+        == f"a second image of the same view: beside {large}, because this is smaller"
+    )
+    assert reasons["train_images/10006/12.dcm"] == "another projection: ML, neither CC nor MLO"
+    assert reasons["test_images/10008/736471439.dcm"] == "the labels have no row for its breast"
+    assert (cohort.images["status"] == "used").sum() == 7, "each image has a study of its own, and none is lost for it"
+
+
+def test_rsna_excludes_a_breast_whose_rows_contradict_each_other_or_have_no_label(rsna):
+    table = rsna / "train.csv"
+    text = table.read_text()
+    table.write_text(
+        text.replace("462822612,L,CC,61.0,1", "462822612,L,CC,61.0,0").replace("R,CC,61.0,0,0", "R,CC,61.0,,0")
+    )
+    breasts = read_cohort("rsna", rsna).breasts.set_index(["exam", "side"])["reason"]
+    assert breasts["10006", "L"] == "the csv has conflicting rows for this breast"
+    assert breasts["10011", "R"] == "its cancer '' is neither 0 nor 1"
+    table.unlink()
+    (rsna / "train.csv.zip").write_bytes(b"PK")
+    with pytest.raises(
+        DataError, match=r"one train\.csv, but has none; put RSNA 2022's there\. Unpack train\.csv\.zip first"
+    ):
+        read_cohort("rsna", rsna)
+
+
+# --- INbreast -----------------------------------------------------------------------------------------------
+
+INBREAST = ("Patient ID", "Patient age", "Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads")
+INBREAST_ROWS = [  # as in the release's csv; the last patient has two studies
+    ("22678622", "53a1", "R", "CC", "201001", "4", "1"),
+    ("22678646", "53a1", "L", "CC", "201001", "4", "3"),
+    ("22678670", "53a1", "R", "MLO", "201001", "4", "1"),
+    ("22678694", "53a1", "L", "MLO", "201001", "4", "3"),
+    ("22670809", "6d2f", "R", "CC", "201001", "1", "4a"),
+    ("22670855", "6d2f", "R", "MLO", "201001", " " * 50, "5"),
+    ("53581406", "7e3a", "R", "MLO", "201001", "1", "6"),
+    ("53581460", "7e3a", "R", "CC", "201001", "1", "6"),
+    ("53581433", "7e3a", "L", "CC", "201001", "1", "4c"),
+    ("50994300", "7e3a", "L", "FB", "201001", "1", "2"),
+    ("50993895", "8f4b", "L", "MLO", "200802", "3", "5"),
+    ("50993787", "8f4b", "L", "MLO", "201001", "3", "2"),
+]
+
+
+@pytest.fixture
+def inbreast(tmp_path):
+    rows = []
+    for number, (image, patient, side, view, date, acr, birads) in enumerate(INBREAST_ROWS):
+        rows.append(("removed", "removed", side, view, date, image, acr, birads))
+        name = f"{image}_{patient}_MG_{side}_{'ML' if view == 'MLO' else view}_ANON.dcm"
+        path = tmp_path / "INbreast Release 1.0" / "AllDICOMs" / name
+        write_dicom(path, "removed", side, "CC" if view == "CC" else "MLO", number)
+        kept = {"SOPInstanceUID", "Rows", "Columns", "PixelData", "PhotometricInterpretation", "SamplesPerPixel"}
+        keep_tags(path, kept | {"BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"}, Modality="MG")
+    write_csv(tmp_path / "INbreast Release 1.0" / "INbreast.csv", INBREAST, rows)
+    table = tmp_path / "INbreast Release 1.0" / "INbreast.csv"
+    table.write_text(table.read_text().replace(",", ";"))
+    return tmp_path
+
+
+def test_inbreast_has_birads_of_each_breast_and_the_patient_from_the_name(inbreast):
+    cohort = read_cohort("inbreast", inbreast)
+    assert cohort.name == "INbreast" and list(cohort.exams.index) == ["53a1", "6d2f", "7e3a", "8f4b"]
+    columns = ["L_birads", "R_birads", "L_diagnosis", "R_diagnosis", "R_class"]
+    assert cohort.exams[columns].to_numpy().tolist() == [
+        [3, 1, -1, -1, ""],
+        [-1, 5, -1, -1, ""],
+        [4, -1, -1, 1, "malignant"],
+        [2, -1, -1, -1, ""],
+    ]
+    assert cohort.exams["R_density"].tolist() == ["extreme", "fatty", "fatty", ""]
+    assert cohort.exams["L_MLO"].tolist() == [True, False, False, True] and (cohort.images["note"] == "").all()
+    reasons = [reason for reason in cohort.images["reason"] if reason]
+    assert sorted(reasons) == [
+        "another projection: FB, neither CC nor MLO",
+        "of another study of the patient, and an exam is one study",
+    ]
+
+
+def test_inbreast_lists_files_and_rows_that_do_not_match(inbreast):
+    images = inbreast / "INbreast Release 1.0" / "AllDICOMs"
+    (images / "22678622_53a1_MG_R_CC_ANON.dcm").rename(images / "22678622.dcm")
+    (images / "22678646_53a1_MG_L_CC_ANON.dcm").rename(images / "22678646_53a1_MG_R_CC_ANON.dcm")
+    (images / "22670809_6d2f_MG_R_CC_ANON.dcm").unlink()
+    (images / "22670855_6d2f_MG_R_ML_ANON.dcm").rename(images / "999_6d2f_MG_R_ML_ANON.dcm")
+    table = images.parent / "INbreast.csv"
+    table.write_text(table.read_text().replace("53581433;1;4c", "53581433;1;x"))
+    cohort = read_cohort("inbreast", inbreast)
+    rows = {path.split("/")[-1]: row for path, row in cohort.images.set_index("path").iterrows()}
+    assert rows["22678622.dcm"]["reason"].startswith("its name is not <image>_<patient>_MG_")
+    assert rows["22678646_53a1_MG_R_CC_ANON.dcm"]["note"] == "side or view: L CC in the csv, R CC in the file's name"
+    assert rows["999_6d2f_MG_R_ML_ANON.dcm"]["reason"] == "the labels have no row for its breast"
+    listed = cohort.excluded.set_index("what")["reason"]
+    assert listed["22670809"] == "the folder has no file of this image"
+    assert listed["53581433"] == "the BI-RADS 'x' is unknown"
+    breasts = cohort.breasts.set_index(["exam", "side"])["reason"]
+    assert breasts["7e3a", "L"] == "none of its rows has a known BI-RADS"
+
+
+def test_inbreast_without_csv_names_the_sheet_to_convert(inbreast):
+    table = inbreast / "INbreast Release 1.0" / "INbreast.csv"
+    table.rename(table.with_suffix(".xls"))
+    with pytest.raises(
+        DataError, match=r"one INbreast\.csv, but has none \(INbreast\.xls has to be saved as csv\); put"
+    ):
+        read_cohort("inbreast", inbreast)

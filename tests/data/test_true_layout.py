@@ -42,19 +42,22 @@ def test_the_exam_table_of_the_true_layout(release):
 def test_outlines_are_cleaned_clipped_or_listed_and_junk_is_ignored(release):
     cohort = read_cohort("cmmd", release)
     assert cohort.lesions[["exam", "view", "kind"]].to_numpy().tolist() == [
+        ["D1-0001", "R_MLO", "FAD"],
         ["D1-0002", "L_MLO", "mass"],
         ["D1-0002", "L_MLO", "calc"],
         ["D2-0001", "L_MLO", "mass"],
     ]
-    assert json.loads(cohort.lesions["points"][1])[0] == [0.0, 5.0]
+    assert json.loads(cohort.lesions["points"][2])[0] == [0.0, 5.0]
+    assert json.loads(cohort.lesions["points"][0]) == [[2.0, 5.0], [6.0, 5.0], [20.0, 9.0]], "cut at the edge"
     (listed,) = cohort.excluded[cohort.excluded["kind"] == "annotation"].to_dict("records")
-    assert "D1-0001_MLO_R" in listed["what"] and "outside the image of 20 x 24" in listed["reason"]
+    assert "D1-0001_MLO_R" in listed["what"] and "lesion 1 is cut at the edge: points" in listed["reason"]
+    assert listed["reason"].endswith("up to 100 % of the side outside the image of 20 x 24 pixels")
 
 
 def test_outlines_of_an_excluded_breast_do_not_count(release):
     exams = read_cohort("cmmd", release).exams
     assert exams["L_lesions"].tolist() == [0, 2, 0], "D2-0001 L is excluded"
-    assert list(read_cohort("cmmd", release, cohort="annotated").exams.index) == ["D1-0002"]
+    assert list(read_cohort("cmmd", release, cohort="annotated").exams.index) == ["D1-0001", "D1-0002"]
 
 
 @pytest.mark.parametrize("order", [1, -1])

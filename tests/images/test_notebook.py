@@ -5,9 +5,9 @@ import shutil
 
 import matplotlib.pyplot as plt
 
-from mammo_utils.study import load_study
 from mammo_utils.data.cohort import load_cohort, save_cohort
 from mammo_utils.data.sources import read_cohort
+from mammo_utils.study import load_study
 from mammo_utils.synthetic.release import write_release
 from tests.conftest import CHECKOUT, SMALL
 
