@@ -33,6 +33,7 @@ from mammo_utils.data.cohort import DataError
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images.preprocess import PixelError, prepare_image
+from mammo_utils.io import exit_with_parent
 from tests.images.test_syntaxes import jpeg_lossless, picture
 from tests.release_builder import BREASTS, build_release
 
@@ -282,7 +283,7 @@ def peak_memory() -> float:
 
 def fuzz(n: int, seed: int, workers: int) -> dict:
     """Try `n` inputs. Returns counts {(kind, outcome): number}, wrong, slowest (seconds) and memory (MB)."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=exit_with_parent) as pool:
         found = list(pool.map(try_inputs, [(first, n, workers, seed) for first in range(workers)]))
     counts: dict = {}
     for part in found:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,16 @@ from mammo_utils.data.cohort import EXCLUDED, USED, Cohort, DataError
 from mammo_utils.data.exclusions import exclude_images
 from mammo_utils.images.preprocess import BOX, PixelError, pixel_hash, prepare_image, read_pixels
 from mammo_utils.images.store import Store, load_store
-from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json, write_text
+from mammo_utils.io import (
+    atomic_write,
+    available_cpus,
+    display_path,
+    exit_with_parent,
+    folder_lock,
+    read_json,
+    write_json,
+    write_text,
+)
 from mammo_utils.provenance import code_hash, hash_of
 from mammo_utils.vocabulary import VIEWS
 
@@ -82,10 +90,12 @@ def build_store(
         done = len(jobs) - sum(len(chunks[i]) for i in waiting)
         progress(done, len(jobs))
         tasks = [(cohort.folder, chunks[i], names[i], size, resize) for i in waiting]
-        workers = min(workers or os.cpu_count() or 1, len(tasks))
+        workers = min(workers or available_cpus(), len(tasks))
         # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context) if workers > 1 else nullcontext() as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(workers, spawn, initializer=exit_with_parent) if workers > 1 else nullcontext() as pool
+        ):
             for count in (pool.map if pool else map)(_build_chunk, tasks):
                 done += count
                 progress(done, len(jobs))
