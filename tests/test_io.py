@@ -1,3 +1,4 @@
+import ast
 import errno
 import fcntl
 import json
@@ -125,6 +126,16 @@ def test_a_killed_process_leaves_no_worker_of_its_pool(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment)
     assert done.returncode == -signal.SIGKILL
     assert all(gone(process) for process in processes_of(mark))
+
+
+def test_every_pool_of_processes_ends_with_its_parent():
+    pools = {}
+    for file in (file for name in ("mammo_utils", "benchmarks", "tests") for file in (CHECKOUT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ProcessPoolExecutor"):
+                pools[f"{file}:{node.lineno}"] = {k.arg: ast.unparse(k.value) for k in node.keywords}
+    assert len(pools) >= 4
+    assert not [place for place, words in pools.items() if words.get("initializer") != "exit_with_parent"]
 
 
 def test_a_user_without_a_name_can_import_the_package():

@@ -18,6 +18,10 @@ def running(process):
     return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
 
 
+def parent_of(process):
+    return int(subprocess.run(["ps", "-o", "ppid=", "-p", str(process)], capture_output=True, text=True).stdout or 0)
+
+
 def processes_of(mark):
     """Numbers of the live processes whose environment or command holds `mark`, such as a project's folder."""
     found = []
