@@ -1,5 +1,6 @@
 # The whole study: `snakemake` runs config/demo.yaml, `snakemake --config study=config/paper.yaml` another one.
 # After an interruption run the same command again: finished steps are not repeated.
+from benchmarks import load_records
 from mammo_utils.provenance import code_hash
 from mammo_utils.workflow.plan import Plan
 
@@ -9,6 +10,7 @@ OUTCOMES = [PLAN.outcome(name) for name in NOTEBOOKS]
 TRAINED = [PLAN.outcome(f"04_train-{run}") for run in PLAN.runs]
 COMPILED = PLAN.outcome("compile_scan")
 MOST = max(1, workflow.cores - 1)  # leaves a core for steps that need none of the data
+STEPS = load_records()["cpu"]["steps"]
 INDEX = PLAN.folder / "html" / "index.html"
 # every step by name: Snakemake does not remake a missing file in between if the last one exists
 EVERYTHING = [INDEX, PLAN.outcome("cohort"), *OUTCOMES, *TRAINED]
@@ -113,7 +115,7 @@ rule train:
     params:
         depends=lambda wildcards: PLAN.run_depends(wildcards.run),
         parameters=lambda wildcards: PLAN.run_parameters(wildcards.run),
-    priority: lambda wildcards: PLAN.run_priority(wildcards.run)
+    priority: lambda wildcards: PLAN.run_priority(wildcards.run, STEPS)
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,

@@ -15,7 +15,6 @@ from typing import Any
 from snakemake.cli import get_argument_parser
 from snakemake.shell import shell
 
-from benchmarks import load_records
 from mammo_utils.config import ParameterError, Study, load_study
 from mammo_utils.io import STARTER, is_alive
 from mammo_utils.provenance import code_hash, hash_of, notebook_code, notebook_hash
@@ -34,7 +33,9 @@ from mammo_utils.workflow.study_state import (
 CONFIG = ("study", "settings")  # names after `--config`
 SUPERVISED = ("models", "train", "results", "attention")  # rules whose failure stops no other
 LIMIT = "LOKY_MAX_CPU_COUNT={threads}"  # of `io.available_cpus` in the processes of a step
-NOISE = ("Select jobs to execute", "Execute ", "Assuming unrestricted shared filesystem")  # Snakemake's own lines
+NOISE = (  # beginnings of lines of Snakemake's own
+    *("Building DAG", "Using shell", "Select jobs to execute", "Execute ", "Assuming unrestricted shared filesystem"),
+)
 
 
 class Plan:
@@ -54,7 +55,7 @@ class Plan:
 
     def __init__(self, config: dict[str, Any], workflow: Any) -> None:
         self.workflow = workflow
-        logging.getLogger("snakemake.logging").addFilter(lambda record: not record.getMessage().startswith(NOISE))
+        logging.getLogger("snakemake.logging").addFilter(_is_told)
         limits = {name: resource.value for name, resource in workflow.global_resources.items() if resource.value}
         on_cluster = workflow.remote_exec or "_nodes" in limits  # its GPUs are not on this machine
         try:
@@ -133,16 +134,17 @@ class Plan:
         on_cpu = not self.gpus and self.study.model.backend in ("auto", "cpu")
         return [self.folder / "split.json", *([compiled] if scans and on_cpu else [])]
 
-    def run_priority(self, run: str) -> float:
+    def run_priority(self, run: str, steps: list[dict[str, Any]]) -> float:
         """From 1 to 2, higher for longer runs: the longest one first, so that none is left to train alone at the end.
 
-        More BI-RADS categories have more exams; a system's step is as long as in the stored benchmark.
+        Args:
+            run: The run's ID.
+            steps: The stored benchmark of the systems' training steps. More BI-RADS categories have more exams.
         """
-        steps = {row["system"]: row["step_ms"] for row in load_records()["cpu"]["steps"]}
-        specs = {(len(SUBSETS[spec.subset]), steps.get(spec.system, 0)) for spec in self.runs.values()}
-        spec = self.runs[run]
-        order = sorted(specs).index((len(SUBSETS[spec.subset]), steps.get(spec.system, 0)))
-        return 1 + order / len(specs)
+        known = {row["system"]: row["step_ms"] for row in steps}
+        costs = {r.id: (len(SUBSETS[r.subset]), known.get(r.system, 0)) for r in self.runs.values()}
+        order = sorted(set(costs.values()))
+        return 1 + order.index(costs[run]) / len(order)
 
     def run_parameters(self, run: str) -> str:
         """The parameters of 04_train that name one run, as JSON."""
@@ -180,7 +182,7 @@ class Plan:
         if killed:  # the steps that depend on them still have to run: start once more, invalidating nothing
             subprocess.run([sys.executable, "-m", "snakemake", *sys.argv[1:]])
         else:
-            shell(self.step("report", "--broken"))  # Snakemake's own, which undoes the doubled braces
+            shell(self.step("report", "--broken"), threads=1)  # Snakemake's own, which undoes the doubled braces
 
 
 def _check_command(config: dict[str, Any]) -> None:
@@ -200,6 +202,12 @@ def _check_command(config: dict[str, Any]) -> None:
             f"-j {options.jobs} has no effect beside the default profile's `cores: all`; use -c {options.jobs} "
             "to limit the cores."
         )
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Whether a line of Snakemake's log is printed."""
+    record.msg = str(record.msg).replace("\n    (check individual jobs above for details)", "")
+    return not record.msg.startswith(NOISE)
 
 
 def _python(module: str) -> str:
