@@ -1,11 +1,16 @@
 # The whole study: `snakemake` runs config/demo.yaml, `snakemake --config study=config/paper.yaml` another one.
 # After an interruption run the same command again: finished steps are not repeated.
+from benchmarks import load_records
+from mammo_utils.provenance import code_hash
 from mammo_utils.workflow.plan import Plan
 
 PLAN = Plan(config, workflow)
 NOTEBOOKS = ["01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention"]
 OUTCOMES = [PLAN.outcome(name) for name in NOTEBOOKS]
 TRAINED = [PLAN.outcome(f"04_train-{run}") for run in PLAN.runs]
+COMPILED = PLAN.outcome("compile_scan")
+MOST = max(1, workflow.cores - 1)  # leaves a core for steps that need none of the data
+STEPS = load_records()["cpu"]["steps"]
 INDEX = PLAN.folder / "html" / "index.html"
 # every step by name: Snakemake does not remake a missing file in between if the last one exists
 EVERYTHING = [INDEX, PLAN.outcome("cohort"), *OUTCOMES, *TRAINED]
@@ -20,6 +25,10 @@ wildcard_constraints:
     run="[A-Za-z0-9_]+-[a-z]+-[0-9a-z]+-seed[0-9]+(-blocks[0-9]+)?(-fold[0-9]+)?",
 
 
+onstart:
+    PLAN.on_start()
+
+
 onsuccess:
     PLAN.on_success()
 
@@ -32,7 +41,7 @@ onerror:
 # not concern a step do not repeat it.
 rule all:
     input:
-        EVERYTHING,
+        lambda wildcards: PLAN.everything(EVERYTHING),
     shell:
         PLAN.step("report", "--verdict")
 
@@ -42,7 +51,8 @@ rule cohort:
         PLAN.outcome("cohort"),
     params:
         data=PLAN.study.data.model_dump(mode="json"),
-    threads: workflow.cores
+    priority: 3
+    threads: MOST
     shell:
         PLAN.step("cohort", "--outcome {output[0]:q}")
 
@@ -55,6 +65,7 @@ rule exploration:
         PLAN.folder / "found" / "cohort.json",
     params:
         PLAN.depends("01_data_exploration", "data"),
+    priority: 3
     shell:
         PLAN.notebook("01_data_exploration")
 
@@ -68,12 +79,26 @@ rule preprocessing:
         PLAN.folder / "split.json",
     params:
         PLAN.depends("02_preprocessing", "data", "images", "split", "real_exams"),
-    threads: workflow.cores
+    priority: 3
+    threads: MOST
     shell:
         PLAN.notebook("02_preprocessing")
 
 
+# numba compiles the scan on its first use, which takes minutes: once here, not in each of the steps that use it.
+rule compile_scan:
+    output:
+        COMPILED,
+    params:
+        code_hash("mammo_utils.models.kernels.numba_kernel"),
+    priority: 3
+    shell:
+        PLAN.step("compile_scan", "--outcome {output[0]:q}")
+
+
 rule models:
+    input:
+        ancient(COMPILED),
     output:
         PLAN.outcome("03_models"),
     params:
@@ -84,13 +109,13 @@ rule models:
 
 rule train:
     input:
-        PLAN.folder / "split.json",
+        lambda wildcards: PLAN.run_inputs(wildcards.run, ancient(COMPILED)),
     output:
         PLAN.outcome("04_train-{run}"),
     params:
         depends=lambda wildcards: PLAN.run_depends(wildcards.run),
         parameters=lambda wildcards: PLAN.run_parameters(wildcards.run),
-    priority: 1
+    priority: lambda wildcards: PLAN.run_priority(wildcards.run, STEPS)
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
@@ -98,6 +123,7 @@ rule train:
         PLAN.supervised(
             "04_train",
             "--gpus {resources.gpu} --more {params.parameters:q} --copy 04_train-{wildcards.run}",
+            f"--at-once {PLAN.at_once}",
         )
 
 
@@ -137,6 +163,6 @@ rule report:
 # Copies the study's figures into figures/, with what each was made from; refuses figures that are stale.
 rule figures:
     input:
-        EVERYTHING,
+        lambda wildcards: PLAN.everything(EVERYTHING),
     shell:
         PLAN.step("publish")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.measure import interleaved_medians
 from mammo_utils.images.preprocess import prepare_image
+from mammo_utils.io import exit_with_parent
 from mammo_utils.synthetic.release import write_release
 
 SHAPE = (2294, 1914)  # rows and columns of CMMD's images
@@ -61,7 +62,10 @@ def compare_preprocessing(
         shape: Rows and columns of the files.
     """
     few = max(1, images // 4)
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with (
+        TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=exit_with_parent) as pool,
+    ):
         write_release(folder, n_exams=4, rows=shape[0], columns=shape[1], workers=workers)
         files = sorted(Path(folder).rglob("*.dcm"))
         paths = [files[i % len(files)] for i in range(images)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import filecmp
 import json
 import multiprocessing
 import os
@@ -11,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from time import sleep
-from typing import Any
+from typing import IO, Any
 
 PACKAGE = Path(__file__).parent
 STARTER = "MAMMO_STUDY_PID"  # environment variable: the process that started the study
+WARNED = "MAMMO_NO_LOCKS"  # environment variable: the user has been warned that locks do not work
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
 def project_root() -> Path:
@@ -42,13 +46,16 @@ def display_path(path: Path) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` and move it into place when the block ends.
 
-    Readers see the old file or the new one, never a part. If the block raises, the old file stays.
+    Readers see the old file or the new one, never a part. If the block raises, the old file stays. A file with the
+    same bytes is not replaced: its old time of change shows Snakemake that no step has to run again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
+            return
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -91,29 +98,76 @@ def plain_values(values: Any) -> Any:
 # --- locks and processes --------------------------------------------------------------------------------
 
 
+def lock_file(file: IO, kind: int) -> None:
+    """Lock an open file until it is closed or its process dies.
+
+    On a file system without locks, a warning is printed once and the work continues without.
+
+    Args:
+        file: The file.
+        kind: Flags of `fcntl.flock`.
+
+    Raises:
+        BlockingIOError: `kind` includes LOCK_NB and another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        if not os.environ.get(WARNED):
+            os.environ[WARNED] = "1"  # read by the processes that this one starts
+            print(
+                f"warning: the file system of {display_path(Path(file.name).parent)} has no file locks "
+                f"({error.strerror}); do not run the same study twice at the same time.",
+                flush=True,
+            )
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process; a second process waits. The system frees the lock when its holder dies."""
+    """Lock `folder` for this process; a second process waits. The system frees the lock when its holder dies.
+
+    A folder that cannot be written needs no lock, because only its finished files can be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        yield
+        return
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that works in {folder.name}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, fcntl.LOCK_EX)
         yield
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a live process holds :func:`folder_lock` of `folder`."""
+    """Whether a live process holds `folder_lock` of `folder`."""
     if not (folder / ".lock").is_file():
         return False
     with (folder / ".lock").open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use: not those of the machine, but its affinity, quota and own limit.
+
+    The quota is that of a container (cgroup v1 or v2); the limit is the environment variable `LOKY_MAX_CPU_COUNT`,
+    which the Snakefile sets to the threads of a step.
+    """
+    import joblib  # slow to import
+
+    return joblib.cpu_count()
 
 
 def is_alive(process: int) -> bool:

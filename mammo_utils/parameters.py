@@ -5,24 +5,38 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError
 
-from mammo_utils.config import Frozen, ParameterError, Subset, System, TaskMode
+from mammo_utils.config import BLOCKS, Frozen, ParameterError, Subset, System, TaskMode
 from mammo_utils.study import PREPARED, Study, describe_mistake, load_study
+from mammo_utils.training.run_state import METRICS
+from mammo_utils.vocabulary import SYSTEMS
+
+
+def _list(settings: Any) -> Any:
+    """Refuse what is no list by showing the form of one."""
+    if not isinstance(settings, list):
+        raise ValueError("it must be a list, such as -y '{settings: [\"training.epochs=3\"]}'")
+    return settings
 
 
 class NotebookParameters(Frozen):
     """Parameters of every notebook."""
 
     study: str = "config/demo.yaml"  # the study file
-    settings: list[str] = []  # noqa: RUF012 (pydantic copies it); settings that replace the file's, such as "training.epochs=3"
+    # settings that replace the file's, such as "training.epochs=3"
+    settings: Annotated[list[str], BeforeValidator(_list)] = []  # noqa: RUF012 (pydantic copies it)
 
     @cached_property
     def loaded(self) -> Study:
         """The study, read once."""
         return load_study(self.study, self.settings)
+
+    def check(self) -> None:
+        """Read the study file. Raises ParameterError if a value does not fit the study."""
+        self.loaded  # noqa: B018 (cached)
 
 
 class TrainParameters(NotebookParameters):
@@ -31,15 +45,32 @@ class TrainParameters(NotebookParameters):
     system: System = "hybrid_shared"
     task_mode: TaskMode = "multi"
     subset: Subset = "1v5"
-    seed: int = 0
-    blocks: int = 0
-    fold: int = -1
+    seed: NonNegativeInt = 0
+    blocks: NonNegativeInt = 0  # 0: the number in the study file
+    fold: Annotated[int, Field(ge=-1)] = -1  # -1: the fold of the study file
+
+    def check(self) -> None:
+        """Build the run: not every system has blocks, and their number is limited."""
+        first, last = BLOCKS.get(SYSTEMS[self.system].blocks, (0, 0))
+        if self.blocks and not first <= self.blocks <= last:
+            accepted = f"0, or {first} to {last}" if last else "0, because it has none"
+            raise ParameterError(f"the parameter 'blocks' is {self.blocks}, but {self.system} accepts {accepted}.")
+        if self.fold >= self.loaded.split.folds:
+            last = self.loaded.split.folds - 1
+            raise ParameterError(f"the parameter 'fold' is {self.fold}, but the last of the study's folds is {last}.")
 
 
 class AttentionParameters(NotebookParameters):
     """Parameters of 06_attention."""
 
     run: str = ""  # a run's ID; "": the first hybrid_shared run of the study
+
+    def check(self) -> None:
+        """Look for the run among the finished ones."""
+        finished = sorted(file.parent.name for file in (self.loaded.folder / "runs").glob(f"*/{METRICS}"))
+        if self.run and self.run not in finished:
+            names = ", ".join(finished) or "none; run notebook 04_train first"
+            raise ParameterError(f"the parameter 'run' is {self.run!r}, but the finished runs are: {names}.")
 
 
 NOTEBOOKS: dict[str, type[NotebookParameters]] = {
@@ -50,6 +81,9 @@ NOTEBOOKS: dict[str, type[NotebookParameters]] = {
     "05_results": NotebookParameters,
     "06_attention": AttentionParameters,
 }
+
+
+_frozen: dict[str, NotebookParameters] = {}  # of the notebook that this kernel runs
 
 
 def check_parameters(notebook: str, values: Mapping[str, Any]) -> NotebookParameters:
@@ -63,6 +97,10 @@ def check_parameters(notebook: str, values: Mapping[str, Any]) -> NotebookParame
     except ValidationError as error:
         raise ParameterError(f"{notebook}: {describe_mistake(error, model)}") from None
     study = parameters.loaded  # a mistake in the study file is found here, before a kernel starts
+    try:
+        parameters.check()
+    except ParameterError as error:
+        raise ParameterError(f"{notebook}: {error}") from None
     if data := [name for name in study.replaced if name.split(".")[0] in PREPARED]:
         raise ParameterError(
             f"{notebook}: the settings change {', '.join(data)} of the study {study.name}, whose data and runs they "
@@ -76,10 +114,17 @@ def freeze_parameters(notebook: str, namespace: Mapping[str, Any]) -> NotebookPa
 
     Papermill only warns about a parameter that the notebook does not have. The cell that it injects stays in the
     kernel's history `In`, so unknown names assigned there are found and refused.
+
+    Later cells replace some parameters, such as the study's file by the study. If this cell runs again, such a
+    parameter keeps its earlier value.
     """
     values = {name: namespace[name] for name in NOTEBOOKS[notebook].model_fields if name in namespace}
     for source in namespace.get("In", []):
         if source.lstrip().startswith("# Parameters\n"):
             targets = (t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets)
             values |= {t.id: namespace[t.id] for t in targets if isinstance(t, ast.Name)}
-    return check_parameters(notebook, values)
+    for name, value in values.items():
+        if notebook in _frozen and not isinstance(value, str | int | float | list):
+            values[name] = getattr(_frozen[notebook], name)
+    _frozen[notebook] = check_parameters(notebook, values)
+    return _frozen[notebook]

@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from mammo_utils.io import read_json
+from mammo_utils.io import project_root, read_json
 from mammo_utils.study import RunSpec
 from mammo_utils.training.run import train_run
+from tests.workflow.processes import gone, parent_of, processes_of
 
 
 def start(spec: RunSpec, began) -> None:
@@ -74,6 +75,9 @@ def kill(spec: RunSpec, times: int, seed: int, number: signal.Signals = signal.S
         if process.is_alive() and not (spec.folder / "metrics.json").exists():
             os.kill(process.pid, number)
             process.join()
+            # the tracker of shared memory belongs to this process, not to the killed one
+            left = [pid for pid in processes_of(project_root()) if parent_of(pid) != os.getpid() != pid]
+            assert all(gone(pid, 60) for pid in left), "the killed run leaves a process behind"
             kills += 1
             there = sorted(file.name for file in spec.folder.glob("*")) if spec.folder.is_dir() else []
             lines.append(f"{kills}: {number.name}, leaves {', '.join(there) or 'nothing'}")
@@ -97,7 +101,6 @@ def main() -> None:
     parser.add_argument("--run", default="hybrid_shared-multi-1v5-seed0")
     parser.add_argument("--signal", choices=["SIGKILL", "SIGTERM"], default="SIGKILL")
     a = parser.parse_args()
-    from mammo_utils.io import project_root
     from mammo_utils.study import load_study
 
     study_file = project_root() / "config" / "paper.yaml"

@@ -66,7 +66,8 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "no mixed precision is mentioned " + SILENT, "training.precision", "float32"),
 )
 # how and where it is computed, which the paper leaves to the machine
-MACHINE = """study system task_mode subset seed blocks fold variant data.folder images.workers model.backend training.device
+MACHINE = """study system task_mode subset seed blocks fold variant data.folder images.workers model.backend
+training.device
 training.threads training.processes training.store training.channels_last training.fused
 training.compile""".split()
 

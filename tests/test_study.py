@@ -17,6 +17,7 @@ import pytest
 from mammo_utils.io import STARTER, read_json
 from mammo_utils.parameters import NOTEBOOKS
 from tests.conftest import CHECKOUT
+from tests.workflow.processes import gone, processes_of
 
 SETTINGS = (
     "name=tiny",
@@ -141,6 +142,7 @@ def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tm
         time.sleep(moment.uniform(4, longest))
         send(process.pid, number)
         process.wait()
+        assert all(gone(pid, 60) for pid in processes_of(folder)), "the killed study leaves a process behind"
         outcomes = [read_json(file)["outcome"] for file in (folder / "results" / "tiny" / "outcomes").glob("*.json")]
         assert set(outcomes) <= {"done"}
     log = finish(folder)

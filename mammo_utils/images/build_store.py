@@ -33,6 +33,7 @@ from mammo_utils.images.preprocess import BOX, pixel_hash, prepare_image
 from mammo_utils.images.store import TABLES, Store, load_store
 from mammo_utils.io import (
     atomic_write,
+    available_cpus,
     display_path,
     exit_with_parent,
     folder_lock,
@@ -152,7 +153,7 @@ def _build(
     progress(done, len(jobs))
     options = {name: settings[name] for name in ("size", "window")} | {"mode": settings["resize"]}
     tasks = [(source, chunks[i], names[i], options) for i in waiting]
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
+    workers = min(workers or available_cpus(), len(tasks))
     # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=exit_with_parent) if workers > 1 else nullcontext()

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.io import exit_with_parent, folder_lock, read_json, write_json, write_text
+from mammo_utils.io import available_cpus, exit_with_parent, folder_lock, read_json, write_json, write_text
 from mammo_utils.provenance import code_hash
 from mammo_utils.synthetic import headers, tables
 from mammo_utils.synthetic.anatomy import draw_exam
@@ -119,7 +119,7 @@ def _remove_unfinished(folder: Path) -> None:
 def _write_exams(folder: Path, exams: list[Exam], settings: Settings, workers: int) -> Iterator[None]:
     """Draw and write exams, yielding after each one."""
     n = len(exams)
-    workers = min(workers or (os.cpu_count() or 1), max(1, n // 8))
+    workers = min(workers or available_cpus(), max(1, n // 8))
     if workers <= 1:
         for exam in exams:
             yield _write_exam(folder, exam, settings)

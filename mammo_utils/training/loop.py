@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mammo_utils.config import Training
-from mammo_utils.io import atomic_write
+from mammo_utils.io import atomic_write, display_path
 from mammo_utils.training.dataset import Batch, ExamSet, derive_seed
 from mammo_utils.training.distributed import average_buffers, rank_and_size, sum_gradients, sum_over_ranks
 from mammo_utils.training.loss import class_weights, total_loss
 from mammo_utils.training.memory import TrainingError, autocast, is_out_of_memory, with_oom_backoff
 from mammo_utils.training.predict import validation_scores
+
+STATE = {"identity", "model", "optimizer", "schedule", "rows", "best"}  # what a checkpoint holds
 
 
 def train(
@@ -351,6 +354,9 @@ def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:
     try:
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
+            checksum = _checksum(np.memmap(temporary, np.uint8, "r"))
+            with temporary.open("ab") as file:  # torch's reader ignores what follows the archive
+                file.write(checksum)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if a write fails
         raise TrainingError(
             f"The state after epoch {epoch} could not be written ({error}); the one after epoch {epoch - 1} is kept. "
@@ -359,7 +365,10 @@ def save_checkpoint(path: Path, state: dict[str, Any], epoch: int) -> None:
 
 
 def load_checkpoint(path: Path, identity: dict[str, str], device: torch.device) -> dict[str, Any] | None:
-    """Read the state; None if there is none or its identity differs. Only tensors and plain values are unpickled.
+    """Read the state; None if there is none, it is damaged or its identity differs.
+
+    Only tensors and plain values are unpickled. torch reads a file with changed bytes without complaint, hence the
+    checksum at its end.
 
     Args:
         path: File of the state.
@@ -368,5 +377,20 @@ def load_checkpoint(path: Path, identity: dict[str, str], device: torch.device) 
     """
     if not path.is_file():
         return None
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        content = np.memmap(path, np.uint8, "r")
+        whole = content[-4:].tobytes() == _checksum(content[:-4])
+        state = torch.load(path, map_location=device, weights_only=True) if whole else None
+    except Exception as error:  # a foreign file raises anything, from ValueError to UnpicklingError
+        if isinstance(error, PermissionError | MemoryError) or is_out_of_memory(error):
+            raise
+        state = None
+    if not isinstance(state, dict) or state.keys() != STATE:
+        if rank_and_size()[0] == 0:
+            print(f"{display_path(path)} is damaged; the run starts over.", flush=True)
+        return None
     return state if state["identity"] == identity else None
+
+
+def _checksum(content: np.ndarray) -> bytes:
+    return crc32(content).to_bytes(4, "little")

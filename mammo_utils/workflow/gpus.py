@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from mammo_utils.io import lock_file
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # read by CUDA when torch first uses a GPU
 
 
@@ -64,13 +66,13 @@ def take_gpus(wanted: int, folder: Path, count: int | None = None) -> Iterator[l
     files = []
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:  # one process chooses at a time
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock, fcntl.LOCK_EX)
         prefix = f"{platform.node()}-"  # several machines may share the folder
         users = [_count_users(folder, f"{prefix}{name}-") for name in visible]
         taken = [visible[i] for i in sorted(sorted(range(len(visible)), key=lambda i: (users[i], i))[:wanted])]
         for name in taken:
             files.append(NamedTemporaryFile(prefix=f"{prefix}{name}-", dir=folder))
-            fcntl.flock(files[-1], fcntl.LOCK_EX)
+            lock_file(files[-1], fcntl.LOCK_EX)
     os.environ[VISIBLE] = ",".join(taken)
     try:
         yield taken
@@ -85,7 +87,7 @@ def _count_users(folder: Path, prefix: str) -> int:
     for path in folder.glob(f"{prefix}*"):
         with path.open() as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                lock_file(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 path.unlink()
             except BlockingIOError:
                 users += 1

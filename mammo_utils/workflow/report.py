@@ -24,7 +24,7 @@ from mammo_utils.metrics import METRICS
 from mammo_utils.plots.save import read_manifest
 from mammo_utils.provenance import environment
 from mammo_utils.study import Study, load_study
-from mammo_utils.workflow.state import failures
+from mammo_utils.workflow.study_state import failures
 
 ORDER = "05 06 01 02 03"  # order in which the notebooks' figures are shown
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -18,11 +18,14 @@ from typing import Any
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from zmq import ZMQError
 
 from mammo_utils.io import folder_lock, project_root, write_json
 from mammo_utils.progress import duration
+from mammo_utils.study import load_study
 from mammo_utils.workflow.gpus import take_gpus
-from mammo_utils.workflow.state import drop_figures
+from mammo_utils.workflow.status import describe_runs
+from mammo_utils.workflow.study_state import drop_figures
 
 
 def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "") -> dict[str, Any]:
@@ -62,7 +65,7 @@ def execute(name: str, folder: Path, parameters: dict[str, Any], copy: str = "")
             reason = f"{error.ename}: {' '.join(str(error.evalue).split())}"
         except DeadKernelError:
             reason = "its kernel died, most often because memory ran out"
-        except (RuntimeError, OSError) as error:  # such as a kernel that does not start
+        except (RuntimeError, OSError, ZMQError) as error:  # such as a kernel that does not start
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         lines.close()
         if partial.exists():
@@ -106,17 +109,24 @@ def main() -> None:
     parser.add_argument("--copy", default="", help="name of the executed copy, if not the notebook's")
     parser.add_argument("--soft", action="store_true", help="write a failure into the outcome and exit without error")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that it needs; the least used ones are taken")
+    parser.add_argument("--at-once", type=int, default=0, help="a run's training: runs that are trained at once")
     options = parser.parse_args()
     title = options.copy or options.notebook
-    print(f"{title}: started", flush=True)
     parameters = json.loads(options.parameters) | json.loads(options.more)
+
+    def runs() -> str:
+        study = load_study(parameters["study"], parameters["settings"]) if options.at_once else None
+        return f" ({describe_runs(study, options.at_once)})" if study else ""
+
+    print(f"{title}: started{runs()}", flush=True)
     with take_gpus(options.gpus, options.folder / "locks" / "gpus"):
         outcome = execute(options.notebook, options.folder, parameters, options.copy)
+    if options.soft or not outcome["reason"]:
+        write_json(options.outcome, outcome)
     reason = f": {outcome['reason']}" if outcome["reason"] else ""
-    print(f"{title}: {outcome['outcome']} in {duration(outcome['seconds'])}{reason}", flush=True)
+    print(f"{title}: {outcome['outcome']} in {duration(outcome['seconds'])}{reason}{runs()}", flush=True)
     if outcome["reason"] and not options.soft:
         sys.exit(1)
-    write_json(options.outcome, outcome)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,14 @@ def describe_progress(study: Study, at_once: int = 1) -> list[str]:
     return lines
 
 
+def describe_runs(study: Study, at_once: int = 1) -> str:
+    """Such as "3 of 6 runs done, about 8 min left"; the time is left out while it is unknown."""
+    runs = run_table(study)
+    seconds = time_left(runs, at_once)
+    left = f", about {in_words(seconds)} left" if seconds > 0 else ""
+    return f"{(runs['state'] == 'done').sum()} of {len(runs)} runs done{left}"
+
+
 def in_words(seconds: float) -> str:
     """Such as "40 s", "12 min" or "3.5 h"."""
     if seconds < 90:

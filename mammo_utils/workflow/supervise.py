@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from mammo_utils.io import exit_with_parent
-from mammo_utils.workflow.state import mark_failed
+from mammo_utils.workflow.study_state import mark_failed
 
 
 def run_supervised(outcome: Path, command: list[str], grace: float = 1.0) -> int:

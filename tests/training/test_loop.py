@@ -1,9 +1,11 @@
 """The loop on a model of a few parameters, so that each rule of §4.3 shows."""
 
 import copy
+import io
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import weakref
 from types import SimpleNamespace
@@ -192,6 +194,48 @@ def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path):
     run(tmp_path / "c.pt", epochs=2)
     assert loop.load_checkpoint(tmp_path / "c.pt", {"config": "a"}, torch.device("cpu"))
     assert loop.load_checkpoint(tmp_path / "c.pt", {"config": "b"}, torch.device("cpu")) is None
+
+
+def flip(content, position):
+    return content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
+
+
+def flip_a_weight(content):
+    weights = torch.load(io.BytesIO(content))["model"]["head.weight"].numpy().tobytes()
+    return flip(content, content.index(weights))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"foreign bytes",
+        lambda content: pickle.dumps({"identity": {"config": "a"}}),
+        flip_a_weight,
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_run_starts_over(tmp_path, damage, capsys):
+    path = tmp_path / "c.pt"
+    model, rows, best = run(tmp_path / "straight.pt")
+    run(path, epochs=3)
+    path.write_bytes(damage(path.read_bytes()))
+    seen = []
+    again, rows_again, best_again = run(path, on_epoch=seen.append)
+    assert len(seen) == 6 and (rows_again, best_again) == (rows, best)
+    assert capsys.readouterr().out.splitlines() == [f"{path} is damaged; the run starts over."]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_no_flipped_byte_of_a_checkpoint_passes(tmp_path):
+    """Nor do bytes of the archive's directory, such as the mark of a folder, which change what torch reads."""
+    path, device = tmp_path / "c.pt", torch.device("cpu")
+    run(path, epochs=1)
+    content = path.read_bytes()
+    for position in [*range(0, len(content), 97), *range(len(content) - 2000, len(content), 5)]:
+        path.write_bytes(flip(content, position))
+        assert loop.load_checkpoint(path, {"config": "a"}, device) is None, position
 
 
 def test_learning_rate_halves_after_patience_epochs_without_a_better_auc(tmp_path, monkeypatch):

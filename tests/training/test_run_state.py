@@ -11,8 +11,8 @@ from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.io import folder_lock, write_json
 from mammo_utils.training.run import load_run, train_run
 from mammo_utils.training.run_state import FILES, METRICS, run_state
-from mammo_utils.workflow.state import outcomes_to_redo
 from mammo_utils.workflow.status import run_table
+from mammo_utils.workflow.study_state import outcomes_to_redo
 from tests.evaluation.fakes import write_run
 
 

@@ -13,22 +13,23 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mammo_utils.io import STARTER, read_json, write_json
+from mammo_utils.workflow import engine
 from mammo_utils.workflow.run_notebook import PrefixedStream, execute
-from mammo_utils.workflow.state import (
+from mammo_utils.workflow.study_state import (
     StudyRunning,
     drop_figures,
     failures,
-    invalidate,
     is_alive,
     lock_study,
     outcomes_to_redo,
 )
 from tests.evaluation.fakes import write_run
+from tests.workflow.processes import gone
 
 
-def papermill_command(*words):
+def papermill_command(*words, **environment):
     command = [sys.executable, "-m", "papermill", "--engine", "study", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
 
 
 def test_papermill_with_the_studys_engine_refuses_before_a_kernel_starts(tmp_path):
@@ -63,19 +64,6 @@ def kernel_of(folder, seconds=60):
             return int((folder / "kernel").read_text())
         time.sleep(0.1)
     raise TimeoutError("the kernel did not start")
-
-
-def gone(process, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and running(process):
-        time.sleep(0.1)
-    return not running(process)
-
-
-def running(process):
-    """Alive and no zombie that only waits for its parent to look."""
-    done = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True)
-    return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
 
 
 @pytest.mark.parametrize("victim", ["starter", "papermill"])
@@ -128,7 +116,7 @@ def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
 
 def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_small_project, monkeypatch):
     monkeypatch.delenv(STARTER, raising=False)
-    code = "import sys, time; from mammo_utils.study import Study; from mammo_utils.workflow.state import lock_study; "
+    code = "import sys, time; from mammo_utils.study import Study; from mammo_utils.workflow.study_state import lock_study; "
     code += f"c = lock_study(Study(name={small_study.name!r})); print('held', flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
@@ -157,7 +145,8 @@ def test_failed_steps_and_runs_without_valid_results_run_again(small_study, in_s
     write_run(other, training={**other.training.model_dump(mode="json"), "epochs": 99}, hash="of other settings")
     try:
         assert failures(small_study) == {"03_models": "x"}
-        invalidate(outcomes_to_redo(small_study))
+        for file in outcomes_to_redo(small_study):
+            file.unlink()
         assert {file.stem for file in folder.iterdir()} == {
             "cohort",
             "05_results",
@@ -204,3 +193,24 @@ def test_plain_papermill_finds_an_unknown_parameter_in_the_second_cell(tmp_path)
             progress_bar=False,
             cwd=CHECKOUT,
         )
+
+
+def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path):
+    """A socket's path may have 107 bytes, fewer than the path of many a cluster's scratch folder."""
+    notebook = new_notebook(cells=[new_code_cell("print('it ran')")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    scratch = tmp_path / ("scratch" * 20)
+    scratch.mkdir()
+    for folder in (scratch, tmp_path):
+        done = papermill_command(str(tmp_path / "a.ipynb"), str(tmp_path / "out.ipynb"), TMPDIR=str(folder))
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "it ran" in (tmp_path / "out.ipynb").read_text()
+        assert not [path for path in folder.iterdir() if path.name.startswith("kernel-")]
+
+
+def test_no_folder_that_is_short_enough_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.tempfile, "gettempdir", lambda: str(tmp_path / ("scratch" * 20)))
+    monkeypatch.setattr(engine.os, "access", lambda *_: False)
+    with pytest.raises(SystemExit, match="too long for the sockets of a notebook"):
+        engine.socket_parent()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mammo_utils.io import STARTER, read_json
-from tests.workflow.test_run_notebook import gone
+from tests.workflow.processes import gone
 
 SUPERVISE = [sys.executable, "-m", "mammo_utils.workflow.supervise"]
 CHILD = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"

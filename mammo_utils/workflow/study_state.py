@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from mammo_utils.io import STARTER, folder_lock, is_alive, read_json, write_json
+from mammo_utils.io import STARTER, display_path, folder_lock, is_alive, lock_file, read_json, write_json
 from mammo_utils.study import Study
 from mammo_utils.training.run_state import run_state
 
@@ -29,7 +28,7 @@ def lock_study(study: Study) -> IO[str] | None:
     study.folder.mkdir(parents=True, exist_ok=True)
     file = (study.folder / ".lock").open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip()
@@ -42,9 +41,19 @@ def lock_study(study: Study) -> IO[str] | None:
     return file
 
 
-def outcomes(study: Study) -> dict[str, dict]:
-    """Step -> its recorded outcome: {"outcome": "done" or "failed", "reason": ...}."""
-    return {file.stem: read_json(file) for file in sorted((study.folder / "outcomes").glob("*.json"))}
+def outcomes(study: Study) -> dict[str, dict[str, Any]]:
+    """Step -> its recorded outcome, {"outcome": "done", "failed" or "damaged", "reason": ...}."""
+    found = {}
+    for file in sorted((study.folder / "outcomes").glob("*.json")):
+        try:
+            values = read_json(file)
+        except (ValueError, OSError):
+            values = None
+        if not (isinstance(values, dict) and {"outcome", "reason"} <= values.keys()):
+            reason = f"{display_path(file)} is damaged; its step runs again."
+            values = {"outcome": "damaged", "reason": reason}
+        found[file.stem] = values
+    return found
 
 
 def failures(study: Study) -> dict[str, str]:
@@ -52,20 +61,19 @@ def failures(study: Study) -> dict[str, str]:
     return {name: values["reason"] for name, values in outcomes(study).items() if values["outcome"] == "failed"}
 
 
+def damaged_outcomes(study: Study) -> list[str]:
+    """One sentence for each outcome file that is damaged."""
+    return [values["reason"] for values in outcomes(study).values() if values["outcome"] == "damaged"]
+
+
 def outcomes_to_redo(study: Study) -> list[Path]:
-    """Outcome files of steps that must run again: failed ones, and runs whose results do not match the study.
+    """Outcome files of steps that must run again: failed or damaged ones, and runs without the study's results.
 
     (Runs that are stale by their code only are kept. Changes of settings and notebooks are found by Snakemake.)
     """
-    redo = {study.folder / "outcomes" / f"{name}.json" for name in failures(study)}
+    redo = {study.folder / "outcomes" / f"{name}.json" for name, o in outcomes(study).items() if o["outcome"] != "done"}
     redo |= {run.outcome for run in study.runs() if run_state(run.folder, run).to_train}
     return sorted(file for file in redo if file.is_file())
-
-
-def invalidate(files: Iterable[Path]) -> None:
-    """Remove outcome files, so that their steps run again."""
-    for file in files:
-        file.unlink(missing_ok=True)
 
 
 def mark_failed(outcome: Path, reason: str) -> None:
