@@ -116,7 +116,8 @@ def test_a_failed_notebook_is_an_outcome_with_its_reason(tmp_path, monkeypatch):
 
 def test_one_command_at_a_time_and_a_dead_one_leaves_no_lock(small_study, in_small_project, monkeypatch):
     monkeypatch.delenv(STARTER, raising=False)
-    code = "import sys, time; from mammo_utils.study import Study; from mammo_utils.workflow.study_state import lock_study; "
+    code = "import sys, time; from mammo_utils.study import Study\n"
+    code += "from mammo_utils.workflow.study_state import lock_study\n"
     code += f"c = lock_study(Study(name={small_study.name!r})); print('held', flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
