@@ -120,7 +120,7 @@ class FourCopies(SS2D):
     """
 
     def scan(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Scan (batch, L, E) in the orders of PATHS."""
+        """Scan like `SS2D.scan`."""
         batch, length, inner = x.shape
         x = x.transpose(1, 2).unflatten(2, (height, width))  # (batch, L, E) -> (batch, E, H, W)
         both = torch.stack([x.flatten(2), x.transpose(2, 3).flatten(2)], 1)  # rows and columns, (batch, 2, E, L)

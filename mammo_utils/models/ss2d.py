@@ -104,7 +104,7 @@ class SS2D(nn.Module):
         return self.out_proj(self.out_norm(y.to(z.dtype)) * F.silu(z))
 
     def scan(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Scan along each of the K paths and add up: (batch, H*W, E).
+        """Scan an image along each of the K paths and add up.
 
         delta, B and C depend on the pixel alone. They are computed once per pixel, for all paths in one matrix
         product, and the scan reads them in the order of each path: with `cpu` and `triton` the image is
@@ -112,8 +112,11 @@ class SS2D(nn.Module):
 
         Args:
             x: (batch, H*W, E).
-            height: H, in pixels of the feature map.
+            height: H.
             width: W.
+
+        Returns:
+            (batch, H*W, E).
         """
         batch, length, inner = x.shape
         K = len(PATHS)
