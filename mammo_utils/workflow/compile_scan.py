@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("study", nargs="+", help="ignored: the scan is the same for all studies")
     parser.add_argument("--outcome", type=Path, required=True, help="file for the outcome")
     options = parser.parse_args()
-    print("compiling the CPU scan: minutes on its first use, else seconds", flush=True)
+    print("compiling the CPU scan, unless this machine has done so before", flush=True)
     start = time.monotonic()
     compile_scan()
     print(f"the CPU scan is compiled ({duration(time.monotonic() - start)})", flush=True)
