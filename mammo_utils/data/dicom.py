@@ -180,7 +180,8 @@ def _parse_header(dataset: pydicom.Dataset, tagged: bool) -> tuple[dict[str, Any
     if position and position not in POSITIONS:
         notes.append(f"view: ViewPosition has the unknown value {position[:20]!r}")
     kind = kinds.describe_kind(dataset)
-    notes += [f"kind: {kind['kind']}"] if kind["kind"] else []
+    if kind["rank"] in (kinds.MODIFIED, kinds.OTHER):  # not captures: every image of CBIS-DDSM is one
+        notes.append(f"kind: {kind['kind']}")
     projection = next((view for view in views.values() if view not in ("CC", "MLO")), "")
     origin = " ".join(_text(dataset, name) for name in ("Manufacturer", "ImageComments", "InstitutionName"))
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None

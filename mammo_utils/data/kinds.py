@@ -33,26 +33,26 @@ MODIFIERS = {  # view modifiers of DICOM (CID 4015): SNOMED CT codes and the old
     **dict.fromkeys(("399209000", "R-102D5"), "an implant-displaced view"),
     **dict.fromkeys(("399110001", "R-102C2"), "a tangential view"),
 }
-FULL, IMPLANT, MODIFIED, OTHER = range(4)  # ranks, the best first
+FULL, IMPLANT, MODIFIED, CAPTURE, OTHER = range(5)  # ranks, the best first
 
 
 def describe_kind(dataset: pydicom.Dataset) -> dict[str, Any]:
     """Describe what a header's image is.
 
     Returns:
-        `rank` (FULL to OTHER), `kind` (what it is if it is modified or of another modality, else ""), `raw` (whether
-        it is FOR PROCESSING), `study` (StudyInstanceUID) and `taken` (date and time of the study, sortable).
+        `rank` (FULL to OTHER), `kind` (in words, "" for FULL), `raw` (whether it is FOR PROCESSING), `study`
+        (StudyInstanceUID) and `taken` (date and time of the study, sortable).
     """
     modality, codes = str(dataset.get("Modality") or "").strip().upper(), _modifier_codes(dataset)
     rank, kind = FULL, ""
     if modality not in ("MG", ""):
         rank, kind = OTHER, f"an image of the modality {modality}, not MG"
     elif str(dataset.get("SOPClassUID") or "") in SECONDARY:
-        rank = OTHER  # not noted, because every image of CBIS-DDSM is one
+        rank, kind = CAPTURE, "a secondary capture"
     elif codes:
         rank, kind = MODIFIED, next((MODIFIERS[code] for code in codes if code in MODIFIERS), "a modified view")
     elif str(dataset.get("BreastImplantPresent") or "").strip().upper() == "YES":
-        rank = IMPLANT
+        rank, kind = IMPLANT, "a view with an implant"
     return {
         "rank": rank,
         "kind": kind,
@@ -70,7 +70,7 @@ def preference(header: dict[str, Any]) -> tuple:
 def explain_preference(used: dict[str, Any], other: dict[str, Any]) -> str:
     """Explain why `used` is used and `other`, of the same view, is not."""
     if used["rank"] != other["rank"]:
-        return f"this is {other['kind'] or ('', 'a view with an implant', '', 'a secondary capture')[other['rank']]}"
+        return f"this is {other['kind']}"
     if used["raw"] != other["raw"]:
         return "this is FOR PROCESSING"
     return "this is smaller" if preference(used)[2] != preference(other)[2] else "this has the later UID"
@@ -91,7 +91,7 @@ def choose_study(headers: list[dict[str, Any]]) -> str:
 
 
 def _modifier_codes(dataset: pydicom.Dataset) -> list[str]:
-    """The codes of ViewModifierCodeSequence, which belongs into the item of ViewCodeSequence."""
+    """The codes of ViewModifierCodeSequence, which the standard puts into the item of ViewCodeSequence."""
     holders = [dataset, *(dataset.get("ViewCodeSequence") or [])]
     items = [item for holder in holders for item in holder.get("ViewModifierCodeSequence") or []]
     return [str(item.get("CodeValue") or "").strip() for item in items]

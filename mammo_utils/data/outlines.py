@@ -91,13 +91,12 @@ def _read_outlines(path: Path, rows: int, columns: int) -> tuple[list[dict[str, 
         clipped = [[min(max(x, 0.0), float(columns)), min(max(y, 0.0), float(rows))] for x, y in points]
         excess = max(max(-x / columns, x / columns - 1, -y / rows, y / rows - 1) for x, y in points)
         where = f"outside the image of {columns} x {rows} pixels"
-        if any(min(values) == max(values) for values in zip(*clipped, strict=True)):  # nothing is left inside
-            reasons.append(f"lesion {number}: it lies {where}")
-            continue
         if excess > TOLERANCE:
-            reasons.append(
-                f"lesion {number} is cut at the edge: points lie up to {100 * excess:.0f} % of the side {where}"
-            )
+            outside = any(min(values) == max(values) for values in zip(*clipped, strict=True))  # all on one edge
+            what = "it lies" if outside else f"it is cut at the edge, points lie up to {100 * excess:.0f} % of the side"
+            reasons.append(f"lesion {number}: {what} {where}")
+            if outside:
+                continue
         outlines.append({"kind": kind, "points": json.dumps(clipped)})
     return outlines, reasons
 

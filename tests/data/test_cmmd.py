@@ -189,6 +189,15 @@ def test_an_invalid_annotation_is_listed(release, change, words):
     assert len(cohort.lesions) < before
 
 
+def test_an_outline_of_no_width_inside_the_image_is_kept(release):
+    path = next(p for p in sorted(release.rglob(ANNOTATION)) if not p.name.startswith("._"))
+    before = len(read_cohort("cmmd", release).lesions)
+    lesions = json.loads(path.read_text())
+    lesions[0]["cgPoints"] = [{"x": 5.0, "y": float(y)} for y in (5, 9, 14)]
+    path.write_text(json.dumps(lesions))
+    assert len(read_cohort("cmmd", release).lesions) == before
+
+
 def test_points_just_outside_are_clipped(release):
     path = next(p for p in sorted(release.rglob(ANNOTATION)) if not p.name.startswith("._"))
     lesions = json.loads(path.read_text())

@@ -284,7 +284,7 @@ def test_rsna_has_a_diagnosis_of_each_breast_and_some_birads(rsna):
     )
     assert reasons["train_images/10006/12.dcm"] == "another projection: ML, neither CC nor MLO"
     assert reasons["test_images/10008/736471439.dcm"] == "the labels have no row for its breast"
-    assert (cohort.images["status"] == "used").sum() == 7, "each image has a study of its own, and none is lost for it"
+    assert (cohort.images["status"] == "used").sum() == 7, "although each image has a study of its own"
 
 
 def test_rsna_excludes_a_breast_whose_rows_contradict_each_other_or_have_no_label(rsna):

@@ -50,7 +50,7 @@ def test_outlines_are_cleaned_clipped_or_listed_and_junk_is_ignored(release):
     assert json.loads(cohort.lesions["points"][2])[0] == [0.0, 5.0]
     assert json.loads(cohort.lesions["points"][0]) == [[2.0, 5.0], [6.0, 5.0], [20.0, 9.0]], "cut at the edge"
     (listed,) = cohort.excluded[cohort.excluded["kind"] == "annotation"].to_dict("records")
-    assert "D1-0001_MLO_R" in listed["what"] and "lesion 1 is cut at the edge: points" in listed["reason"]
+    assert "D1-0001_MLO_R" in listed["what"] and "lesion 1: it is cut at the edge, points" in listed["reason"]
     assert listed["reason"].endswith("up to 100 % of the side outside the image of 20 x 24 pixels")
 
 
