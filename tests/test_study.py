@@ -66,7 +66,9 @@ def start(folder, *words, settings=SETTINGS):
     ]
     log = (folder / "log.txt").open("a")
     with log:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        # where the tests run in the background of a script, Ctrl-C is ignored there and in all that they start
+        options = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, **options)
 
 
 def finish(folder, words=(), **more):
@@ -90,13 +92,14 @@ def test_every_notebook_runs_and_the_command_names_the_page_to_open(undisturbed)
     folder, log = undisturbed
     results = folder / "results" / "tiny"
     outcomes = {file.stem: read_json(file)["outcome"] for file in (results / "outcomes").glob("*.json")}
-    named = {name for name in NOTEBOOKS if name != "04_train"} | {f"04_train-{run}" for run in RUNS} | {"cohort"}
-    assert outcomes == dict.fromkeys(named, "done")
+    named = {name for name in NOTEBOOKS if name != "04_train"} | {f"04_train-{run}" for run in RUNS}
+    steps = {"cohort", "compile_scan"}  # no notebooks
+    assert outcomes == dict.fromkeys(named | steps, "done")
     page = results / "html" / "index.html"
     assert str(page) in log.rstrip().split("Open this page first: ")[-1]
     text = page.read_text()
     assert "Synthetic cohort" in text and all(run in text for run in RUNS)
-    for name in named - {"cohort"}:
+    for name in named:
         assert f'href="{name}.html"' in text
         loaded = re.findall(r'(?:src|href)="(https?://[^"]+)"', (results / "html" / f"{name}.html").read_text())
         assert all("mathjax" in address for address in loaded), "only equations need a network"
@@ -124,13 +127,48 @@ def test_the_same_command_again_does_nothing_again(undisturbed):
     assert not changed
 
 
+def test_a_notebook_that_is_run_by_hand_and_finds_the_same_makes_no_work(undisturbed):
+    """As with "Run All Cells" in JupyterLab: looking at the data is no reason to train again."""
+    folder, _ = undisturbed
+    environment = {**os.environ, "MAMMO_PROJECT": str(folder)}
+    for name in ("01_data_exploration", "02_preprocessing"):
+        command = [sys.executable, "-m", "papermill", "--engine", "study", f"notebooks/{name}.ipynb", "out.ipynb"]
+        command += ["-y", json.dumps({"settings": SETTINGS})]
+        assert subprocess.run(command, cwd=folder, env=environment, timeout=300).returncode == 0
+    before = len((folder / "log.txt").read_text())
+    log = finish(folder, words=("-n",))[before:]
+    assert "2 done" in log and "input files updated" not in log and "output files have to be generated" not in log
+
+
+def test_the_log_has_no_noise_and_counts_the_runs(undisturbed):
+    _, log = undisturbed
+    assert not [line for line in log.splitlines() if line.startswith(("Select jobs", "Execute ", "Assuming unrestr"))]
+    assert re.search(r"04_train-\S+: started \(0 of 2 runs done\)", log)
+    assert re.search(r"04_train-\S+: done in .* \(2 of 2 runs done\)", log)
+    assert log.index("02_preprocessing: started") < log.index("03_models: done"), "the data do not wait for 03"
+
+
+def test_a_stopped_study_reads_well(tmp_path):
+    """Ctrl-C: each step names itself in a line, and no traceback follows."""
+    folder = project(tmp_path / "stopped")
+    process = start(folder, "--until", "models")
+    while "03_models: started" not in (folder / "log.txt").read_text():
+        time.sleep(0.2)
+    time.sleep(5)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 1
+    log = (folder / "log.txt").read_text()
+    assert "03_models: stopped" in log and "The study was stopped. Run the same command again to continue." in log
+    assert "Traceback" not in log and "CalledProcessError" not in log and "WorkflowError" not in log
+
+
 def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tmp_path):
     """Three kills in all, each at a seeded random moment of what was left: of the command alone, and once a SIGTERM
     to all that it has started. None is a failure."""
     reference, _ = undisturbed
     folder = project(tmp_path / "killed")
-    for name in ("outcomes/03_models.json", "notebooks/03_models.ipynb"):  # long, and rests on nothing
-        (folder / "results" / "tiny" / name).parent.mkdir(parents=True)
+    for name in ("outcomes/compile_scan.json", "outcomes/03_models.json", "notebooks/03_models.ipynb"):  # long
+        (folder / "results" / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(reference / "results" / "tiny" / name, folder / "results" / "tiny" / name)
     moment = random.Random(7)
     for longest, number, send in (
@@ -211,7 +249,7 @@ def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     told, outcomes = len((folder / "log.txt").read_text()), sorted((results / "outcomes").iterdir())
     assert start(folder, "-n", settings=broken).wait(timeout=120) == 0
     said = (folder / "log.txt").read_text()[told:]
-    assert "will also run again: 04_train-resnet50-multi-1v5-seed0" in said and "1 failed" in said
+    assert "forced:\n        train" in said and "1 failed" in said
     assert sorted((results / "outcomes").iterdir()) == outcomes, "a dry run forgets nothing"
 
 

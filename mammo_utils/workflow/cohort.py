@@ -6,6 +6,7 @@ python -m mammo_utils.workflow.cohort config/demo.yaml [settings ...] [--outcome
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def main() -> None:
         ensure_data(load_study(options.study, options.settings))
     except ValueError as error:  # the project's own errors are one sentence each
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     if options.outcome:
         write_json(options.outcome, {"outcome": "done", "reason": ""})
 

@@ -35,8 +35,14 @@ from mammo_utils.workflow.study_state import (
 CONFIG = ("study", "settings")  # names after `--config`
 SUPERVISED = ("models", "train", "results", "attention")  # rules whose failure stops no other
 LIMIT = "LOKY_MAX_CPU_COUNT={threads}"  # of `io.available_cpus` in the processes of a step
-NOISE = (  # beginnings of lines of Snakemake's own
-    *("Building DAG", "Using shell", "Select jobs to execute", "Execute ", "Assuming unrestricted shared filesystem"),
+NOISE = (  # beginnings of Snakemake's own messages; a step that fails names its reason itself
+    "Building DAG",
+    "Using shell",
+    "Assuming unrestricted shared filesystem",
+    "Select jobs to execute",
+    "Execute ",
+    "RuleException:\nCalledProcessError",
+    "WorkflowError:\nAt least one job did not complete",
 )
 
 
@@ -178,13 +184,18 @@ class Plan:
             sys.exit(1)
 
     def on_error(self) -> None:
-        """Record the failure of supervised steps whose whole job was killed, then continue with the others."""
+        """Record the failure of supervised steps whose whole job was killed, then continue with the others.
+
+        Does nothing if the user or a scheduler has stopped the study.
+        """
         scheduler = self.workflow.scheduler
         stopped = scheduler._user_kill or scheduler.running or not is_alive(int(os.environ[STARTER]))
         killed = [] if stopped else [job for job in scheduler.failed if job.rule.name in SUPERVISED]
         for job in killed:
             mark_failed(Path(job.output[0]), "its job was killed, most often at a time limit or for lack of memory")
-        if killed:  # the steps that depend on them still have to run: start once more, invalidating nothing
+        if stopped:
+            print("The study was stopped. Run the same command again to continue.", file=sys.stderr)
+        elif killed:  # the steps that depend on them still have to run: start once more, invalidating nothing
             subprocess.run([sys.executable, "-m", "snakemake", *sys.argv[1:]])
         else:
             shell(self.step("report", "--broken"), threads=1)  # Snakemake's own, which undoes the doubled braces

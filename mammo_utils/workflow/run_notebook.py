@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -119,8 +120,12 @@ def main() -> None:
         return f" ({describe_runs(study, options.at_once)})" if study else ""
 
     print(f"{title}: started{runs()}", flush=True)
-    with take_gpus(options.gpus, options.folder / "locks" / "gpus"):
-        outcome = execute(options.notebook, options.folder, parameters, options.copy)
+    try:
+        with take_gpus(options.gpus, options.folder / "locks" / "gpus"):
+            outcome = execute(options.notebook, options.folder, parameters, options.copy)
+    except KeyboardInterrupt:
+        print(f"{title}: stopped", flush=True)
+        sys.exit(128 + signal.SIGINT)
     if options.soft or not outcome["reason"]:
         write_json(options.outcome, outcome)
     reason = f": {outcome['reason']}" if outcome["reason"] else ""

@@ -1,14 +1,16 @@
 """One answer about a run: each missing or torn file is seen everywhere alike and repaired by the same command."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from mammo_utils.evaluation.runs import read_runs
-from mammo_utils.io import folder_lock, write_json
+from mammo_utils.io import folder_lock, read_json, write_json
 from mammo_utils.training.run import load_run, train_run
 from mammo_utils.training.run_state import FILES, METRICS, run_state
 from mammo_utils.workflow.status import run_table
@@ -70,6 +72,20 @@ def test_so_are_damaged_metrics(trained, in_small_project, damage, kind):
     assert_answer(study, spec, kind, METRICS if kind == "damaged" else "")
     train_run(spec)
     assert_answer(study, spec, "done", "")
+
+
+def test_a_finished_run_that_cannot_be_written_is_read(trained, in_small_project, monkeypatch):
+    """The tests may run as root, whom no permission stops, so opening fails as on a read-only file system."""
+    _, spec, _ = trained
+    original = Path.open
+
+    def read_only(path, mode="r", *arguments, **options):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return original(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert train_run(spec) == read_json(spec.folder / METRICS)
 
 
 def assert_answer(study, spec, kind, word):

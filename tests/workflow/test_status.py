@@ -51,6 +51,13 @@ def test_the_time_left_is_that_of_the_epochs_still_to_train(fake_study, started)
     )
 
 
+def test_a_line_counts_the_runs_and_names_the_time_left(fake_study, started):
+    grid = fake_study.grid.model_copy(update={"systems": ("resnet18", "vssm_shared", "hybrid_shared")})
+    study = fake_study.model_copy(update={"grid": grid})
+    assert status.describe_runs(study) == "1 of 3 runs done, about 58 s left"
+    assert status.describe_runs(fake_study) == "1 of 6 runs done", "systems without a measured epoch"
+
+
 def test_results_of_other_settings_count_for_nothing(fake_study, started):
     longer = fake_study.model_copy(update={"training": fake_study.training.model_copy(update={"epochs": 100})})
     runs = status.run_table(longer)
