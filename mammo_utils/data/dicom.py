@@ -14,7 +14,7 @@ from mammo_utils.data import kinds
 from mammo_utils.data.folders import NOT_PERMITTED, PACKED, is_packed, is_writable, name_below, walk_below
 
 LARGEST_FILE = 128 * 2**20  # bytes; mammograms have up to about 60 MB
-SMALLEST_SIDE = 16  # pixels; icons and test images have fewer
+SMALLEST_SIDE = 8  # pixels; no picture has fewer
 LARGEST_IMAGE = 40_000_000  # pixels; scanned films have up to about 30 million. 16 bits need 0.5 GB to prepare
 DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1")  # transfer syntaxes
 SUFFIXES = (".dcm", ".dicom")
