@@ -141,7 +141,11 @@ def ddsm(tmp_path):
     names = ["P_00001_LEFT_CC", "P_00001_LEFT_MLO", "P_00002_RIGHT_CC", "P_00003_LEFT_CC", "P_00009_LEFT_CC"]
     for number, name in enumerate([*names, "P_00001_LEFT_CC_1"]):
         side, view = name.split("_")[2][0], name.split("_")[3]
-        write_dicom(tmp_path / f"Mass-Training_{name}" / "1-1.dcm", f"Mass-Training_{name}", side, view, number)
+        path = tmp_path / f"Mass-Training_{name}" / "1-1.dcm"
+        write_dicom(path, f"Mass-Training_{name}", side, view, number)
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID = f"2.25.{number + 1}"  # each view is a study of its own
+        dataset.save_as(path)
     write_csv(tmp_path / "mass_case_description_train_set.csv", DDSM, ROWS)
     columns = [name.replace("_density", " density") for name in DDSM]
     write_csv(
@@ -155,6 +159,7 @@ def test_ddsm_labels_a_breast_by_its_worst_lesion(ddsm):
     assert list(cohort.exams.index) == ["P_00001", "P_00002"]
     found = cohort.exams[["L_diagnosis", "L_birads", "L_density", "R_diagnosis", "R_birads", "R_density"]]
     assert found.loc["P_00001"].tolist() == [1, 5, "scattered", -1, -1, ""]
+    assert cohort.exams.loc["P_00001", ["L_CC", "L_MLO"]].all()
     assert found.loc["P_00002"].tolist() == [-1, -1, "", 0, 3, "extreme"]
     reasons = cohort.images.set_index("path")["reason"]
     assert reasons["Mass-Training_P_00001_LEFT_CC_1/1-1.dcm"] == "a lesion's mask or crop, not a mammogram"
@@ -312,8 +317,8 @@ INBREAST_ROWS = [  # as in the release's csv; the last patient has two studies
     ("22678646", "53a1", "L", "CC", "201001", "4", "3"),
     ("22678670", "53a1", "R", "MLO", "201001", "4", "1"),
     ("22678694", "53a1", "L", "MLO", "201001", "4", "3"),
-    ("22670809", "6d2f", "R", "CC", "201001", "1", "4a"),
-    ("22670855", "6d2f", "R", "MLO", "201001", " " * 50, "5"),
+    ("22670809", "6d2f", "R", "CC", "201001", "1", "5"),
+    ("22670855", "6d2f", "R", "MLO", "201001", " " * 50, "4a"),
     ("53581406", "7e3a", "R", "MLO", "201001", "1", "6"),
     ("53581460", "7e3a", "R", "CC", "201001", "1", "6"),
     ("53581433", "7e3a", "L", "CC", "201001", "1", "4c"),
