@@ -63,7 +63,7 @@ def build_store(
         folder: Where the store is kept.
         size: Pixels per side.
         resize: "stretch", "pad" or "crop", see `preprocess.crop_box`.
-        workers: Number of processes, 0 for one per core.
+        workers: Number of processes, 0 for one per available CPU.
         progress: Called with the numbers of images done and in total.
 
     Raises:
