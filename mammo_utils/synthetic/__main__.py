@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contrast", type=float, default=1.0, help="of the findings; 0 makes them invisible")
     parser.add_argument("--noise", type=float, default=1.0, help="of the pixels")
     parser.add_argument("--null", action="store_true", help="draw findings that are independent of the labels")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per available CPU")
     settings = vars(parser.parse_args(arguments))
     try:
         folder = write_release(**settings, progress=Progress("drawing", "exams"))

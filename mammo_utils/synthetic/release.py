@@ -47,7 +47,7 @@ def write_release(
     Args:
         folder: A new or an empty folder, or one with this release.
         n_exams: Number of patients.
-        workers: Number of processes; 0 starts one per core.
+        workers: Number of processes; 0 starts one per available CPU.
         progress: Called with (exams done, n_exams).
         **settings: Attributes of `Settings`.
 
