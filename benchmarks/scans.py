@@ -75,11 +75,15 @@ def list_scans(device: torch.device) -> dict[str, Callable[..., Tensor]]:
 
 
 def draw_inputs(batch: int, channels: int, states: int, length: int, device: torch.device) -> list[Tensor]:
-    """u, delta, A, B, C drawn from a fixed seed, positive deltas up to 0.1, all requiring gradients."""
+    """u, delta, A, B, C drawn from a fixed seed, positive deltas up to 0.1, all requiring gradients.
+
+    In memory channels or states are neighbours, as in SS2D and in mamba.py.
+    """
     generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, channels, length)] * 2 + [(channels, states)] + [(batch, states, length)] * 2
-    u, delta, A, B, C = (torch.randn(shape, generator=generator) for shape in shapes)
-    return [t.to(device).requires_grad_() for t in (u, 0.1 * delta.sigmoid(), -A.exp(), B, C)]
+    shapes = [(batch, length, channels)] * 2 + [(channels, states)] + [(batch, length, states)] * 2
+    u, delta, A, B, C = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+    drawn = u.mT, 0.1 * delta.sigmoid().mT, -A.exp(), B.mT, C.mT  # (batch, channels or states, length)
+    return [t.requires_grad_() for t in drawn]
 
 
 def measure_floor(

@@ -96,7 +96,7 @@ def _scan_tiles(
     the opposite, v is dy and B is C, and the scan gives the gradient that the tile hands to the state before it:
     decay_t g_t = decay_t (decay_(t+1) g_(t+1) + C_t dy_t).
     """
-    p = tl.program_id(2)
+    p = tl.program_id(2).to(tl.int64)  # offsets of a path may exceed 32 bits
     image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
     k = p + P if REVERSE else p
     last = tl.arange(0, T)[:, None] == (0 if UP else T - 1)
@@ -135,13 +135,14 @@ def _carry_states(
         carry = decay * carry + ends
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p"])
 def _write_outputs(
     u, delta, A, B, C, D, bias, path, state, y, p, L, E, S, P,
     u_b, u_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
     ADD: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Pass 3: y of path p and of its reverse, added up, and added to y if ADD."""
+    p = p.to(tl.int64)
     image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
     rows = tl.arange(0, T)[:, None]
     x_u = _load(u + image * u_b, pixels, e, u_l, mask)
@@ -164,7 +165,7 @@ def _write_outputs(
     tl.store(at, out, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p"])
 def _write_gradients(
     u, delta, A, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, images, L, E, S, P,
     u_b, u_l, y_b, y_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
@@ -177,6 +178,7 @@ def _write_gradients(
 
         du = g B delta + D dy    ddelta = g (A q + B u)    dB = g delta u    dC = dy h    dA = g q delta
     """
+    p = p.to(tl.int64)
     image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
     rows = tl.arange(0, T)
     x_u = _load(u + image * u_b, pixels, e, u_l, mask)
