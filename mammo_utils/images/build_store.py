@@ -68,9 +68,9 @@ def build_store(
         folder: Where the store is kept.
         size: Pixels per side.
         resize: "stretch", "pad" or "crop", see `preprocess.crop_box`.
-            window: Whether each header's window is applied, see `grey.read_pixels`.
+        window: Whether each header's window is applied, see `grey.read_pixels`.
         workers: Number of processes, 0 for one per available CPU.
-            progress: Called with the numbers of images done and in total.
+        progress: Called with the numbers of images done and in total.
 
     Raises:
         DataError: No image can be used, the data folder has gone, or the store cannot be written.
