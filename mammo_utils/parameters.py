@@ -96,8 +96,8 @@ def check_parameters(notebook: str, values: Mapping[str, Any]) -> NotebookParame
         parameters = model(**values)
     except ValidationError as error:
         raise ParameterError(f"{notebook}: {describe_mistake(error, model)}") from None
-    study = parameters.loaded  # a mistake in the study file is found here, before a kernel starts
     try:
+        study = parameters.loaded  # a mistake in the study file is found here, before a kernel starts
         parameters.check()
     except ParameterError as error:
         raise ParameterError(f"{notebook}: {error}") from None
