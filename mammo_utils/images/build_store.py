@@ -176,7 +176,8 @@ def apply_store(cohort: Cohort, store: Store) -> Cohort:
 
 def _list_jobs(images: pd.DataFrame) -> list[dict]:
     """List the images to prepare, in the order of the store and each with its spare images, then those to hash."""
-    images = images.sort_values(["exam", "view", "image", "path"], kind="stable")  # VIEWS are in alphabetical order
+    # VIEWS are in alphabetical order; images of one view keep their order, the preferred one first
+    images = images.sort_values(["exam", "view"], kind="stable")
     excluded = images[(images["status"] == EXCLUDED) & images["view"].isin(VIEWS)]
     read = excluded["step"] == "reading"
     second, copy = (excluded["reason"].str.startswith(text) for text in (SECOND, COPY))

@@ -67,6 +67,16 @@ def build(cohort, folder, **options):
 # --- second images ----------------------------------------------------------------------------------------
 
 
+def test_the_preferred_of_two_spare_images_is_tried_first():
+    """They keep the order of the table of images, whatever their UIDs are."""
+    rows = [{"image": "9", "status": "used", "step": "", "reason": ""}]
+    rows += [{"image": image, "status": "excluded", "step": "reading", "reason": stores.SECOND} for image in ("8", "1")]
+    images = pd.DataFrame([{**row, "path": row["image"]} for row in rows]).assign(exam="E", view="L_CC", side="L")
+    images = images.assign(mirrored=False, rows=1, columns=1, photometric="", note="")
+    used = next(job for job in stores._list_jobs(images) if not job["unused"])
+    assert [spare["image"] for spare in used["spares"]] == ["8", "1"]
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_a_second_image_takes_the_place_of_one_that_cannot_be_used(release, tmp_path, copy):
     """The first of two L-CC images of D1-0002, or of two copies of one, is black."""
