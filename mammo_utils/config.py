@@ -90,7 +90,7 @@ class Images(Frozen):
     size: Annotated[int, Field(ge=16, le=4096)] = 512  # pixels per side, §3.1
     resize: Literal["stretch", "pad", "crop"] = "stretch"  # §3.1 stretches; the others keep proportions
     window: bool = False  # apply the window of each header
-    workers: Annotated[int, Field(ge=0)] = 0  # processes; 0: one per core
+    workers: Annotated[int, Field(ge=0)] = 0  # processes; 0: one per available CPU
 
 
 class SplitSettings(Frozen):

@@ -25,6 +25,7 @@ safetensors""".split()
 TRAINING = "mammo_utils.training.run"  # the module that a training process starts from
 KERNELS = {  # backend of the scan -> the module that it imports when it first runs
     "cpu": "mammo_utils.models.kernels.cpu",
+    "mamba_ssm": "mammo_utils.models.kernels.mamba_kernel",
     "triton": "mammo_utils.models.kernels.triton_kernel",
 }
 
