@@ -91,7 +91,7 @@ def test_memory_of_a_step_includes_its_gradients(monkeypatch):
     """Measured is a step after zero_grad, not one that frees the gradients of the previous step."""
     held = []
     monkeypatch.setattr(
-        steps, "_make_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
+        steps, "make_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
     )
     monkeypatch.setattr(steps, "peak_memory", lambda function, device: function() or 1.0)
     built = steps.build_system
@@ -146,9 +146,9 @@ def test_the_parts_of_a_step(name, parts):
     plain, timed = (build_system(name, dropout=0.0, backend="cpu") for _ in range(2))
     timed.load_state_dict(plain.state_dict())
     timer = steps.PartTimer(CPU)
-    steps._make_step(plain, study, 32, 2, CPU)()
+    steps.make_step(plain, study, 32, 2, CPU)()
     with steps.timed_parts(timed, timer):
-        step = steps._make_step(timed, study, 32, 2, CPU)
+        step = steps.make_step(timed, study, 32, 2, CPU)
         whole = measure.time_call(lambda: step(timer), CPU)
     for a, b in zip(plain.parameters(), timed.parameters(), strict=True):
         assert torch.equal(a, b)
