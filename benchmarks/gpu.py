@@ -18,16 +18,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.gpu_steps import CHECKOUT, KERNEL, STEPS, TINY, Plan
 from benchmarks.report import describe
 from mammo_utils.io import exit_with_parent, folder_lock, plain_values, read_json, write_json
 from mammo_utils.provenance import commit
 
+CHILD = (sys.executable, "-m", "benchmarks.gpu")
 SHORTEST = 5  # seconds; no step starts with less
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0 if all steps are done, else 1."""
+    """Run the command; return 0 if all steps, or those that are named, are done, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", help=f"{', '.join(STEPS)}; all that are not done by default")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"There is no step {min(unknown)!r}; accepted are {', '.join(STEPS)}.")
     if a.mamba and not a.mamba.is_file():
         parser.error(f"There is no file {a.mamba}; name the source distribution of mamba-ssm.")
+    if a.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; use --device cpu --tiny to try the command without one.")
     changes = (TINY if a.tiny else {}) | ({"size": a.size} if a.size else {})
     plan = Plan(device=a.device, mamba=str(a.mamba.resolve()) if a.mamba else "", **changes)
     folder = a.out.resolve()
@@ -58,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         options += ["--tiny"] * a.tiny + ["--mamba", plan.mamba] * bool(plan.mamba)
         record = run_steps(a.steps, folder, 60 * a.minutes, options)
     print("\n".join([*describe(record), "", *summarise(record)]))
-    return 0 if all(step["outcome"] == "done" for step in record["outcomes"].values()) else 1
+    return 0 if all(record["outcomes"][name]["outcome"] == "done" for name in a.steps or STEPS) else 1
 
 
 def run_step(name: str, plan: Plan, folder: Path) -> None:
@@ -76,15 +81,16 @@ def run_steps(names: list[str], folder: Path, seconds: float, options: list[str]
     Args:
         names: Steps to run even if they are done; if empty, those that are not done.
         folder: Folder of the results.
-        seconds: For all steps together. Each step has its share of them, at most what is left.
+        seconds: For all steps together. A step ends at its own limit or when they are used up.
         options: Options of this command, for the processes of the steps.
     """
     end = time.monotonic() + seconds
     for name, (_, minutes) in STEPS.items():
         if name not in names if names else _read_step(folder, name).get("outcome") == "done":
             continue
-        limit = min(seconds * minutes / 25, end - time.monotonic())
-        if limit < min(SHORTEST, seconds / 25):
+        left = end - time.monotonic()
+        limit = min(60 * minutes * max(1, seconds / 1500), left)  # with more than 25 minutes a larger share
+        if left < SHORTEST:
             print(f"{name}: not started, the time is used up", flush=True)
             continue
         print(f"{name}: at most {limit:.0f} s", flush=True)
@@ -103,7 +109,7 @@ def _run_process(name: str, folder: Path, limit: float, options: list[str]) -> d
     log = folder / f"{name}.log"
     paths = [str(folder / KERNEL), str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "benchmarks.gpu", name, *options, "--child"]
+    command = [*CHILD, name, *options, "--child"]
     start = time.monotonic()
     with log.open("w") as output:
         kinds: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}

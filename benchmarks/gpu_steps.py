@@ -12,7 +12,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.measure import MEGABYTE, peak_memory, time_call
 from benchmarks.scans import compare_scans, compare_ss2d
 from benchmarks.steps import draw_exams, make_step, measure_steps
 from mammo_utils.io import available_cpus, read_json
+from mammo_utils.models.kernels.mamba_kernel import import_kernel
 from mammo_utils.models.selective_scan import scan_paths
 from mammo_utils.models.ss2d import SS2D, four_paths
 from mammo_utils.models.system import build_system
@@ -93,7 +94,8 @@ def find_environment(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     """Card, driver, versions and commit."""
     facts = environment(device_name(plan.torch_device), torch.get_num_threads())
     facts |= {"cpu": find_cpu_name(), "cpus": available_cpus(), "cuda": torch.version.cuda}
-    facts |= {"cudnn": torch.backends.cudnn.version(), "code": training_code("triton"), "plan": asdict(plan)}
+    facts |= {"cudnn": torch.backends.cudnn.version(), "code": training_code("triton")}
+    facts["plan"] = asdict(replace(plan, mamba=""))
     if shutil.which("nvidia-smi") and plan.device == "cuda":
         asked = "name,driver_version,memory.total,clocks.max.sm,power.limit"
         command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
@@ -104,10 +106,16 @@ def find_environment(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
 
 def build_mamba(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     """Build the kernel of mamba-ssm for this card alone, unless it can be imported."""
-    if importlib.util.find_spec("selective_scan_cuda"):
+    try:
+        import_kernel()
         yield {"mamba": {"built": False, "reason": "selective_scan_cuda can be imported already"}}
-    elif not plan.mamba or plan.device == "cpu":
-        yield {"mamba": {"built": False, "reason": "no GPU" if plan.mamba else "no source was given"}}
+        return
+    except ValueError as error:
+        print(error, flush=True)
+    if plan.device == "cpu":
+        yield {"mamba": {"built": False, "reason": "no GPU"}}
+    elif not plan.mamba:
+        raise ValueError("selective_scan_cuda cannot be imported; name the source of mamba-ssm by --mamba.")
     else:
         major, minor = torch.cuda.get_device_capability()
         start = time.perf_counter()
@@ -372,7 +380,7 @@ def _attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `measure` returns, or its error: one option that fails does not stop the others."""
     try:
         return measure()
-    except (RuntimeError, ValueError, ImportError) as error:
+    except Exception as error:  # compilers and packages for GPUs raise whatever they like
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
