@@ -301,11 +301,12 @@ def run_notebooks(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     settings += [f"images={{size: {plan.side}, workers: 1}}", "split={kind: nested, validation: 0.25, test: 0.25}"]
     settings += [f"training={{epochs: 1, batch_size: 8, device: {plan.device}}}"]
     parameters = json.dumps({"study": "config/demo.yaml", "settings": settings})
+    variables = os.environ | {"MAMMO_PROJECT": str(project), "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": ""}
     for name in NOTEBOOKS:
         command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", f"{name}.ipynb", "-k", "python3"]
         command += ["-y", parameters, "--no-progress-bar", "--log-output"]
         start = time.perf_counter()
-        done = subprocess.run(command, cwd=project, env=os.environ | {"MAMMO_PROJECT": str(project)})
+        done = subprocess.run(command, cwd=project, env=variables)
         row = {"name": name, "seconds": time.perf_counter() - start, "code": done.returncode}
         rows.append(row)
         yield {"notebooks": rows}
