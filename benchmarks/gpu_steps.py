@@ -159,7 +159,9 @@ def build_kernel(source: Path, folder: Path, architecture: str) -> Path:
     if built is None:
         raise FileNotFoundError("The build of mamba-ssm left no selective_scan_cuda*.so; see the step's log.")
     (folder / KERNEL).mkdir(exist_ok=True)
-    return Path(shutil.copy2(built, folder / KERNEL))
+    kept = Path(shutil.copy2(built, folder / KERNEL))
+    shutil.rmtree(folder / "mamba")  # its objects are large
+    return kept
 
 
 def keep_architecture(setup: str, architecture: str) -> str:
@@ -372,7 +374,9 @@ def project_hours(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     hours = {}
     for index, (name, _) in enumerate(ABLATIONS[-2:]):
         passes = [1 / rates[run.system][index]["exams_per_second"] for run in study.runs()]
-        hours["float32" if index == 0 else name] = sum(passes) * study.training.epochs * PAPER_EXAMS / 3600
+        hours["float32" if index == 0 else name.removeprefix("+ ")] = (
+            sum(passes) * study.training.epochs * PAPER_EXAMS / 3600
+        )
     facts = {"runs": len(study.runs()), "epochs": study.training.epochs, "exams": PAPER_EXAMS, "size": plan.size}
     yield {"projection": facts | {"hours": hours, "synthetic": True}}
 

@@ -62,6 +62,18 @@ def test_ss2d_with_four_copies_reorders_as_medmamba_does():
     assert {"stack", "flip", "cat"} <= set(names) and not set(names) & {"index", "gather", "index_select"}
 
 
+def test_a_gpu_with_triton_alone(monkeypatch):
+    """Triton scans images only: what needs a scan of sequences is left out."""
+    row = dict.fromkeys([*report.TIMES, "peak_memory_in_input"], 1.0)
+    monkeypatch.setattr(scans, "pick_backend", lambda *_: "triton")
+    monkeypatch.setattr(scans, "compare", lambda functions, *_: [row | {"name": name} for name in functions])
+    assert next(iter(scans.list_scans(CPU))) == "backend reference"
+    found = scans.compare_ss2d(2, 2, 1, CPU)
+    assert [row["name"] for row in found["rows"]] == ["four bare scans", "SS2D, triton"]
+    text = "\n".join(report.describe({"ss2d": [found]}))
+    assert "SS2D, triton: 1.00 times four bare scans" in text and text.count(": 1.00 times") == 1
+
+
 def test_peak_memory_of_a_known_allocation():
     def work():
         first = torch.ones(2**18)  # 1 MB

@@ -144,6 +144,7 @@ def test_mamba_is_built_for_one_card(tmp_path):
     for architecture in ("90", "100"):
         file = gpu_steps.build_kernel(source, tmp_path / "out", architecture)
         assert file == tmp_path / "out" / gpu_steps.KERNEL / "selective_scan_cuda.so"
+        assert not (tmp_path / "out" / "mamba").exists()
         flags = f"-gencode arch=compute_{architecture},code=sm_{architecture}"
         assert file.read_text() == f"{flags} TRUE TRUE"
 
