@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_steps import CHECKOUT, KERNEL, STEPS, TINY, Plan
+from benchmarks.gpu_steps import CHECKOUT, STEPS, TINY, Plan
+from benchmarks.mamba_build import KERNEL
 from benchmarks.report import describe
 from mammo_utils.io import exit_with_parent, folder_lock, plain_values, read_json, write_json
 from mammo_utils.provenance import commit

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.__main__ import find_cpu_name
 from benchmarks.epochs import ABLATIONS, PAPER_EXAMS, compare_epochs
+from benchmarks.mamba_build import build_kernel
 from benchmarks.measure import MEGABYTE, peak_memory, time_call
 from benchmarks.scans import compare_scans, compare_ss2d
 from benchmarks.steps import draw_exams, make_step, measure_steps
@@ -39,10 +38,8 @@ from mammo_utils.training.run import device_name
 from mammo_utils.vocabulary import REFERENCE, SYSTEMS
 
 CHECKOUT = Path(__file__).parents[1]
-KERNEL = "kernel"  # subfolder with the built extension of mamba-ssm, which later steps can import
 TESTS = ("tests/models/test_mamba_ssm.py", "tests/models/test_triton_kernel.py")
 NOTEBOOKS = ("01_data_exploration", "02_preprocessing", "04_train")
-FLAGS = re.compile(r'cc_flag\.append\("-gencode"\)\s*cc_flag\.append\("arch=compute_(\w+),code=\w+"\)')
 
 
 @dataclass(frozen=True)
@@ -122,58 +119,6 @@ def build_mamba(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
         file = build_kernel(Path(plan.mamba), folder, f"{major}{minor}")
         facts = {"built": True, "file": file.name, "source": Path(plan.mamba).name}
         yield {"mamba": facts | {"seconds": time.perf_counter() - start}}
-
-
-def build_kernel(source: Path, folder: Path, architecture: str) -> Path:
-    """Build mamba-ssm's extension and copy it to the folder's subfolder KERNEL.
-
-    Args:
-        source: Its source distribution, a .tar.gz file.
-        folder: Where to unpack and to build.
-        architecture: Compute capability without its point, such as "90".
-
-    Returns:
-        The extension's file.
-
-    Raises:
-        ValueError: The source has no setup.py, or see `keep_architecture`.
-        CalledProcessError: The build failed.
-        FileNotFoundError: The build left no extension.
-    """
-    shutil.rmtree(folder / "mamba", ignore_errors=True)
-    with tarfile.open(source) as archive:
-        archive.extractall(folder / "mamba", filter="data")
-    setup = next((folder / "mamba").glob("*/setup.py"), None)
-    if setup is None:
-        raise ValueError(f"{source} holds no */setup.py; name the source distribution of mamba-ssm.")
-    text = keep_architecture(setup.read_text(encoding="utf-8"), architecture)
-    if importlib.util.find_spec("wheel") is None:  # newer setuptools have the command themselves
-        text = text.replace("from wheel.bdist_wheel import", "from setuptools.command.bdist_wheel import")
-    setup.write_text(text, encoding="utf-8")
-    variables = {"MAMBA_FORCE_BUILD": "TRUE", "MAMBA_KEEP_CUDA_BUILD": "TRUE", "MAX_JOBS": str(available_cpus())}
-    ninja = [str(Path(path) / "bin") for path in sys.path if (Path(path) / "bin" / "ninja").is_file()]
-    variables["PATH"] = os.pathsep.join([os.environ["PATH"], *ninja])  # without ninja torch compiles file by file
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=setup.parent, env=os.environ | variables, check=True)
-    built = next(setup.parent.glob("selective_scan_cuda*.so"), None)
-    if built is None:
-        raise FileNotFoundError("The build of mamba-ssm left no selective_scan_cuda*.so; see the step's log.")
-    (folder / KERNEL).mkdir(exist_ok=True)
-    kept = Path(shutil.copy2(built, folder / KERNEL))
-    shutil.rmtree(folder / "mamba")  # its objects are large
-    return kept
-
-
-def keep_architecture(setup: str, architecture: str) -> str:
-    """Return mamba-ssm's setup.py with `pass` in place of each -gencode pair but that of the architecture.
-
-    Raises ValueError if that pair is not there exactly once or if others are left.
-    """
-    found = [match[1] for match in FLAGS.finditer(setup)]
-    text = FLAGS.sub(lambda match: match[0] if match[1] == architecture else "pass", setup)
-    if text.count("-gencode") != 1 or found.count(architecture) != 1:
-        raise ValueError(f"setup.py of mamba-ssm cannot be cut down to compute_{architecture}; it names {found}.")
-    return text
 
 
 def compare_kernels(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
@@ -374,9 +319,8 @@ def project_hours(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
     hours = {}
     for index, (name, _) in enumerate(ABLATIONS[-2:]):
         passes = [1 / rates[run.system][index]["exams_per_second"] for run in study.runs()]
-        hours["float32" if index == 0 else name.removeprefix("+ ")] = (
-            sum(passes) * study.training.epochs * PAPER_EXAMS / 3600
-        )
+        name = "float32" if index == 0 else name.removeprefix("+ ")
+        hours[name] = sum(passes) * study.training.epochs * PAPER_EXAMS / 3600
     facts = {"runs": len(study.runs()), "epochs": study.training.epochs, "exams": PAPER_EXAMS, "size": plan.size}
     yield {"projection": facts | {"hours": hours, "synthetic": True}}
 

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_steps
+from benchmarks import gpu, gpu_steps, mamba_build
 from mammo_utils.io import read_json, write_json
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.study import load_study
@@ -142,8 +142,8 @@ def test_mamba_is_built_for_one_card(tmp_path):
     """Each block of an architecture that is not wanted stays valid Python."""
     source = make_source(tmp_path, SETUP)
     for architecture in ("90", "100"):
-        file = gpu_steps.build_kernel(source, tmp_path / "out", architecture)
-        assert file == tmp_path / "out" / gpu_steps.KERNEL / "selective_scan_cuda.so"
+        file = mamba_build.build_kernel(source, tmp_path / "out", architecture)
+        assert file == tmp_path / "out" / mamba_build.KERNEL / "selective_scan_cuda.so"
         assert not (tmp_path / "out" / "mamba").exists()
         flags = f"-gencode arch=compute_{architecture},code=sm_{architecture}"
         assert file.read_text() == f"{flags} TRUE TRUE"
@@ -151,11 +151,11 @@ def test_mamba_is_built_for_one_card(tmp_path):
 
 def test_a_source_that_cannot_be_built_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cut down to compute_75; it names \['53', '80', '90', '100'\]"):
-        gpu_steps.keep_architecture(SETUP, "75")
+        mamba_build.keep_architecture(SETUP, "75")
     with pytest.raises(ValueError, match="cut down to compute_90"):
-        gpu_steps.keep_architecture(SETUP + 'cc_flag += ["-gencode", "arch=compute_75,code=sm_75"]\n', "90")
+        mamba_build.keep_architecture(SETUP + 'cc_flag += ["-gencode", "arch=compute_75,code=sm_75"]\n', "90")
     with pytest.raises(FileNotFoundError, match="left no selective_scan_cuda"):
-        gpu_steps.build_kernel(make_source(tmp_path, SETUP.split("Path(")[0]), tmp_path / "out", "90")
+        mamba_build.build_kernel(make_source(tmp_path, SETUP.split("Path(")[0]), tmp_path / "out", "90")
 
 
 def test_a_real_step_in_its_process(tmp_path):
