@@ -33,8 +33,8 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
     for part in record.get("ss2d", []):
         yield "SS2D of {channels} channels, {side} x {side} tokens, {batch} image(s), {dtype}".format(**part)
         yield _table(part["rows"], "name", TIMES | {"peak_memory_in_input": "peak memory / image"})
-        bare, own, copies = (part["rows"][i] for i in (0, 1, -1))
-        for one, other in ((copies, own), (own, bare)):
+        bare, own, *others = part["rows"]
+        for one, other in [*((row, own) for row in others[-1:]), (own, bare)]:
             ratio = one["forward_backward_ms"] / other["forward_backward_ms"]
             yield f"  {one['name']}: {ratio:.2f} times {other['name']}"
         yield _describe_floor(part)

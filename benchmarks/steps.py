@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from statistics import median
@@ -130,23 +130,44 @@ def timed_parts(system: System, timer: PartTimer) -> Iterator[None]:
         yield
 
 
-def _make_step(system: System, study: Study, size: int, batch: int, device: torch.device) -> Callable[..., None]:
-    """Make a function that does one training step on `batch` exams of noise, all views present, as the loop does it."""
-    generator, names, classes = torch.Generator().manual_seed(0), tuple(map(str, range(batch))), system.classes
-    images = torch.randint(0, 256, (4 * batch, size, size), dtype=torch.uint8, generator=generator)
-    exams = ExamSet(
+def draw_exams(classes: dict[str, int], size: int, number: int, device: torch.device) -> ExamSet:
+    """Draw exams of noise with random labels, all views present.
+
+    Args:
+        classes: Task -> number of classes.
+        size: Side of the images, in pixels.
+        number: Exams.
+        device: Where the images are.
+    """
+    generator, names = torch.Generator().manual_seed(0), tuple(map(str, range(number)))
+    images = torch.randint(0, 256, (4 * number, size, size), dtype=torch.uint8, generator=generator)
+    return ExamSet(
         names=names,
         groups=names,
         images=images.to(device),
-        rows=torch.arange(4 * batch).view(batch, 4),  # (batch, 4): every view is present
-        labels={task: torch.randint(0, n, (batch, 2), generator=generator) for task, n in classes.items()},
+        rows=torch.arange(4 * number).view(number, 4),  # (number, 4): every view is present
+        labels={task: torch.randint(0, n, (number, 2), generator=generator) for task, n in classes.items()},
         categories=(1, 5),
         device=device,
     )
+
+
+def make_step(system: System, study: Study, size: int, batch: int, device: torch.device) -> Callable[..., None]:
+    """Make a function that does one training step on `batch` exams of `draw_exams`, as the loop does it.
+
+    Args:
+        system: The system, on `device`.
+        study: Its recipe is used.
+        size: Side of the images, in pixels.
+        batch: Exams of the step.
+        device: Where to train.
+    """
+    classes = system.classes
+    exams = draw_exams(classes, size, batch, device)
     weights = {task: torch.ones(n, device=device) for task, n in classes.items()}
     settings = study.training
     optimizer = make_optimizer(prepare_model(system, settings), settings, 1e-5)
-    maps = draw_affine_maps(batch, settings.augmentation, generator)
+    maps = draw_affine_maps(batch, settings.augmentation, torch.Generator().manual_seed(0))
     system.train()
 
     def step(timer: PartTimer | None = None) -> None:
@@ -168,8 +189,15 @@ def _make_step(system: System, study: Study, size: int, batch: int, device: torc
     return step
 
 
-def measure_steps(study: Study, size: int, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """Measure a training step of every system: its parts, the whole step without a timer, and its memory.
+def measure_steps(
+    study: Study,
+    size: int,
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    systems: Sequence[str] = tuple(SYSTEMS),
+) -> list[dict[str, Any]]:
+    """Measure a training step of each system: its parts, the whole step without a timer, and its memory.
 
     Args:
         study: Its models and recipe are used.
@@ -177,17 +205,18 @@ def measure_steps(study: Study, size: int, batch: int, rounds: int, device: torc
         batch: Exams of the step.
         rounds: Steps with a timer and steps without, alternately; their medians are taken.
         device: Where to train.
+        systems: Systems to measure.
 
     Returns:
         One record a system; its peak of memory is in megabytes above the weights.
     """
-    return [_measure_step(name, study, size, batch, rounds, device) for name in SYSTEMS]
+    return [_measure_step(name, study, size, batch, rounds, device) for name in systems]
 
 
 def _measure_step(name: str, study: Study, size: int, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(0)
     system = build_system(name, study.model, weights="").to(device)  # pretrained weights would not change the time
-    step = _make_step(system, study, size, batch, device)
+    step = make_step(system, study, size, batch, device)
     step(None)
     untimed: list[float] = []
     timed: list[dict[tuple[str, str], float]] = []

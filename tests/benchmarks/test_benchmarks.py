@@ -62,6 +62,18 @@ def test_ss2d_with_four_copies_reorders_as_medmamba_does():
     assert {"stack", "flip", "cat"} <= set(names) and not set(names) & {"index", "gather", "index_select"}
 
 
+def test_a_gpu_with_triton_alone(monkeypatch):
+    """Triton scans images only: what needs a scan of sequences is left out."""
+    row = dict.fromkeys([*report.TIMES, "peak_memory_in_input"], 1.0)
+    monkeypatch.setattr(scans, "pick_backend", lambda *_: "triton")
+    monkeypatch.setattr(scans, "compare", lambda functions, *_: [row | {"name": name} for name in functions])
+    assert next(iter(scans.list_scans(CPU))) == "backend reference"
+    found = scans.compare_ss2d(2, 2, 1, CPU)
+    assert [row["name"] for row in found["rows"]] == ["four bare scans", "SS2D, triton"]
+    text = "\n".join(report.describe({"ss2d": [found]}))
+    assert "SS2D, triton: 1.00 times four bare scans" in text and text.count(": 1.00 times") == 1
+
+
 def test_peak_memory_of_a_known_allocation():
     def work():
         first = torch.ones(2**18)  # 1 MB
@@ -91,7 +103,7 @@ def test_memory_of_a_step_includes_its_gradients(monkeypatch):
     """Measured is a step after zero_grad, not one that frees the gradients of the previous step."""
     held = []
     monkeypatch.setattr(
-        steps, "_make_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
+        steps, "make_step", lambda system, *a: lambda clock: held.append([p.grad for p in system.parameters()])
     )
     monkeypatch.setattr(steps, "peak_memory", lambda function, device: function() or 1.0)
     built = steps.build_system
@@ -146,9 +158,9 @@ def test_the_parts_of_a_step(name, parts):
     plain, timed = (build_system(name, dropout=0.0, backend="cpu") for _ in range(2))
     timed.load_state_dict(plain.state_dict())
     timer = steps.PartTimer(CPU)
-    steps._make_step(plain, study, 32, 2, CPU)()
+    steps.make_step(plain, study, 32, 2, CPU)()
     with steps.timed_parts(timed, timer):
-        step = steps._make_step(timed, study, 32, 2, CPU)
+        step = steps.make_step(timed, study, 32, 2, CPU)
         whole = measure.time_call(lambda: step(timer), CPU)
     for a, b in zip(plain.parameters(), timed.parameters(), strict=True):
         assert torch.equal(a, b)
