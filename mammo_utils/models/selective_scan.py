@@ -62,9 +62,9 @@ def selective_scan(
     _check_sequences(u, delta, A, B, C, D, z, delta_bias)
     if discretisation not in ("simplified", "exact"):
         raise ValueError(f"discretisation is {discretisation!r}; it must be 'simplified' or 'exact'.")
-    if discretisation == "exact" and backend == "auto":
-        backend = "reference"
-    backend = pick_backend(backend, u.device, u.dtype)
+    chosen, backend = backend, pick_backend(backend, u.device, u.dtype)
+    if chosen == "auto" and (discretisation == "exact" or backend == "triton"):
+        backend = "reference"  # the only one that has both
     if backend == "triton":
         raise ValueError("The backend 'triton' only scans images (scan_paths); use 'mamba_ssm' or 'reference' here.")
     if discretisation == "exact" and backend != "reference":

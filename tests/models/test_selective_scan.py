@@ -417,3 +417,14 @@ def test_softplus_of_large_and_small_numbers():
     one = torch.ones(len(delta), 1)
     y = scan(one[None], delta[None, :, None], 0 * one, one, one, delta_softplus=True, backend="cpu")
     torch.testing.assert_close(y.flatten().double(), F.softplus(delta.double()), rtol=1e-5, atol=0)
+
+
+def test_auto_is_the_reference_where_only_triton_works(monkeypatch):
+    """Triton scans images only."""
+    u, delta = torch.randn(1, 2, 5), torch.rand(1, 2, 5)
+    A, B = -torch.rand(2, 3), torch.randn(1, 3, 5)
+    expected = selective_scan(u, delta, A, B, B, backend="reference")
+    monkeypatch.setattr("mammo_utils.models.selective_scan.pick_backend", lambda *_: "triton")
+    assert torch.equal(selective_scan(u, delta, A, B, B), expected)
+    with pytest.raises(ValueError, match="only scans images"):
+        selective_scan(u, delta, A, B, B, backend="triton")
