@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import load_records, report
 from benchmarks.batch_norm import VARIANTS, measure_batch_norm
+from mammo_utils.io import project_root
 from mammo_utils.training.run import load_data, train_run
 
 
@@ -22,3 +23,11 @@ def test_each_epoch_is_scored_with_each_kind_of_statistics(small_study, in_small
     train_run(recomputed, rows.append, data)
     np.testing.assert_allclose([row["validation_auc"] for row in rows[3:]], found["auc"]["mean, plain"])
     assert "before the last batch" in "\n".join(report.describe({"batch_norm": [found]}))
+
+
+def test_the_readmes_figures_are_the_records():
+    falls = load_records()["cpu"]["batch_norm"][0]["falls"]
+    words = (
+        f"falls by up to {falls['running']:.2f} from one epoch to the next with them, and by {falls['mean, plain']:.2f}"
+    )
+    assert words in (project_root() / "README.md").read_text(encoding="utf-8")
