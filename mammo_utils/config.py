@@ -188,6 +188,16 @@ class Grid(Frozen):
     blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system with other numbers of blocks
 
     @model_validator(mode="after")
+    def _nothing_is_listed_twice(self) -> Grid:
+        for name in ("systems", "task_modes", "subsets", "seeds", "folds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"grid.{name} lists {list(getattr(self, name))}, one of them twice")
+        for system in self.more_seeds:
+            if system not in self.systems:
+                raise ValueError(f"grid.more_seeds names {system}, which is not in grid.systems")
+        return self
+
+    @model_validator(mode="after")
     def _blocks_are_accepted(self) -> Grid:
         for system, numbers in self.blocks.items():
             first, last = BLOCKS.get(SYSTEMS[system].blocks, (1, 0))

@@ -55,6 +55,8 @@ class TrainParameters(NotebookParameters):
         if self.blocks and not first <= self.blocks <= last:
             accepted = f"0, or {first} to {last}" if last else "0, because it has none"
             raise ParameterError(f"the parameter 'blocks' is {self.blocks}, but {self.system} accepts {accepted}.")
+        if self.fold >= 0 and self.loaded.split.kind != "kfold":
+            raise ParameterError(f"the parameter 'fold' is {self.fold}, but the study has no folds; leave it out.")
         if self.fold >= self.loaded.split.folds:
             last = self.loaded.split.folds - 1
             raise ParameterError(f"the parameter 'fold' is {self.fold}, but the last of the study's folds is {last}.")

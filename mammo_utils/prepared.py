@@ -1,4 +1,4 @@
-"""The record of the settings by which a study's cohort, images and split were prepared.
+"""The records of the settings by which a study's cohort, images and split were made.
 
 Notebook 02 writes it last. Training compares it with the run's settings, so that a run is never recorded with an image
 size, a split or a data source that its data do not have.
@@ -12,9 +12,27 @@ from mammo_utils.data.cohort import DataError
 from mammo_utils.data.split import Split
 from mammo_utils.images.store import Store
 from mammo_utils.io import display_path, read_json, write_json
+from mammo_utils.provenance import folder_hash
 from mammo_utils.study import FREE, PREPARED, RunSpec, Study, flatten
 
 RECORD = "prepared.json"
+
+
+def save_found(study: Study) -> None:
+    """Record the settings by which notebook 01 has read the data."""
+    write_json(study.folder / "found" / "settings.json", _settings(study, "data"))
+
+
+def check_found(study: Study) -> None:
+    """Raise DataError if notebook 01 has read the data by other settings than the study's."""
+    file = study.folder / "found" / "settings.json"
+    then, now = read_json(file) if file.is_file() else {}, _settings(study, "data")
+    for name in now:
+        if then.get(name) != now[name]:
+            raise DataError(
+                f"Notebook 01 read the data with {name} = {then.get(name)!r}, but the study has {now[name]!r}; run "
+                "notebook 01 again."
+            )
 
 
 def save_prepared(study: Study, store: Store, split: Split) -> None:
@@ -25,7 +43,7 @@ def save_prepared(study: Study, store: Store, split: Split) -> None:
         store: Its image store.
         split: Its split.
     """
-    values = {"settings": _settings(study), "store": store.hash, "split": split.hash}
+    values = {"settings": _settings(study), **_hashes(study.folder, store, split)}
     write_json(study.folder / RECORD, values)
 
 
@@ -42,19 +60,26 @@ def check_prepared(folder: Path, spec: RunSpec, store: Store, split: Split) -> N
         DataError: They differ, or the store or the split is not the one that was recorded.
     """
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    if (record.get("store"), record.get("split")) != (store.hash, split.hash):
-        raise DataError(f"{display_path(folder)}: the images or the split are not complete; run notebook 02 again.")
+    if not isinstance(record, dict) or not record.items() >= _hashes(folder, store, split).items():
+        raise DataError(
+            f"The cohort, the images or the split in {display_path(folder)} are not those that notebook 02 wrote last; "
+            "run notebook 02 again."
+        )
     then, now = record["settings"], _settings(spec)
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             raise DataError(
                 f"{display_path(folder)} was prepared with {name} = {then.get(name)!r}, but the run has "
-                f"{now.get(name)!r}; run notebooks 01 and 02 with the run's settings, under another name if runs of "
-                f'this study are to be kept (the setting "name=mine").'
+                f"{now.get(name)!r}; run notebooks 01 and 02 with the run's settings. To keep the runs of this "
+                'study, add the setting "name=mine".'
             )
 
 
-def _settings(settings: Study | RunSpec) -> dict[str, object]:
-    values = flatten(settings.model_dump(mode="json", include=set(PREPARED)))
+def _hashes(folder: Path, store: Store, split: Split) -> dict[str, str]:
+    return {"cohort": folder_hash(folder / "cohort"), "store": store.hash, "split": split.hash}
+
+
+def _settings(settings: Study | RunSpec, *sections: str) -> dict[str, object]:
+    values = flatten(settings.model_dump(mode="json", include=set(sections or PREPARED)))
     free = (*FREE, "split.fold") if settings.split.kind == "kfold" else FREE  # one preparation serves all folds
     return {name: value for name, value in values.items() if name not in free}

@@ -141,7 +141,9 @@ class Study(Frozen):
         if not self._file:
             return ()
         now, then = (flatten(study.model_dump(mode="json")) for study in (self, self._file))
-        outside = (*FREE, "name", "real_exams", "grid.", "evaluation.")
+        kept = any((self.folder / "runs").glob("*/metrics.json"))
+        free = [name for name in FREE if name != "data.folder" or not kept]  # other data would replace finished runs
+        outside = (*free, "name", "real_exams", "grid.", "evaluation.")
         return tuple(k for k in now if now[k] != then.get(k) and not k.startswith(outside))
 
 
@@ -171,6 +173,8 @@ class RunSpec(Frozen):
         settings = (setting.partition("=") for setting in self.variant)
         variant = "".join(f"-{name.rpartition('.')[2]}={value}" for name, _, value in settings)
         variant = re.sub("[^A-Za-z0-9_.=-]", "", variant)
+        if len(variant) > 120:  # names of files are limited
+            variant = f"{variant[:100]}-{hash_of(self.variant)[:12]}"
         return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}{fold}{variant}"
 
     @property
@@ -284,7 +288,10 @@ def _set(values: dict, setting: str) -> None:
         if not isinstance(values.setdefault(section, {}), dict):
             raise ParameterError(f"The setting {setting!r} names {section!r}, which is no section.")
         values = values[section]
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"The value of the setting {setting!r} is not valid YAML.") from error
 
 
 def describe_mistake(error: ValidationError, model: type[BaseModel]) -> str:
@@ -299,5 +306,7 @@ def describe_mistake(error: ValidationError, model: type[BaseModel]) -> str:
         return f"there is no parameter {name!r}; accepted are {', '.join(model.model_fields)}{more}."
     if mistake["type"] == "missing":
         return f"the parameter {name!r} is missing{more}."
+    if isinstance(mistake["input"], Mapping | BaseModel):  # of a whole section, whose message names the values
+        return mistake["msg"].removeprefix("Value error, ") + f"{more}."
     what = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"the parameter {name!r} is {mistake['input']!r}, but {what}{more}."

@@ -46,12 +46,13 @@ def prepare(study: Study) -> Study:
     from mammo_utils.data.sources import read_cohort
     from mammo_utils.data.split import make_split, patient_groups
     from mammo_utils.images.build_store import apply_store, build_store
-    from mammo_utils.prepared import save_prepared
+    from mammo_utils.prepared import save_found, save_prepared
     from mammo_utils.synthetic.release import write_release
 
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=study.images.workers)
     cohort = read_cohort("cmmd", study.data_folder, cohort=study.data.cohort)
     save_cohort(cohort, study.folder / "found")
+    save_found(study)
     store = build_store(cohort, study.folder / "store", **study.images.model_dump())
     cohort = exclude_conflicting_duplicates(apply_store(cohort, store), store.hashes, study.data.conflicts)
     save_cohort(cohort, study.folder / "cohort")

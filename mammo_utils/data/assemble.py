@@ -13,7 +13,7 @@ from mammo_utils.io import display_path
 
 SECOND = "a second image of the same view"
 COPY = "the same UID as another file"
-OTHER_STUDY = "of another study of the patient, and an exam is one study"
+OTHER_STUDY = "from another study of the patient; an exam uses only one study"
 
 
 def assemble(

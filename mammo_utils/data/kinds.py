@@ -53,12 +53,13 @@ def describe_kind(dataset: pydicom.Dataset) -> dict[str, Any]:
         rank, kind = MODIFIED, next((MODIFIERS[code] for code in codes if code in MODIFIERS), "a modified view")
     elif str(dataset.get("BreastImplantPresent") or "").strip().upper() == "YES":
         rank, kind = IMPLANT, "a view with an implant"
+    date = str(dataset.get("StudyDate") or "").strip()
     return {
         "rank": rank,
         "kind": kind,
         "raw": str(dataset.get("PresentationIntentType") or "").strip().upper() == "FOR PROCESSING",
         "study": str(dataset.get("StudyInstanceUID") or "").strip(),
-        "taken": "".join(str(dataset.get(name) or "").strip() for name in ("StudyDate", "StudyTime")),
+        "taken": (date + str(dataset.get("StudyTime") or "").strip()) if date else "",
     }
 
 

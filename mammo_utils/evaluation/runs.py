@@ -108,8 +108,8 @@ def _other_run(study: Study, folder: Path) -> RunSpec | None:
     try:
         variant = read_json(folder / "config.json")["variant"] if match["variant"] else ()
         spec = study.run(match["system"], match["task_mode"], match["subset"], *numbers, variant, fold)
-    except (OSError, ValueError, LookupError):
-        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # its config.json is damaged
     return spec if spec.id == folder.name else None
 
 
@@ -207,7 +207,11 @@ def group_by_seed(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str,
     for run in runs:
         if run.finished and run.spec.blocks == blocks and (run.in_grid or not run.spec.variant):
             together.setdefault((run.spec.subset, run.spec.task_mode, run.spec.system), []).append(run)
-    if folds := {run.spec.fold for run in runs if run.in_grid and run.spec.fold is not None}:
+    folds = {run.spec.fold for run in runs if run.in_grid and run.spec.fold is not None}
+    if not folds:
+        together = {key: [run for run in found if run.spec.fold is None] for key, found in together.items()}
+        together = {key: found for key, found in together.items() if found}
+    else:
         pooled = {key: pool_folds(found, folds) for key, found in together.items()}
         together = {key: found for key, found in pooled.items() if found}
     for key, seeds in together.items():

@@ -28,7 +28,7 @@ import pandas as pd
 from mammo_utils.data.assemble import COPY, SECOND
 from mammo_utils.data.cohort import EXCLUDED, USED, Cohort, DataError
 from mammo_utils.data.exclusions import exclude_images
-from mammo_utils.images.grey import PixelError, read_pixels
+from mammo_utils.images.grey import UNREADABLE, PixelError, read_pixels
 from mammo_utils.images.preprocess import BOX, pixel_hash, prepare_image
 from mammo_utils.images.store import TABLES, Store, load_store
 from mammo_utils.io import (
@@ -89,7 +89,7 @@ def build_store(
         with folder_lock(folder) if writable else nullcontext():  # a second process waits, and then finds it finished
             store = _load_finished(folder, identity, sources)
             if store is None and not writable:
-                raise DataError(f"{display_path(folder)} is read-only and its store is not of these data and settings.")
+                raise DataError(f"{display_path(folder)} is read-only and holds a store of other data or settings.")
             if store is None:
                 _build(cohort.folder, jobs, folder, identity, sources, settings, workers, progress)
     except OSError as error:
@@ -104,6 +104,10 @@ def build_store(
             "number and run the same command again; the images prepared so far are kept."
         ) from None
     store = store or load_store(folder)
+    now = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
+    if now != files or store.excluded["reason"].str.startswith(UNREADABLE).any():
+        print("Some files could not be read, or changed meanwhile; the next build starts over.", flush=True)
+        (folder / "files.json").unlink(missing_ok=True)
     if store.index.empty:
         reason = store.excluded["reason"].iloc[0] if len(store.excluded) else "there is none"
         raise DataError(f"No image of {display_path(cohort.folder)} can be used; the reason for the first: {reason}.")

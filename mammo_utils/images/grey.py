@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import pydicom
 from pydicom.pixels import apply_modality_lut, apply_voi
+from scipy import ndimage
 
 from mammo_utils.data.dicom import LARGEST_IMAGE, Refused, read_dataset
 from mammo_utils.images.decoder import DecoderError, decompress
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits per value of common detectors and scanners
+UNREADABLE = "the file cannot be read now"
+LEVELS = 64  # an area with more grey values is no padding
 DARK = 1 / 8  # of the scale: an image that uses less of it has another scale, or is too dark or too grey to be read
 
 
@@ -57,7 +60,8 @@ def read_pixels(path: Path, window: bool = False) -> GreyImage:
         window: Apply the header's VOI LUT or first window. CMMD's window spans the full range and would only bend it.
 
     Raises:
-        PixelError: The pixels cannot be used; the message is the reason. No other error, whatever the file contains.
+        PixelError: The pixels cannot be used; the message is the reason.
+        MemoryError: There is no memory for them. No other error, whatever the file contains.
     """
     try:
         with warnings.catch_warnings():
@@ -68,7 +72,11 @@ def read_pixels(path: Path, window: bool = False) -> GreyImage:
         raise PixelError(str(error)) from None
     except FileNotFoundError:
         raise PixelError("the file is no longer there; restore it, or run notebook 01 again") from None
+    except MemoryError:
+        raise
     except Exception as error:  # the file is untrusted: whatever is wrong with it must not stop the others
+        if isinstance(error, OSError) and error.errno:  # a disk or network that fails, perhaps only now
+            raise PixelError(f"{UNREADABLE} ({error.strerror}); run notebook 02 again") from None
         raise PixelError(f"its pixels cannot be decoded ({type(error).__name__}); download the file again") from None
 
 
@@ -126,7 +134,7 @@ def _interpret(words: np.ndarray, dataset: pydicom.Dataset, window: bool) -> Gre
     notes: list[str] = []
     bits, signed = min(int(dataset.BitsStored), 8 * words.itemsize), int(dataset.PixelRepresentation) == 1
     words = _unshift(words, bits, _number(dataset, "HighBit"), notes)
-    padding = _find_padding(words, bits, signed, dataset)
+    padding = _find_padding(words, bits, signed, dataset, notes)
     values = _extend_sign(words, bits, padding, notes) if signed else words
     if padding is not None:
         values = np.where(padding, values[~padding].min(), values)
@@ -142,7 +150,7 @@ def _interpret(words: np.ndarray, dataset: pydicom.Dataset, window: bool) -> Gre
     elif signed:
         bits -= most < 2 ** (bits - 1)
     if (most < DARK * 2**bits or (signed and not zero)) and _depth(most) < bits:
-        notes.append(f"values up to {most} use little of {bits} bits and are read as {_depth(most)} bits")
+        notes.append(f"the largest value is {most}, so the {bits}-bit values are read as {_depth(most)} bits")
         bits = _depth(most)
     values = values.astype(np.uint8 if words.itemsize == 1 and bits <= 8 else np.uint16, copy=False)
     inverted = _is_inverted(_bright_air(values, padding), dataset, slope, notes)
@@ -202,8 +210,10 @@ def _unshift(words: np.ndarray, bits: int, high: float | None, notes: list[str])
     return words
 
 
-def _find_padding(words: np.ndarray, bits: int, signed: bool, dataset: pydicom.Dataset) -> np.ndarray | None:
-    """Mask of the padding pixels, None if there are none."""
+def _find_padding(
+    words: np.ndarray, bits: int, signed: bool, dataset: pydicom.Dataset, notes: list[str]
+) -> np.ndarray | None:
+    """Mask of the padding pixels, None if there are none: nearly constant areas that touch the image's border."""
     value, limit = (_number(dataset, tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return None
@@ -213,11 +223,21 @@ def _find_padding(words: np.ndarray, bits: int, signed: bool, dataset: pydicom.D
     if signed and -(2 ** (bits - 1)) <= first < 0:
         sizes.add(bits)  # the bits above the stored ones may repeat the sign or be 0
     for size in sizes:
-        if last - first < 2**size:
+        if -(2 ** (size - 1)) <= first <= last < 2**size:
             padding |= (words - words.dtype.type(first % 2**size) <= last - first) & (words < 2**size)
     if padding.all():
         raise PixelError("every pixel is padding")
-    return padding if padding.any() else None
+    if not padding.any():
+        return None
+    areas, _ = ndimage.label(padding)
+    border = np.unique(np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]]))
+    outside = padding & np.isin(areas, border)
+    if len(np.unique(words[outside])) > LEVELS:
+        notes.append(f"pixels of the padding's range {first} to {last} show more than padding and are kept")
+        return None
+    if (outside != padding).any():
+        notes.append(f"pixels with the padding's value {first} inside the picture are kept")
+    return outside if outside.any() else None
 
 
 def _extend_sign(words: np.ndarray, bits: int, padding: np.ndarray | None, notes: list[str]) -> np.ndarray:

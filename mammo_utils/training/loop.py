@@ -27,7 +27,7 @@ from mammo_utils.training.loss import class_weights, total_loss
 from mammo_utils.training.memory import TrainingError, autocast, is_out_of_memory, with_oom_backoff
 from mammo_utils.training.predict import validation_scores
 
-STATE = {"identity", "model", "optimizer", "schedule", "rows", "best"}  # what a checkpoint holds
+STATE = {"identity", "model", "optimizer", "schedule", "average", "rows", "best"}  # what a checkpoint holds
 
 
 def train(
@@ -327,7 +327,12 @@ def recompute_batch_norm(model: nn.Module, batches: Iterable[Batch], settings: T
                 model(part.images, part.present)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    average_buffers(model)
+    if rank_and_size()[1] > 1:
+        for norm in norms:  # a process may have had fewer batches, or none
+            n = norm.num_batches_tracked.to(norm.running_mean.dtype)
+            total = sum_over_ranks(n.clone()).clamp(min=1)
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.copy_(sum_over_ranks(statistic * n) / total)
 
 
 def prepare_model(model: nn.Module, settings: Training) -> nn.Module:

@@ -95,6 +95,7 @@ def saved_results(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState 
 def damage(folder: Path) -> str:
     """What is wrong with the files of finished results, as one sentence; "" if all are as the run wrote them."""
     hashes = _read(folder / METRICS).get("files")
+    hashes = hashes if isinstance(hashes, dict) else None
     wrong = {} if hashes else {METRICS: "is not readable"}
     for name in FILES if hashes else ():
         if not (folder / name).is_file():

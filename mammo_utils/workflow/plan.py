@@ -70,7 +70,9 @@ class Plan:
             _check_command(config)
             self.file = config.get("study", "config/demo.yaml")
             settings = config.get("settings", [])  # such as ["training.epochs=3", "images.size=32"]
-            self.settings = [settings] if isinstance(settings, str) else list(settings)
+            if not isinstance(settings, str | list):
+                raise ParameterError(f'settings is {settings!r}; it must be a list, such as ["training.epochs=3"].')
+            self.settings = [settings] if isinstance(settings, str) else settings
             self.study: Study = load_study(self.file, self.settings)
             if not workflow.remote_exec:
                 _refuse_to_replace(self.study)
@@ -215,7 +217,7 @@ def _check_command(config: dict[str, Any]) -> None:
     elsewhere = options.executor or options.profile or options.workflow_profile  # as on a cluster, whose jobs it limits
     if options.jobs and not options.cores and not elsewhere:
         raise ParameterError(
-            f"-j {options.jobs} has no effect beside the default profile's `cores: all`; use -c {options.jobs} "
+            f"-j {options.jobs} would be ignored, because the default profile sets `cores: all`; use -c {options.jobs} "
             "to limit the cores."
         )
 
@@ -228,15 +230,15 @@ def _is_told(record: logging.LogRecord) -> bool:
 
 def _refuse_to_replace(study: Study) -> None:
     """Raise ParameterError if the study would replace finished runs of its name that have other settings."""
-    advice = 'give the study another name, such as the setting "name=mine"'
     if study.replaced:
-        raise ParameterError(f"The settings change {', '.join(study.replaced)} of the study {study.name}; {advice}.")
+        names = ", ".join(study.replaced)
+        raise ParameterError(f'The settings change {names} of the study {study.name}; add "name=mine" to them.')
     for run in study.runs():
         state = run_state(run.folder, run)
         if state.other_settings:
             folder = display_path(run.folder)
             raise ParameterError(
-                f"{folder} is finished with other settings. {state.reason} Either {advice}, or delete it."
+                f"{folder} holds a finished run with other settings. {state.reason} Rename the study or delete this folder."
             )
 
 

@@ -103,7 +103,7 @@ def test_an_exam_has_images_of_its_latest_study_only(release, dates, latest):
     exam = rows[rows["exam"] == "D1-0002"]
     used, others = exam[exam["status"] == "used"], exam[exam["status"] == "excluded"]
     assert list(used.index) == (latest or ["CMMD/series-4/1-1.dcm", "CMMD/series-5/1-1.dcm"]), "never one of each"
-    assert set(others["reason"]) == {"of another study of the patient, and an exam is one study"}
+    assert set(others["reason"]) == {"from another study of the patient; an exam uses only one study"}
     assert len(others) == 2 and set(others["step"]) == {"cohort"}
 
 

@@ -359,7 +359,7 @@ def test_inbreast_has_birads_of_each_breast_and_the_patient_from_the_name(inbrea
     reasons = [reason for reason in cohort.images["reason"] if reason]
     assert sorted(reasons) == [
         "another projection: FB, neither CC nor MLO",
-        "of another study of the patient, and an exam is one study",
+        "from another study of the patient; an exam uses only one study",
     ]
 
 

@@ -111,7 +111,7 @@ def test_a_finished_store_opens_in_a_read_only_folder(cohort, tmp_path, monkeypa
     monkeypatch.setattr(os, "access", lambda path, mode: not (path == folder and mode == os.W_OK))
     assert build(cohort, folder).hash == store.hash == load_store(folder).hash
     assert not (folder / ".lock").exists()
-    with pytest.raises(DataError, match="is read-only and its store is not of these data and settings"):
+    with pytest.raises(DataError, match="is read-only and holds a store of other data or settings"):
         build(cohort, folder, resize="pad")
     assert load_store(folder).hash == store.hash
 

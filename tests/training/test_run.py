@@ -101,7 +101,7 @@ def test_images_and_split_must_be_those_that_were_recorded(small_study):
     split = load_split(path)
     try:
         Split(split.kind, split.seed, split.part.replace("validation", "test"), split.groups).save(path)
-        with pytest.raises(DataError, match="are not complete; run notebook 02 again"):
+        with pytest.raises(DataError, match="are not those that notebook 02 wrote last; run"):
             runs.load_data(spec)
     finally:
         path.write_bytes(good)

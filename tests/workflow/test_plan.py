@@ -80,7 +80,10 @@ def test_a_second_command_stops_before_its_first_step(failed):
         (("stduy=config/paper.yaml",), "--config has no name 'stduy'; did you mean 'study'? Accepted are study and"),
         (("setting=[]",), "--config has no name 'setting'; did you mean 'settings'?"),
         (("epochs=3",), "--config has no name 'epochs'; accepted are study and settings."),
-        (("study=config/demo.yaml", "-j4"), "-j 4 has no effect beside the default profile's `cores: all`; use -c 4"),
+        (
+            ("study=config/demo.yaml", "-j4"),
+            "-j 4 would be ignored, because the default profile sets `cores",
+        ),
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence(tmp_path, words, sentence):
@@ -118,13 +121,14 @@ def test_finished_runs_of_an_edited_study_file_are_not_replaced(fake_study):
     file = fake_study.folder.parents[1] / "config" / "demo.yaml"
     file.write_text(file.read_text().replace("epochs: 10", "epochs: 20"))
     with pytest.raises(
-        ParameterError, match=r"is finished with other settings. training.epochs was 10; .* or delete it"
+        ParameterError,
+        match=r"finished run with other settings. training.epochs was 10; .* or delete this folder",
     ):
         _refuse_to_replace(load_study("config/demo.yaml"))
 
 
 def test_changed_settings_need_another_name(fake_study):
-    with pytest.raises(ParameterError, match=r"change training.epochs of the study demo; give .* \"name=mine\""):
+    with pytest.raises(ParameterError, match=r"change training.epochs of the study demo; add \"name=mine\""):
         _refuse_to_replace(load_study("config/demo.yaml", ["training.epochs=3"]))
     _refuse_to_replace(load_study("config/demo.yaml", ["training.epochs=3", "name=mine"]))
     _refuse_to_replace(load_study("config/demo.yaml", ["grid.seeds=[0, 1]", "evaluation.resamples=9"]))
