@@ -306,7 +306,9 @@ def describe_mistake(error: ValidationError, model: type[BaseModel]) -> str:
         return f"there is no parameter {name!r}; accepted are {', '.join(model.model_fields)}{more}."
     if mistake["type"] == "missing":
         return f"the parameter {name!r} is missing{more}."
-    if isinstance(mistake["input"], Mapping | BaseModel):  # of a whole section, whose message names the values
+    if mistake["type"] == "value_error" and isinstance(
+        mistake["input"], Mapping | BaseModel
+    ):  # of a whole section, whose message names the values
         return mistake["msg"].removeprefix("Value error, ") + f"{more}."
     what = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"the parameter {name!r} is {mistake['input']!r}, but {what}{more}."

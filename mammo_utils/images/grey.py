@@ -213,7 +213,7 @@ def _unshift(words: np.ndarray, bits: int, high: float | None, notes: list[str])
 def _find_padding(
     words: np.ndarray, bits: int, signed: bool, dataset: pydicom.Dataset, notes: list[str]
 ) -> np.ndarray | None:
-    """Mask of the padding pixels, None if there are none: nearly constant areas that touch the image's border."""
+    """Mask of the padding pixels, None if there are none."""
     value, limit = (_number(dataset, tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return None
@@ -229,15 +229,14 @@ def _find_padding(
         raise PixelError("every pixel is padding")
     if not padding.any():
         return None
-    areas, _ = ndimage.label(padding)
-    border = np.unique(np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]]))
-    outside = padding & np.isin(areas, border)
-    if len(np.unique(words[outside])) > LEVELS:
+    if len(np.unique(words[padding])) > LEVELS:
         notes.append(f"pixels of the padding's range {first} to {last} show more than padding and are kept")
         return None
-    if (outside != padding).any():
-        notes.append(f"pixels with the padding's value {first} inside the picture are kept")
-    return outside if outside.any() else None
+    areas, _ = ndimage.label(padding)
+    border = np.unique(np.concatenate([areas[0], areas[-1], areas[:, 0], areas[:, -1]]))
+    if inside := int((padding & ~np.isin(areas, border)).sum()):
+        notes.append(f"{inside} pixels inside the picture have the padding's value {first} and are read as air")
+    return padding
 
 
 def _extend_sign(words: np.ndarray, bits: int, padding: np.ndarray | None, notes: list[str]) -> np.ndarray:

@@ -238,7 +238,7 @@ def _refuse_to_replace(study: Study) -> None:
         if state.other_settings:
             folder = display_path(run.folder)
             raise ParameterError(
-                f"{folder} holds a finished run with other settings. {state.reason} Rename the study or delete this folder."
+                f"{folder} holds a finished run with other settings. {state.reason} Rename the study or delete it."
             )
 
 
