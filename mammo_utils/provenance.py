@@ -50,12 +50,12 @@ def training_code(backend: str) -> str:
     return code_hash(TRAINING, *([KERNELS[backend]] if backend in KERNELS else []))
 
 
-@cache
 def folder_hash(folder: Path) -> str:
     """SHA-256 of the files in a folder, not of those in its folders; a missing folder has that of an empty one."""
     return hash_of({file.name: file_hash(file) for file in folder.glob("*") if file.is_file()})
 
 
+@cache
 def code_hash(*entries: str) -> str:
     """SHA-256 of the package's modules that importing `entries` (module names) imports, themselves included."""
     return hash_of([[name, source_hash(path.read_text("utf-8"))] for name, path in imported_modules(entries).items()])
