@@ -190,7 +190,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert " / u\n" in printed and " / image\n" in printed
     with pytest.raises(SystemExit):
         command.main(["scan"])
-    assert "accepted are scans, ss2d, steps, epochs, images and ablations" in capsys.readouterr().err
+    assert "accepted are scans, ss2d, steps, epochs, images, ablations, batch_norm" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["ablations", "--settings", "name=unprepared"])
     assert "unprepared/cohort is missing; run notebook 02" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -176,27 +177,27 @@ def test_a_study_without_its_store_says_which_notebook_to_run(small_study):
         runs.train_run(spec)
 
 
-def test_a_split_of_other_data_or_with_a_twin_in_two_parts_is_refused(small_study):
+def test_a_split_of_other_data_or_with_a_twin_in_two_parts_is_refused(small_study, monkeypatch):
     """Whatever groups its file claims: the store's pixels and the exam table decide."""
     spec = spec_of(small_study, "resnet18-multi-1v5-seed0")
     folder, path = small_study.folder, small_study.folder / "split.json"
     good, split = path.read_bytes(), load_split(path)
     first = split.part.index[split.part == "train"][0]
     other = split.part.index[split.part == "test"][0]
-    unused = pd.read_parquet(folder / "store" / "unused.parquet")
-    shared = load_store(folder / "store").index.query("exam == @first").iloc[:1]
-    twin = shared.assign(exam=other)[["exam", "view", "path", "sha256"]]
+    store = load_store(folder / "store")
+    twin = store.index.query("exam == @first").iloc[:1].assign(exam=other)[["exam", "view", "path", "sha256"]]
     try:
-        pd.concat([unused, twin]).to_parquet(folder / "store" / "unused.parquet")
+        shared = replace(store, unused=pd.concat([store.unused, twin]))
+        monkeypatch.setattr(runs, "load_store", lambda _: shared)
         with pytest.raises(DataError, match="or its duplicate in two parts; run notebook 02"):
             runs.load_data(spec)
-        unused.to_parquet(folder / "store" / "unused.parquet")
+        monkeypatch.undo()
+        monkeypatch.setenv("MAMMO_PROJECT", str(folder.parents[1]))
         Split(split.kind, split.seed, split.part.drop(first), split.groups.drop(first)).save(path)
         with pytest.raises(DataError, match=f"is of other data: it lacks {first}"):
             runs.load_data(spec)
     finally:
         path.write_bytes(good)
-        unused.to_parquet(folder / "store" / "unused.parquet")
     runs.load_data(spec)
 
 
