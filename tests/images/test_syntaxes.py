@@ -1,7 +1,6 @@
 """Compressed DICOM decodes to the pixels that were compressed, or is excluded with its reason."""
 
 import os
-import signal
 from functools import partial
 
 import numpy as np
@@ -142,7 +141,12 @@ def test_an_interrupted_request_leaves_no_answer_for_the_next(tmp_path, monkeypa
     monkeypatch.setattr(decoder, "_decoder", lambda _: child)
     child._start()
     poll = child.pipe.poll
-    monkeypatch.setattr(child.pipe, "poll", lambda seconds: poll(seconds) and signal.raise_signal(signal.SIGINT))
+
+    def interrupted(seconds):
+        poll(seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(child.pipe, "poll", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decoder.decompress(tmp_path / "first.dcm")
     np.testing.assert_array_equal(decoder.decompress(tmp_path / "second.dcm"), picture(np.uint16))
