@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from mammo_utils.io import project_root
 from mammo_utils.parameters import NOTEBOOKS, check_parameters, freeze_parameters
 from mammo_utils.study import RunSpec, load_study
 from mammo_utils.vocabulary import SYSTEMS
+from tests.conftest import CHECKOUT
 
 
 def test_the_paper_study_is_the_54_runs_of_tables_2_to_4():
@@ -151,3 +153,39 @@ def test_folds_need_a_split_by_folds():
             load_study("config/demo.yaml", wrong)
     run = load_study("config/demo.yaml", ["split={kind: kfold, folds: 3}", "grid.folds=[0, 2]", "name=x"]).runs()[1]
     assert run.id.endswith("-fold2") and run.split.fold == run.fold == 2 and run.data_name == "1v5 fold 2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["training.epochs=[3"], r"The value of the setting 'training.epochs=\[3' is not valid YAML"),
+        (["grid.seeds=[0, 0]"], r"grid\.seeds lists \[0, 0\], one of them twice"),
+        (
+            ["grid.systems=[resnet18]", "grid.more_seeds={resnet50: [1]}"],
+            "grid.more_seeds names resnet50, which is",
+        ),
+        (["split.fold=9"], "fold is 9, but of 5 folds the last is 4"),
+    ],
+)
+def test_a_mistake_in_a_setting_is_one_short_sentence(settings, sentence):
+    with pytest.raises(ParameterError, match=sentence) as error:
+        load_study("config/demo.yaml", settings)
+    assert len(str(error.value)) < 200
+
+
+def test_a_long_variant_has_a_short_name():
+    settings = [
+        f"training.augmentation={{rotation: {k}.123456789, translation: 0.01234567, scale: 0.0123}}" for k in (1, 2)
+    ]
+    ids = {load_study("config/demo.yaml", [f"model.weights={'a' * 200}", s]).runs()[0].id for s in settings}
+    assert len(ids) == 2 and max(map(len, ids)) < 180
+
+
+def test_another_data_folder_would_replace_finished_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
+    shutil.copytree(CHECKOUT / "config", tmp_path / "config")
+    study = load_study("config/demo.yaml", ["data.folder=elsewhere"])
+    assert study.replaced == ()
+    (study.runs()[0].folder).mkdir(parents=True)
+    (study.runs()[0].folder / "metrics.json").write_text("{}")
+    assert study.replaced == ("data.folder",)

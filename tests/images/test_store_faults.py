@@ -1,5 +1,6 @@
 """What can happen to a store and its sources: damage, a full or read-only disk, files that go, a killed parent."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -12,6 +13,7 @@ import pytest
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images import build_store as stores
+from mammo_utils.images import grey
 from mammo_utils.images import store as reading
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.images.grey import PixelError, read_first
@@ -182,3 +184,18 @@ def is_running(process):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return is_alive(process) and not os.path.isdir("/proc/self")
+
+
+def test_a_passing_outage_excludes_no_image_for_good(cohort, tmp_path, monkeypatch):
+    """A network file system that fails for a moment: the same command reads the images again."""
+    folder = tmp_path / "store"
+
+    def fail(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(grey, "read_dataset", fail)
+    with pytest.raises(DataError, match="the file cannot be read now"):
+        build(cohort, folder)
+    monkeypatch.undo()
+    store = build(cohort, folder)
+    assert store.excluded.empty and len(store.index) == len(cohort.images[cohort.images["status"] == "used"])

@@ -87,6 +87,23 @@ def test_two_processes_answer_each_exam_once_and_keep_the_mean_of_batch_norms_st
     assert set(statistics) == {1.5}
 
 
+def recompute(say):
+    """Each process has its own number of batches; the last has none."""
+    rank, n = rank_and_size()
+    model = Tiny()
+    exams = parts()["train"]
+    batches = list(exams.in_order(8))
+    loop.recompute_batch_norm(model, batches if n == 1 else batches[:0] if rank else batches, Training(), 8)
+    say((model.norm.running_mean.tolist(), model.norm.running_var.tolist()))
+
+
+def test_a_process_without_batches_does_not_count_in_recomputed_statistics():
+    found = []
+    run_distributed(recompute, 2, (), found.append, ())
+    recompute(found.append)
+    assert found[0] == found[1]
+
+
 def wait(say, path):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
     path.with_suffix(f".{rank_and_size()[0]}").write_text(str(os.getpid()))

@@ -16,6 +16,7 @@ from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.split import Split, load_split
 from mammo_utils.images.store import load_store
+from mammo_utils.prepared import check_found
 from mammo_utils.study import load_study
 from mammo_utils.training import run as runs
 from mammo_utils.training.predict import predict, prediction_table
@@ -219,3 +220,23 @@ def test_the_folds_of_a_study_test_every_patient_once(small_study):
     assert len(tested) == len(set(tested)) and set(tested) == everyone
     assert not any(set(part["test"].groups) & set(part["train"].groups) for part in parts)
     shutil.rmtree(study.folder)
+
+
+def test_notebook_02_asks_for_the_reading_of_its_own_settings(small_study):
+    check_found(small_study)
+    other = small_study.model_copy(update={"data": small_study.data.model_copy(update={"cohort": "complete"})})
+    with pytest.raises(
+        DataError, match=r"read the data with data.cohort = 'usable', but the study has 'complete'; run"
+    ):
+        check_found(other)
+
+
+def test_an_altered_cohort_is_noticed(small_study):
+    file = small_study.folder / "cohort" / "excluded.csv"
+    good = file.read_bytes()
+    try:
+        file.write_bytes(good + b"file,x,y\n")
+        with pytest.raises(DataError, match="are not those that notebook 02 wrote last"):
+            runs.load_data(small_study.run("resnet18", "multi", "1v5", 0))
+    finally:
+        file.write_bytes(good)
