@@ -306,7 +306,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: Training) -> torch
 def recompute_batch_norm(model: nn.Module, batches: Iterable[Batch], settings: Training, micro: int) -> None:
     """Replace batch norm's running statistics by their mean over batches.
 
-    The running statistics are exponential averages over the last ten batches or so, taken while the weights changed.
     As `torch.optim.swa_utils.update_bn`, for systems that take images and a mask of the present views.
 
     Args:
@@ -327,8 +326,7 @@ def recompute_batch_norm(model: nn.Module, batches: Iterable[Batch], settings: T
                 model(part.images, part.present)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    if rank_and_size()[1] > 1:
-        for norm in norms:  # a process may have had fewer batches, or none
+        if rank_and_size()[1] > 1:  # a process may have had fewer batches, or none
             n = norm.num_batches_tracked.to(norm.running_mean.dtype)
             total = sum_over_ranks(n.clone()).clamp(min=1)
             for statistic in (norm.running_mean, norm.running_var):

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 
 from mammo_utils.data.cohort import load_cohort, save_cohort
 from mammo_utils.data.sources import read_cohort
+from mammo_utils.prepared import save_found
 from mammo_utils.study import load_study
 from mammo_utils.synthetic.release import write_release
 from tests.conftest import CHECKOUT, SMALL
@@ -33,6 +34,7 @@ def test_damaged_images_do_not_stop_notebook_02_and_are_named(tmp_path, monkeypa
     write_release(study.data_folder, **study.data.synthetic.model_dump(), workers=1)
     cohort = read_cohort("cmmd", study.data_folder)
     save_cohort(cohort, study.folder / "found")
+    save_found(study)
     used = cohort.images[cohort.images["status"] == "used"]
     outlined = cohort.lesions.merge(used, on=["exam", "view", "side"])["path"]
     damaged, gone = {used.loc[used["side"] == "R", "path"].iloc[0], outlined.iloc[0]}, used["path"].iloc[-1]
