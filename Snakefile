@@ -85,7 +85,7 @@ rule preprocessing:
         PLAN.notebook("02_preprocessing")
 
 
-# numba compiles the scan on its first use, which takes minutes: once here, not in each of the steps that use it.
+# numba compiles the scan on its first use: once here, not in each of the processes that use it.
 rule compile_scan:
     output:
         COMPILED,

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from mammo_utils.study import RunSpec
-from mammo_utils.training.dataset import derive_seed
-from mammo_utils.training.loop import backward, make_optimizer, make_schedule, prepare_model, recompute_batch_norm
+from mammo_utils.training.loop import make_optimizer, make_schedule, prepare_model, recompute_batch_norm, train_epoch
 from mammo_utils.training.loss import class_weights
 from mammo_utils.training.predict import validation_scores
 from mammo_utils.training.run import RunData, build, load_data, pick_device
@@ -49,16 +48,17 @@ def measure_batch_norm(spec: RunSpec, data: RunData | None = None) -> dict[str, 
     optimizer = make_optimizer(model, settings, spec.learning_rate)
     schedule = make_schedule(optimizer, settings)
     scores: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    before_last: dict[str, torch.Tensor] = {}
+
+    def keep_buffers(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if module.training and len(inputs[0]) < settings.batch_size:
+            before_last.update(copy.deepcopy(dict(module.named_buffers())))
+
     for epoch in range(1, settings.epochs + 1):
-        model.train()
+        hook = model.register_forward_pre_hook(keep_buffers)
+        train_epoch(model, exams, optimizer, weights, settings, spec.seed, epoch, settings.batch_size)
+        hook.remove()
         batches = list(exams.epoch(spec.seed, epoch, settings.batch_size, settings.augmentation))
-        for step, batch in enumerate(batches):
-            if len(batch.exams) < settings.batch_size:
-                before_last = copy.deepcopy(dict(model.named_buffers()))
-            torch.manual_seed(derive_seed("dropout", spec.seed, epoch, step, 0))
-            backward(model, batch, optimizer, weights, settings, settings.batch_size)
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            optimizer.step()
         full = [batch for batch in batches if len(batch.exams) == settings.batch_size]
         for name in VARIANTS:
             scored = copy.deepcopy(model)

@@ -1,7 +1,6 @@
 """The sections of a study's settings: validated, frozen, and without unknown names.
 
-Defaults are the paper's (§3.1, §4)
-or, where the paper is silent, those of the table "Choices" in the README.
+Defaults are the paper's (§3.1, §4) or, where the paper is silent, those of the table "Choices" in the README.
 """
 
 from __future__ import annotations

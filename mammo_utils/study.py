@@ -107,33 +107,30 @@ class Study(Frozen):
                 values of the study file under the file's own name, the run is the variant with those settings.
             fold: Number of the fold that is tested, if not that of the settings.
         """
+        named = {
+            "system": system,
+            "task_mode": task_mode,
+            "subset": subset,
+            "seed": seed,
+            "blocks": blocks,
+            "fold": fold,
+        }
         variant = tuple(variant)
         if self._file and not variant:
-            file = self._file.run(system, task_mode, subset, seed, blocks, fold=fold)
-            own = self._run(system, task_mode, subset, seed, blocks, fold=fold)
-            variant = tuple(f"{name}={json.dumps(value)}" for name, value in changed_settings(file, own).items())
-        return self._run(system, task_mode, subset, seed, blocks, variant, fold)
+            changed = changed_settings(self._file.run(**named), self._make_run(named))
+            variant = tuple(f"{name}={json.dumps(value)}" for name, value in changed.items())
+        return self._make_run(named, variant)
 
-    def _run(
-        self,
-        system: str,
-        task_mode: str,
-        subset: str,
-        seed: int,
-        blocks: int,
-        variant: tuple[str, ...] = (),
-        fold: int | None = None,
-    ) -> RunSpec:
-        kept = (*PREPARED, "subset_rule", "model", "training")
-        settings = {k: v for k, v in self.model_dump().items() if k in kept}
-        if blocks:
-            settings["model"] |= {SYSTEMS[system].blocks: blocks}
-        if fold is not None:
-            settings["split"] |= {"fold": fold}
+    def _make_run(self, named: dict[str, Any], variant: tuple[str, ...] = ()) -> RunSpec:
+        """The run with this study's settings and those of the variant."""
+        settings = self.model_dump(include={*PREPARED, "subset_rule", "model", "training"})
+        if named["blocks"]:
+            settings["model"][SYSTEMS[named["system"]].blocks] = named["blocks"]
+        if named["fold"] is not None:
+            settings["split"]["fold"] = named["fold"]
         for setting in variant:
             _set(settings, setting)
-        named = {"system": system, "task_mode": task_mode, "subset": subset, "seed": seed, "blocks": blocks}
-        return RunSpec(study=self.name, variant=variant, fold=fold, **named, **settings)
+        return RunSpec(study=self.name, variant=variant, **named, **settings)
 
     @property
     def replaced(self) -> tuple[str, ...]:

@@ -62,6 +62,23 @@ def read_images(
     return headers, rows, excluded + unusable
 
 
+def place_images(headers: list[dict], exam: str, side: str, view: str) -> list[dict]:
+    """Place each header of `read_images` by its row, see `place_image`; without a row, its folder names the exam.
+
+    Args:
+        headers: Headers of `read_images`.
+        exam: Column of the exam.
+        side: Column of the side.
+        view: Column of the view.
+    """
+    placed = []
+    for header in headers:
+        row = header["record"] or {}
+        name = row.get(exam) or PurePosixPath(header["path"]).parent.name
+        placed.append(place_image(header, name, row.get(side, "").upper(), row.get(view, "").upper()))
+    return placed
+
+
 def place_image(header: dict, exam: str, side: str, view: str) -> dict:
     """Return a header with the exam, side and view of its row; a tag that contradicts them is noted.
 

@@ -19,13 +19,13 @@ How cancer was established, and the time between image and diagnosis, are not kn
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
 from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort
-from mammo_utils.data.image_tables import Record, place_image, read_images
+from mammo_utils.data.image_tables import Record, place_images, read_images
 from mammo_utils.data.label_tables import UNLABELLED, Labels, add_label
 from mammo_utils.vocabulary import DENSITIES, SIDES
 
@@ -45,7 +45,7 @@ def read_rsna(folder: Path, *, cohort: str, progress: Callable[[int, int], None]
         DataError: The csv, one of its columns or every image is missing.
     """
     headers, rows, excluded = read_images(folder, TITLE, TABLE, COLUMNS, ("laterality", "cancer"), progress)
-    headers = [_place(header, header["record"] or {}) for header in headers]
+    headers = place_images(headers, "patient_id", "laterality", "view")
     labels: Labels = {}
     ages: dict[str, float] = {}
     for row in rows.values():
@@ -54,11 +54,6 @@ def read_rsna(folder: Path, *, cohort: str, progress: Callable[[int, int], None]
         if 0 <= (age := pd.to_numeric(row["age"], errors="coerce")) <= 130:
             ages[row["patient_id"]] = float(age)
     return assemble(TITLE, folder, headers, labels, excluded, rule=cohort, ages=ages)
-
-
-def _place(header: dict, row: Record) -> dict:
-    exam = row.get("patient_id") or PurePosixPath(header["path"]).parent.name
-    return place_image(header, exam, row.get("laterality", "").upper(), row.get("view", "").upper())
 
 
 def _make_label(row: Record) -> dict:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort
-from mammo_utils.data.image_tables import Record, place_image, read_images
+from mammo_utils.data.image_tables import Record, place_images, read_images
 from mammo_utils.data.label_tables import UNLABELLED, Labels, add_label
 from mammo_utils.vocabulary import DENSITIES, SIDES
 
@@ -43,13 +43,8 @@ def read_vindr_mammo(folder: Path, *, cohort: str, progress: Callable[[int, int]
     headers, rows, excluded = read_images(
         folder, TITLE, ANNOTATIONS, COLUMNS, ("laterality", "breast_birads"), progress
     )
-    headers = [_place(header, header["record"] or {}) for header in headers]
+    headers = place_images(headers, "study_id", "laterality", "view_position")
     return assemble(TITLE, folder, headers, _make_labels(rows.values()), excluded, rule=cohort)
-
-
-def _place(header: dict, row: Record) -> dict:
-    exam = row.get("study_id") or PurePosixPath(header["path"]).parent.name
-    return place_image(header, exam, row.get("laterality", "").upper(), row.get("view_position", "").upper())
 
 
 def _make_labels(rows: Iterable[Record]) -> Labels:

@@ -92,6 +92,11 @@ def build_store(
                 raise DataError(f"{display_path(folder)} is read-only and holds a store of other data or settings.")
             if store is None:
                 _build(cohort.folder, jobs, folder, identity, sources, settings, workers, progress)
+                store = load_store(folder)
+                now = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
+                if now != files or store.excluded["reason"].str.startswith(UNREADABLE).any():
+                    print("Some files could not be read, or changed meanwhile; the next build starts over.", flush=True)
+                    (folder / "files.json").unlink()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise DataError(
@@ -103,11 +108,6 @@ def build_store(
             "A process that prepared images was killed, probably for lack of memory. Set images.workers to a smaller "
             "number and run the same command again; the images prepared so far are kept."
         ) from None
-    store = store or load_store(folder)
-    now = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
-    if now != files or store.excluded["reason"].str.startswith(UNREADABLE).any():
-        print("Some files could not be read, or changed meanwhile; the next build starts over.", flush=True)
-        (folder / "files.json").unlink(missing_ok=True)
     if store.index.empty:
         reason = store.excluded["reason"].iloc[0] if len(store.excluded) else "there is none"
         raise DataError(f"No image of {display_path(cohort.folder)} can be used; the reason for the first: {reason}.")

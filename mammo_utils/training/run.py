@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from mammo_utils.config import ParameterError, Training
+from mammo_utils.config import Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, make_split, select_subset
 from mammo_utils.images.store import load_store
@@ -73,8 +73,9 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     )
     check_split(split, cohort, store.hashes)
     check_prepared(folder, spec, store, split)
-    if spec.split.kind == "kfold":  # the file holds one fold
+    if spec.split.kind == "kfold":  # the file holds one fold, and its groups, which have been checked
         split = make_split(cohort.exams, split.groups, **spec.split.model_dump())
+        check_split(split, cohort, store.hashes)
     exams = select_subset(cohort.exams, spec.subset, spec.subset_rule)
     part = split.part.loc[exams.index]
     images = place_images(store, device, spec.training.store)
@@ -113,11 +114,7 @@ def train_run(
     with folder_lock(spec.folder):
         data = data or load_data(spec, device if spec.training.processes == 1 else "cpu")
         state = run_state.saved_results(spec.folder, spec, data.hash)
-        if state and state.other_settings:
-            raise ParameterError(
-                f"{display_path(spec.folder)} holds a finished run with other settings. {state.reason} Give the study "
-                'another name, such as the setting "name=mine", or delete that folder.'
-            )
+        run_state.refuse_other_settings(spec, state)
         if state and not state.to_train:
             return read_json(spec.folder / run_state.METRICS)
         record = {**spec.model_dump(mode="json"), "run": spec.id, "hash": spec.hash, "data_hash": data.hash}

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mammo_utils.config import ParameterError
 from mammo_utils.io import display_path, is_locked, read_json
 from mammo_utils.provenance import file_hash, training_code
 from mammo_utils.study import RunSpec, changed_settings, flatten
@@ -90,6 +91,15 @@ def saved_results(folder: Path, spec: RunSpec, data_hash: str = "") -> RunState 
     if environment.get("code") != training_code(environment.get("scan", "")):
         reasons.append("The training code has changed since.")
     return RunState("stale" if reasons else "done", tuple(reasons), new_data and not changed, bool(changed))
+
+
+def refuse_other_settings(spec: RunSpec, state: RunState | None) -> None:
+    """Raise ParameterError if a finished run of other settings would be replaced."""
+    if state and state.other_settings:
+        raise ParameterError(
+            f"{display_path(spec.folder)} holds a finished run with other settings. {state.reason} Rename the study "
+            '(for example by the setting "name=mine") or delete that folder.'
+        )
 
 
 def damage(folder: Path) -> str:

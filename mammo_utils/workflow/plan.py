@@ -16,10 +16,10 @@ from snakemake.cli import get_argument_parser
 from snakemake.shell import shell
 
 from mammo_utils.config import ParameterError
-from mammo_utils.io import STARTER, display_path, is_alive
+from mammo_utils.io import STARTER, is_alive
 from mammo_utils.provenance import code_hash, hash_of, notebook_code, notebook_hash
 from mammo_utils.study import Study, load_study
-from mammo_utils.training.run_state import run_state
+from mammo_utils.training.run_state import refuse_other_settings, run_state
 from mammo_utils.vocabulary import SUBSETS, SYSTEMS
 from mammo_utils.workflow.gpus import has_gpu
 from mammo_utils.workflow.status import describe_progress
@@ -234,12 +234,7 @@ def _refuse_to_replace(study: Study) -> None:
         names = ", ".join(study.replaced)
         raise ParameterError(f'The settings change {names} of the study {study.name}; add "name=mine" to them.')
     for run in study.runs():
-        state = run_state(run.folder, run)
-        if state.other_settings:
-            folder = display_path(run.folder)
-            raise ParameterError(
-                f"{folder} holds a finished run with other settings. {state.reason} Rename the study or delete it."
-            )
+        refuse_other_settings(run, run_state(run.folder, run))
 
 
 def _python(module: str) -> str:

@@ -107,6 +107,13 @@ def test_an_exam_has_images_of_its_latest_study_only(release, dates, latest):
     assert len(others) == 2 and set(others["step"]) == {"cohort"}
 
 
+def test_a_study_without_a_date_is_not_the_latest_by_its_time(release):
+    make_studies(release, ("20100718", ""))
+    for name in ("CC.dcm", "MLO.dcm"):
+        change(release / name, StudyTime="235959")
+    assert read_rows(release)[1].at["CMMD/series-4/1-1.dcm", "status"] == "used"
+
+
 def test_a_later_study_without_a_full_view_or_a_usable_image_is_not_preferred(release):
     make_studies(release, ("20100718", "20120102"))
     change(release / "CC.dcm", modifier="399055006")

@@ -174,6 +174,27 @@ def test_padding_is_compared_with_whole_words(films, tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_padding_that_shows_more_than_padding_is_kept(films, tmp_path):
+    """A range that covers tissue, and a value of 16 bits left over in a file of 8."""
+    values = as_words(stored(films[0], 12), 12)
+    expected = read_pixels(write(tmp_path / "a.dcm", values, 12)).values
+    tags = {"PixelPaddingValue": 1000, "PixelPaddingRangeLimit": 4095}
+    found = read_pixels(write(tmp_path / "a.dcm", values, 12, **tags))
+    np.testing.assert_array_equal(found.values, expected)
+    assert found.note == "pixels of the padding's range 1000 to 4095 show more than padding and are kept"
+    values = as_words(stored(films[0], 8), 8)
+    values[40:42, 40:42] = 255  # saturated
+    found = read_pixels(write(tmp_path / "a.dcm", values, 8, PixelPaddingValue=4095))
+    assert (found.values[40:42, 40:42] == 255).all() and found.note == ""
+
+
+def test_padding_inside_the_picture_is_noted(films, tmp_path):
+    values = stored(films[0], 12)
+    values[40:42, 40:42] = 4095
+    found = read_pixels(write(tmp_path / "a.dcm", as_words(values, 12), 12, PixelPaddingValue=4095))
+    assert found.note == "4 pixels inside the picture have the padding's value 4095 and are read as air"
+
+
 def test_what_cannot_be_corrected_is_noted(films, tmp_path):
     values = stored(films[0], 12)
 

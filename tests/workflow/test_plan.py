@@ -122,7 +122,7 @@ def test_finished_runs_of_an_edited_study_file_are_not_replaced(fake_study):
     file.write_text(file.read_text().replace("epochs: 10", "epochs: 20"))
     with pytest.raises(
         ParameterError,
-        match=r"finished run with other settings. training.epochs was 10; .* or delete it",
+        match=r"finished run with other settings. training.epochs was 10; .* or delete that folder",
     ):
         _refuse_to_replace(load_study("config/demo.yaml"))
 
