@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError
 
 from mammo_utils.config import BLOCKS, Frozen, ParameterError, Subset, System, TaskMode
-from mammo_utils.study import PREPARED, Study, describe_mistake, load_study
+from mammo_utils.study import PREPARED, RunSpec, Study, describe_mistake, load_study
 from mammo_utils.training.run_state import METRICS
 from mammo_utils.vocabulary import SYSTEMS
 
@@ -117,8 +117,8 @@ def freeze_parameters(notebook: str, namespace: Mapping[str, Any]) -> NotebookPa
     Papermill only warns about a parameter that the notebook does not have. The cell that it injects stays in the
     kernel's history `In`, so unknown names assigned there are found and refused.
 
-    Later cells replace some parameters, such as the study's file by the study. If this cell runs again, such a
-    parameter keeps its earlier value.
+    Later cells replace the study's file by the study and the run's ID by the run. If this cell runs again, these
+    parameters keep their earlier values.
     """
     values = {name: namespace[name] for name in NOTEBOOKS[notebook].model_fields if name in namespace}
     for source in namespace.get("In", []):
@@ -126,7 +126,7 @@ def freeze_parameters(notebook: str, namespace: Mapping[str, Any]) -> NotebookPa
             targets = (t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets)
             values |= {t.id: namespace[t.id] for t in targets if isinstance(t, ast.Name)}
     for name, value in values.items():
-        if notebook in _frozen and not isinstance(value, str | int | float | list):
+        if notebook in _frozen and isinstance(value, Study | RunSpec):
             values[name] = getattr(_frozen[notebook], name)
     _frozen[notebook] = check_parameters(notebook, values)
     return _frozen[notebook]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mammo_utils import parameters
 from mammo_utils.config import ParameterError
 from mammo_utils.parameters import check_parameters, freeze_parameters
 from mammo_utils.study import Study
@@ -39,8 +40,9 @@ def test_an_unknown_run_lists_those_that_exist(fake_study):
     assert check_parameters("06_attention", {"run": two.id}).run == two.id
 
 
-def test_the_cell_of_the_parameters_can_run_again(fake_study):
+def test_the_cell_of_the_parameters_can_run_again(fake_study, monkeypatch):
     """Later cells replace the study's file by the study, and the run's ID by the run."""
+    monkeypatch.setattr(parameters, "_frozen", {})  # other tests of this process freeze parameters too
     run = fake_study.runs()[0]
     write_run(run)
     namespace = {"study": "config/demo.yaml", "settings": ["training.epochs=3"], "run": run.id}
@@ -50,5 +52,8 @@ def test_the_cell_of_the_parameters_can_run_again(fake_study):
     assert freeze_parameters("06_attention", namespace) == first
     namespace["settings"] = ["training.epochs=4"]
     assert freeze_parameters("06_attention", namespace).loaded.training.epochs == 4
+    for wrong in (("training.epochs=4",), None):  # neither list nor what a later cell assigns
+        with pytest.raises(ParameterError, match="'settings'"):
+            freeze_parameters("06_attention", namespace | {"settings": wrong})
     with pytest.raises(ParameterError, match="the parameter 'study' is Study"):
         freeze_parameters("05_results", {"study": Study(name="a")})
