@@ -68,7 +68,7 @@ def write_release(
     with folder_lock(folder):
         _record_settings(folder, {**asdict(settings), "n_exams": n_exams, "layout": "descriptive"})
         _remove_unfinished(folder)
-        exams = exams_of(n_exams, settings.seed)
+        exams = exams_of(n_exams, settings.seed, settings.bilateral)
         left = [exam for exam in exams if not (folder / MANIFEST / "CMMD" / exam.id).is_dir()]
         if not left and (folder / tables.WORKBOOK).is_file():
             progress(n_exams, n_exams)
