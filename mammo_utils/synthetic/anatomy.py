@@ -18,7 +18,7 @@ from mammo_utils.synthetic.cases import (
     Breast,
     Exam,
     Settings,
-    radial_shares,
+    arched_shares,
     replace_findings,
 )
 from mammo_utils.synthetic.findings import LesionOutline, add_structures
@@ -86,7 +86,7 @@ def draw_exam(exam: Exam, settings: Settings) -> dict[tuple[str, str], tuple[np.
     if settings.null:
         exam = replace_findings(exam, settings)
     body = _Body(_make_rng(exam, settings, 2))
-    shares = radial_shares(exam, settings)
+    shares = arched_shares(exam, settings)
     drawn = {}
     for p, projection in enumerate(PROJECTIONS):
         shared = _sample_spectrum(shape, _make_rng(exam, settings, 3, p))  # common to both breasts

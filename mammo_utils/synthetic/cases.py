@@ -77,7 +77,7 @@ class Settings:
         seed: Seed of all random numbers.
         contrast: Factor of the grey levels of findings and decoys; 0 makes them invisible.
         noise: Quantum noise; 1 is a standard deviation of two grey levels.
-        difficulty: 0 (every line of a finding shows the label) to 1 (no line does); see `radial_shares`.
+        difficulty: 0 (every arc of a finding shows the label) to 1 (no arc does); see `arched_shares`.
         visible: What shows a cancer: `both` views, `one` of them, or only `comparing` the two breasts.
         bilateral: Share of four-view exams with cancer in both breasts; None: as in the real release, 0.6 %.
         null: Whether the findings are independent of the labels.
@@ -100,8 +100,8 @@ class Finding:
 
     Attributes:
         kind: mass, calc, dist, FA, FAD or lipoma, as in the release.
-        suspicion: 0 (clearly benign) to 1 (clearly cancer): the share of its lines that are radial.
-        radius: Of its core, in mm; its lines reach three to four times as far.
+        suspicion: 0 (clearly benign) to 1 (clearly cancer): the share of its arcs that are arched.
+        radius: Of its core, in mm; its arcs reach four times as far.
         position: (depth, lateral, up). Depth is 0 at the chest wall and 1 at the nipple, the others are in -1..1.
     """
 
@@ -196,13 +196,13 @@ def replace_findings(exam: Exam, settings: Settings) -> Exam:
     return replace(exam, breasts=tuple(breasts))
 
 
-def radial_shares(exam: Exam, settings: Settings) -> dict[tuple[str, str], float]:
-    """Return where the label shows: (side, projection) -> probability that a line of the breast's structure is radial.
+def arched_shares(exam: Exam, settings: Settings) -> dict[tuple[str, str], float]:
+    """Return where the label shows: (side, projection) -> probability that an arc of the breast's structure is arched.
 
-    Every breast has a structure of the same lines; a line points to the structure's centre or runs round it. With
-    suspicion s, the probability is s where the cancer is `visible`, and 0 in the other view where `one` view shows
-    it. Where only `comparing` shows it, it is (level + s) / 3, with a level 0, 1 or 2 that both breasts share.
-    `difficulty` d shrinks every probability towards 1/2: 1/2 + (1 - d)(s - 1/2).
+    Every breast has a structure of the same arcs; each is arched or sags, which is the same arc upside down. With
+    suspicion s, the probability is s where the cancer is `visible`, and 0 in the other view where `one` view shows it.
+    Where only `comparing` shows it, it is (level + s) / 3, with a level 0, 1 or 2 that both breasts share. `difficulty`
+    d shrinks each probability p towards 1/2: 1/2 + (1 - d)(p - 1/2).
     """
     rng = np.random.default_rng([settings.seed, exam.number, 7])
     level = rng.integers(0, 3)

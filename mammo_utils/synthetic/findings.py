@@ -1,10 +1,13 @@
 """Draws findings, and decoys that are made of the same parts.
 
-Every breast has one structure: a core, some lines around it, or grains along such lines. Number, place, length, width,
-curvature and grey level of the parts have one distribution whatever the label; only the direction of a line depends on
-it. In a cancer the lines point to the centre (spicules, distortion, branching calcifications), otherwise they run round
-it (whorled tissue, rim calcifications). The distribution of the lines over the distance from the centre is the same in
-both cases, so that neither a histogram nor a texture nor a blurred image shows which one it is.
+Every breast has one structure: a core and arcs of tissue around it, or grains along such arcs. Number, place, size and
+grey level of these parts have one distribution whatever the label. Only the bend of an arc depends on it: in a cancer
+the arcs are arched (tissue that is pulled up), otherwise they sag (as the sediment of a cyst, the "teacup" sign).
+
+A sagging arc is an arched one upside down. The structure of a healthy breast is therefore distributed as the mirror
+image of a cancer's, and a statistic that is blind to top and bottom cannot tell them apart: grey levels, histograms,
+gradients, textures, extremes, areas and spectra all are. The profile across an arc is symmetric, so that the signed
+gradients are balanced too.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 Edge = Callable[[np.ndarray], np.ndarray]  # radius in mm of a closed curve as a function of the angle
 CORE_LEVELS = {"FAD": (12, 24), "dist": (0, 0), "calc": (0, 0)}  # grey levels; other kinds: MASS_LEVELS
 MASS_LEVELS = (22, 48)
-LINE_LEVELS = (26, 40)
-LINE_LENGTHS = (13.0, 20.0)  # mm
+ARC_LEVELS = (50, 75)
+ARCS, EXTENT = 8, 3.3  # number, and how far from the centre they lie, in radii of the core
+BOWS, WIDTHS = (9.0, 12.0), (2.2, 2.8)  # mm
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def add_structures(
         structures: What to draw.
         rng: Source of their shapes.
         contrast: Factor of their grey levels.
-        share: Probability that a line is radial, 0..1.
+        share: Probability that an arc is arched, 0..1.
 
     Returns:
         The outline of each.
@@ -77,16 +81,17 @@ def add_structures(
     for finding in structures:
         centre = canvas.project(finding.position)
         radius = min(finding.radius, 0.1 * canvas.reach)
-        window = Window(canvas, centre, radius + 2 * LINE_LENGTHS[1])
+        window = Window(canvas, centre, radius + 3.5 * EXTENT * 2.5)
         edge = _sample_edge(radius, 0.08, rng)
         core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 1.2, -30, 30)))
         pattern = rng.uniform(*CORE_LEVELS.get(finding.kind, MASS_LEVELS)) * core
-        pattern += _draw_lines(window, radius, share, rng, float(steps.max()) if finding.kind == "calc" else 0)
+        pattern += _draw_arcs(window, radius, share, rng, float(steps.max()) if finding.kind == "calc" else 0)
         window.picture += contrast * pattern
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        wide = 1.0 if finding.kind in ("mass", "FA", "lipoma", "FAD") else 2.0  # the others have no core
-        away = wide * edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        outlines.append(LesionOutline(finding.kind, (np.array(centre) + away) / steps - 0.5))
+        away = 0.9 * EXTENT * edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        points = (np.array(centre) + away) / steps - 0.5
+        corner = np.array(canvas.picture.shape[::-1]) - 0.5
+        outlines.append(LesionOutline(finding.kind, np.clip(points, -0.5, corner)))
     return outlines
 
 
@@ -101,32 +106,26 @@ def _sample_edge(radius: float, irregular: float, rng: Generator) -> Edge:
     return edge
 
 
-SPOKES, TURN, SPREAD, PLACE, WIDTHS = 8, 0.15, 4.0, 0.12, (1.3, 1.8)
-
-
-def _draw_lines(window: Window, radius: float, share: float, rng: Generator, grain: float) -> np.ndarray:
-    """Lines around a centre, or grains along them if `grain` (mm per pixel) is not 0; in grey levels."""
-    n = SPOKES
-    place = 2 * np.pi * (np.arange(n) + rng.uniform(-PLACE, PLACE, n)) / n + rng.uniform(-TURN, TURN)
-    length = rng.uniform(*LINE_LENGTHS, n)
-    middle = radius + length / 2 + rng.uniform(0, SPREAD, n)
-    pitch = np.where(rng.random(n) < share, 0, np.pi / 2) + rng.normal(0, 0.08, n)
-    # a radial line covers `length` of radii; one that runs round is put at any of them
-    middle += rng.uniform(-0.5, 0.5, n) * length * (1 - np.abs(np.cos(pitch)))
-    bend, width = rng.normal(0, 0.006, n), rng.uniform(*WIDTHS, n)
-    level = rng.uniform(*LINE_LEVELS, n)
+def _draw_arcs(window: Window, radius: float, share: float, rng: Generator, grain: float) -> np.ndarray:
+    """Arcs around a centre, or grains along them if `grain` (mm per pixel) is not 0; in grey levels."""
     picture = np.zeros_like(window.r)
-    for i in range(n):
-        dx, dy = window.dx - middle[i] * np.cos(place[i]), window.dy - middle[i] * np.sin(place[i])
-        turn = place[i] + pitch[i]
-        along = dx * np.cos(turn) + dy * np.sin(turn)
-        across = dy * np.cos(turn) - dx * np.sin(turn) - bend[i] * along * along
+    for _ in range(ARCS):
+        place, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1) ** 0.5 * EXTENT * radius
+        bow, width, level = rng.uniform(*BOWS), rng.uniform(*WIDTHS), rng.uniform(*ARC_LEVELS)
+        turn, half = rng.normal(0, 0.3), rng.uniform(1.1, 1.4)  # radians
+        up = 1 if rng.random() < share else -1
+        dx = window.dx - away * np.cos(place)
+        dy = up * (window.dy - away * np.sin(place))  # with `up` the picture of the arc is turned upside down
+        dx, dy = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
+        dy = dy - 0.7 * bow  # so that the arc's mean is at its place
+        angle = np.arctan2(dx, -dy)  # 0 at the arc's middle, which is above the centre of its circle
         if not grain:
-            ends = np.exp(-np.minimum((2 * along / length[i]) ** 6, 30))
-            picture += level[i] * ends * np.exp(-np.minimum(np.square(across / width[i]), 30))
+            across = np.square((np.hypot(dx, dy) - bow) / width)
+            ends = np.exp(-np.minimum((angle / half) ** 8, 30))
+            picture += level * ends * np.exp(-np.minimum(across, 30))
             continue
         size = max(0.6 * grain, 0.7)
-        for at in np.arange(-0.45, 0.46, 0.14) * length[i] + rng.uniform(-0.6, 0.6, 7):
-            away = np.square(along - at) + np.square(across + rng.normal(0, 0.4))
-            picture += level[i] * rng.uniform(1.5, 3.5) * np.exp(-np.minimum(away / size**2, 30))
+        for at in np.linspace(-half, half, 9) + rng.uniform(-0.08, 0.08, 9):
+            away2 = np.square(dx - bow * np.sin(at)) + np.square(dy + bow * np.cos(at))
+            picture += level * rng.uniform(1.0, 2.6) * np.exp(-np.minimum(away2 / size**2, 30))
     return picture
