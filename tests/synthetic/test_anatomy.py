@@ -46,7 +46,7 @@ def test_background_is_zero_and_the_breast_is_one_piece_without_holes(exams):
             assert ndimage.label(image > 0)[1] == 1
             assert (ndimage.binary_fill_holes(image > 0) == (image > 0)).all()
             assert 0.15 < (image > 0).mean() < 0.75
-            assert 60 < image[image > 0].mean() < 130 and (image == 255).mean() < 0.02
+            assert 40 < image[image > 0].mean() < 140 and (image == 255).mean() < 0.02
 
 
 def test_only_the_mlo_view_shows_the_muscle(exams):
@@ -89,7 +89,7 @@ def test_the_outline_lies_on_the_drawn_finding(kind, side):
             change = np.abs(image.astype(float) - plain[key][0])
             assert change.max() > 15
             centre = np.array(ndimage.center_of_mass(change))[::-1]
-            assert np.linalg.norm(centre - outline.points.mean(0)) < 12 / STEP, key
+            assert np.linalg.norm(centre - outline.points.mean(0)) < 18 / STEP, key
             assert is_inside(outline.points, *centre)
             at = np.rint(outline.points).astype(int)
             at = at.clip(0, [239, 287])
