@@ -81,7 +81,7 @@ def add_structures(
     for finding in structures:
         centre = canvas.project(finding.position)
         radius = min(finding.radius, 0.1 * canvas.reach)
-        window = Window(canvas, centre, radius + 3.5 * EXTENT * 2.5)
+        window = Window(canvas, centre, EXTENT * radius + 1.5 * BOWS[1] + 3)
         edge = _sample_edge(radius, 0.08, rng)
         core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 1.2, -30, 30)))
         pattern = rng.uniform(*CORE_LEVELS.get(finding.kind, MASS_LEVELS)) * core
