@@ -88,7 +88,7 @@ class Settings:
     seed: int = 0
     contrast: float = 1.0
     noise: float = 1.0
-    difficulty: float = 0.3
+    difficulty: float = 0.0
     visible: str = "both"
     bilateral: float | None = None
     null: bool = False
