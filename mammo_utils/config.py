@@ -63,6 +63,9 @@ class Synthetic(Frozen):
     seed: int = 0
     contrast: Positive = 1.0
     noise: Annotated[float, Field(ge=0)] = 1.0
+    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.0  # 1: the findings do not show the label
+    visible: Literal["both", "one", "comparing"] = "both"  # views, or breasts compared, that show a cancer
+    bilateral: Annotated[float, Field(ge=0, le=1)] | None = None  # share of cancers in both breasts; null: as in CMMD
     null: bool = False  # labels carry no signal
 
     @model_validator(mode="before")

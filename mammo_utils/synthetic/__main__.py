@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mammo_utils.progress import Progress
+from mammo_utils.synthetic.cases import VISIBLE
 from mammo_utils.synthetic.release import write_release
 
 
@@ -23,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contrast", type=float, default=1.0, help="of the findings; 0 makes them invisible")
     parser.add_argument("--noise", type=float, default=1.0, help="of the pixels")
+    parser.add_argument("--difficulty", type=float, default=0.0, help="0: every arc shows the label; 1: none does")
+    parser.add_argument("--visible", choices=VISIBLE, default="both", help="views, or breasts, that show a cancer")
+    parser.add_argument("--bilateral", type=float, help="share of four-view exams with cancer in both breasts")
     parser.add_argument("--null", action="store_true", help="draw findings that are independent of the labels")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per available CPU")
     settings = vars(parser.parse_args(arguments))

@@ -18,6 +18,7 @@ from numpy.random import Generator
 
 from mammo_utils.vocabulary import SIDES
 
+PROJECTIONS = ("CC", "MLO")
 MLO_LIFT = (0.9, 0.3)  # weights of `up` and `lateral` in the MLO view, which looks from the upper inner side
 FOUR_VIEWS, PATIENTS = 826, 1775
 LEFT_ALONE = 988 / 1872  # of CMMD's labelled breasts
@@ -56,16 +57,14 @@ BIRADS = {  # number of breasts with BI-RADS 1 to 5 and blank
     "Exclusion": (12, 0, 1, 1, 0, 11),
 }
 DENSITY = {"heterogeneous dense": 1671, "extremely dense": 551, "scattered": 340, "fatty": 30}
-ABNORMALITY = {  # number of CMMD's rows
-    "Malignant": {"mass": 737, "calcification": 198, "both": 381},
-    "Benign": {"mass": 412, "calcification": 64, "both": 80},
-}
+# number of CMMD's rows, benign and malignant together: a kind of finding must not give the label away
+ABNORMALITY = {"mass": 1149, "calcification": 262, "both": 461}
 SUBTYPE = {"Luminal B": 376, "Luminal A": 152, "HER2-enriched": 135, "triple negative": 86}
 AGE = {"Malignant": (49.4, 10.7), "Benign": (42.6, 9.8)}  # years: mean and standard deviation of CMMD's rows
-MASS_KINDS = {
-    "Malignant": {"mass": 90, "dist": 6, "FAD": 4},
-    "Benign": {"FA": 50, "mass": 25, "FAD": 15, "lipoma": 10},
-}
+CORES = {"mass": 88, "FAD": 7, "dist": 5}
+BENIGN_MASSES = {"FA": 60, "mass": 30, "lipoma": 10}  # names only: they are drawn as a mass is
+SUSPICION = {2: 0.1, 3: 0.45, 4: 0.85, 5: 1.0}  # by BI-RADS
+VISIBLE = ("both", "one", "comparing")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,11 @@ class Settings:
         rows: Height of an image in pixels, at least 32 (the real detector: 2294); always 215.8 mm.
         columns: Width of an image in pixels, at least 32 (the real detector: 1914); always 180.1 mm.
         seed: Seed of all random numbers.
-        contrast: Factor of the findings' contrast; 0 makes them invisible.
+        contrast: Factor of the grey levels of findings and decoys; 0 makes them invisible.
         noise: Quantum noise; 1 is a standard deviation of two grey levels.
+        difficulty: 0 (every arc of a finding shows the label) to 1 (no arc does); see `arched_shares`.
+        visible: What shows a cancer: `both` views, `one` of them, or only `comparing` the two breasts.
+        bilateral: Share of four-view exams with cancer in both breasts; None: as in the real release, 0.6 %.
         null: Whether the findings are independent of the labels.
     """
 
@@ -86,6 +88,9 @@ class Settings:
     seed: int = 0
     contrast: float = 1.0
     noise: float = 1.0
+    difficulty: float = 0.0
+    visible: str = "both"
+    bilateral: float | None = None
     null: bool = False
 
 
@@ -95,8 +100,8 @@ class Finding:
 
     Attributes:
         kind: mass, calc, dist, FA, FAD or lipoma, as in the release.
-        suspicion: 0 (clearly benign) to 1 (clearly cancer); conspicuity and spiculation rise with it.
-        radius: In mm.
+        suspicion: 0 (clearly benign) to 1 (clearly cancer): the share of its arcs that are arched.
+        radius: Of its core, in mm; its arcs reach four times as far.
         position: (depth, lateral, up). Depth is 0 at the chest wall and 1 at the nipple, the others are in -1..1.
     """
 
@@ -119,6 +124,7 @@ class Breast:
         abnormality: mass, calcification or both.
         subtype: Molecular subtype of a cancer, None where blank.
         findings: The lesions of the breast.
+        decoys: What is drawn in a breast without lesions: the same structures, arranged harmlessly.
     """
 
     side: str
@@ -129,6 +135,12 @@ class Breast:
     abnormality: str
     subtype: str | None
     findings: tuple[Finding, ...]
+    decoys: tuple[Finding, ...] = ()
+
+    @property
+    def structures(self) -> tuple[Finding, ...]:
+        """What is drawn: the findings or, in a breast without any, the decoys."""
+        return self.findings or self.decoys
 
 
 @dataclass(frozen=True)
@@ -150,8 +162,14 @@ class Exam:
     breasts: tuple[Breast, ...]
 
 
-def exams_of(n: int, seed: int) -> list[Exam]:
-    """Sample the first `n` exams of the release with this seed; an exam does not depend on `n`."""
+def exams_of(n: int, seed: int, bilateral: float | None = None) -> list[Exam]:
+    """Sample the first `n` exams of the release with this seed; an exam does not depend on `n`.
+
+    Args:
+        n: Number of exams.
+        seed: Seed of the release.
+        bilateral: As in `Settings`.
+    """
     counts = {"S1": 0, "S2": 0}
     exams = []
     for number in range(n):
@@ -160,7 +178,7 @@ def exams_of(n: int, seed: int) -> list[Exam]:
             sides = SIDES
         else:
             sides = ("L",) if rng.random() < LEFT_ALONE else ("R",)
-        age, density, breasts = _sample_patient(rng, sides)
+        age, density, breasts = _sample_patient(rng, sides, bilateral)
         # CMMD's second part consists almost only of four-view patients with a cancer of known subtype
         dataset = "S2" if len(sides) == 2 and any(breast.subtype for breast in breasts) else "S1"
         counts[dataset] += 1
@@ -168,12 +186,38 @@ def exams_of(n: int, seed: int) -> list[Exam]:
     return exams
 
 
-def replace_findings(exam: Exam, seed: int) -> Exam:
+def replace_findings(exam: Exam, settings: Settings) -> Exam:
     """Return the exam with the findings of another patient with the same views: the null setting."""
     sides = tuple(breast.side for breast in exam.breasts)
-    _, _, others = _sample_patient(np.random.default_rng([seed, exam.number, 1]), sides)
+    rng = np.random.default_rng([settings.seed, exam.number, 1])
+    _, _, others = _sample_patient(rng, sides, settings.bilateral)
     pairs = zip(exam.breasts, others, strict=True)
-    return replace(exam, breasts=tuple(replace(breast, findings=other.findings) for breast, other in pairs))
+    breasts = (replace(breast, findings=other.findings, decoys=other.decoys) for breast, other in pairs)
+    return replace(exam, breasts=tuple(breasts))
+
+
+def arched_shares(exam: Exam, settings: Settings) -> dict[tuple[str, str], float]:
+    """Return where the label shows: (side, projection) -> probability that an arc of the breast's structure is arched.
+
+    Every breast has a structure of the same arcs; each is arched or sags, which is the same arc upside down. With
+    suspicion s, the probability is s where the cancer is `visible`, and 0 in the other view where `one` view shows it.
+    Where only `comparing` shows it, it is (level + s) / 3, with a level 0, 1 or 2 that both breasts share. `difficulty`
+    d shrinks each probability p towards 1/2: 1/2 + (1 - d)(p - 1/2).
+    """
+    rng = np.random.default_rng([settings.seed, exam.number, 7])
+    level = rng.integers(0, 3)
+    shares = {}
+    for breast in exam.breasts:
+        suspicion = max((finding.suspicion for finding in breast.structures), default=0.0)
+        seen = PROJECTIONS[rng.integers(0, 2)]
+        for projection in PROJECTIONS:
+            share = suspicion
+            if settings.visible == "one" and projection != seen:
+                share = 0.0
+            elif settings.visible == "comparing":
+                share = (level + suspicion) / 3
+            shares[breast.side, projection] = 0.5 + (1 - settings.difficulty) * (share - 0.5)
+    return shares
 
 
 def iterate_breasts(exams: list[Exam]) -> Iterator[tuple[Exam, Breast]]:
@@ -183,11 +227,16 @@ def iterate_breasts(exams: list[Exam]) -> Iterator[tuple[Exam, Breast]]:
             yield exam, breast
 
 
-def _sample_patient(rng: Generator, sides: tuple[str, ...]) -> tuple[int, str, tuple[Breast, ...]]:
+def _sample_patient(
+    rng: Generator, sides: tuple[str, ...], bilateral: float | None
+) -> tuple[int, str, tuple[Breast, ...]]:
     """Age, density and breasts."""
     labels = list(_choose(rng, ONE_BREAST if len(sides) == 1 else TWO_BREASTS))
-    if len(labels) == 2 and rng.random() < 0.5:
-        labels.reverse()
+    if len(labels) == 2:
+        if rng.random() < 0.5:
+            labels.reverse()
+        if bilateral is not None:
+            labels = _set_bilateral(rng, labels, bilateral)
     density = _choose(rng, DENSITY)
     breasts = tuple(
         _sample_breast(rng, side, *label, density, four_views=len(sides) == 2)
@@ -197,35 +246,45 @@ def _sample_patient(rng: Generator, sides: tuple[str, ...]) -> tuple[int, str, t
     return int(np.clip(rng.normal(*AGE[worst]), 17, 87)), density, breasts
 
 
+def _set_bilateral(rng: Generator, labels: list[tuple[str, str]], share: float) -> list[tuple[str, str]]:
+    """Two cancers with probability `share`; else the labels, without the pairs that have two."""
+    cancer = ("Malignant", "Malignant")
+    if rng.random() < share:
+        return [cancer, cancer]
+    return [cancer, ("Normal", "")] if labels == [cancer, cancer] else labels
+
+
 def _sample_breast(rng: Generator, side: str, classification: str, cmmd: str, density: str, four_views: bool) -> Breast:
     birads = _choose(rng, dict(zip((1, 2, 3, 4, 5, None), BIRADS[classification], strict=True)))
-    abnormality = _choose(rng, ABNORMALITY[cmmd or "Benign"])
+    abnormality = _choose(rng, ABNORMALITY)
     subtype = _choose(rng, SUBTYPE) if cmmd == "Malignant" and four_views and rng.random() < 0.97 else None
-    findings = []
-    if classification in MASS_KINDS:
-        suspicion = {2: 0.1, 3: 0.45, 4: 0.85, 5: 1.0}[birads or 3] * (1.0 if classification == "Malignant" else 0.8)
-        position = _sample_position(rng)
-        if abnormality in ("mass", "both"):
-            kind = _choose(rng, MASS_KINDS[classification])
-            radius = (5.5 + 5.0 * suspicion) * rng.uniform(0.85, 1.2)
-            findings.append(Finding(kind, suspicion, float(radius), position))
-        if abnormality in ("calcification", "both"):
-            radius = (6.5 + 6.0 * suspicion) * rng.uniform(0.85, 1.2)
-            findings.append(Finding("calc", suspicion, float(radius), position))
+    # what is drawn depends on the label in nothing but the suspicion
+    position, structures = _sample_position(rng), []
+    if abnormality in ("mass", "both"):
+        structures.append(Finding(_choose(rng, CORES), 0.0, float(rng.uniform(5.5, 9)), position))
+    if abnormality in ("calcification", "both"):
+        structures.append(Finding("calc", 0.0, float(rng.uniform(5.5, 9)), position))
+    name = _choose(rng, BENIGN_MASSES)
+    structures = tuple(structures)
+    if classification in ("Benign", "Malignant"):
+        suspicion = SUSPICION[birads or 3] * (1.0 if classification == "Malignant" else 0.8)
+        structures = tuple(replace(structure, suspicion=suspicion) for structure in structures)
+    if classification == "Benign":
+        structures = tuple(replace(each, kind=name) if each.kind == "mass" else each for each in structures)
+    found = (structures, ()) if classification in ("Benign", "Malignant") else ((), structures)
     if classification == "Exclusion" and rng.random() < 9 / 25:  # the nine breasts without a density
         density = ""
-    return Breast(side, classification, cmmd, birads, density, abnormality, subtype, tuple(findings))
+    return Breast(side, classification, cmmd, birads, density, abnormality, subtype, *found)
 
 
 def _sample_position(rng: Generator) -> tuple[float, float, float]:
     """A position with room for a finding, most often in the upper outer quadrant."""
-    # a wide spread, because a finding changes the mean picture by the curvature of the spread
     while True:
-        depth = rng.uniform(0.15, 0.8)
-        angle, away = rng.normal(np.pi / 4, 1.5), 0.75 * np.sqrt(rng.random())
+        depth = rng.uniform(0.2, 0.7)
+        angle, away = rng.normal(np.pi / 4, 1.5), 0.6 * np.sqrt(rng.random())
         lateral, up = away * np.cos(angle), away * np.sin(angle)
         outward = max(abs(lateral), abs(MLO_LIFT[0] * up + MLO_LIFT[1] * lateral))
-        if depth**2 + outward**2.2 < 0.66:  # 1 is the skin
+        if depth**2 + outward**2.2 < 0.5:  # 1 is the skin
             return float(depth), float(lateral), float(up)
 
 

@@ -1,7 +1,13 @@
-"""Draws findings into a mammogram, and benign structures that resemble them.
+"""Draws findings, and decoys that are made of the same parts.
 
-A finding gathers tissue from its surroundings: a wide dark surround takes away what its core adds, so that the sum
-over the breast stays the same. A finding shows in the local shape, not in a mean or a coarse thumbnail.
+Every breast has one structure: a core and arcs of tissue around it, or grains along such arcs. Number, place, size and
+grey level of these parts have one distribution whatever the label. Only the bend of an arc depends on it: in a cancer
+the arcs are arched (tissue that is pulled up), otherwise they sag (as the sediment of a cyst, the "teacup" sign).
+
+A sagging arc is an arched one upside down. The structure of a healthy breast is therefore distributed as the mirror
+image of a cancer's, and a statistic that is blind to top and bottom cannot tell them apart: grey levels, histograms,
+gradients, textures, extremes, areas and spectra all are. The profile across an arc is symmetric, so that the signed
+gradients are balanced too.
 """
 
 from __future__ import annotations
@@ -18,8 +24,12 @@ from mammo_utils.synthetic.cases import Finding
 if TYPE_CHECKING:
     from mammo_utils.synthetic.anatomy import Canvas
 
-ROUND = ("FA", "lipoma")
 Edge = Callable[[np.ndarray], np.ndarray]  # radius in mm of a closed curve as a function of the angle
+CORE_LEVELS = {"FAD": (12, 24), "dist": (0, 0), "calc": (0, 0)}  # grey levels; other kinds: MASS_LEVELS
+MASS_LEVELS = (22, 48)
+ARC_LEVELS = (50, 75)
+ARCS, EXTENT = 8, 3.3  # number, and how far from the centre they lie, in radii of the core
+BOWS, WIDTHS = (9.0, 12.0), (2.2, 2.8)  # mm
 
 
 @dataclass(frozen=True)
@@ -44,82 +54,45 @@ class Window:
         if not len(rows) or not len(columns):
             rows, columns = np.array([0]), np.array([0])
         cut = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        self.picture, self.mask = canvas.picture[cut], canvas.mask[cut]  # views: `add` changes the canvas
-        self.dx = canvas.x[:, cut[1]] - np.float32(centre[0])
-        self.dy = canvas.y[cut[0]] - np.float32(centre[1])
+        self.picture = canvas.picture[cut]  # a view: a change of it changes the canvas
+        self.dx = canvas.x[:, cut[1]] - centre[0]
+        self.dy = canvas.y[cut[0]] - centre[1]
         self.r = np.hypot(self.dx, self.dy)
         self.angle = np.arctan2(self.dy, self.dx)
 
-    def add(self, pattern: np.ndarray, around: float) -> None:
-        """Add a pattern and subtract its sum within about `around` mm and in its gaps, all inside the breast."""
-        pattern = pattern * self.mask
-        gaps = 1 - np.clip(pattern / (pattern.max() + 1e-6), 0, 1)
-        surround = np.exp(-np.square(self.r / around)) * gaps * self.mask
-        total = surround.sum()
-        if total > 0:
-            self.picture += pattern - surround * (pattern.sum() / total)
 
-
-def add_findings(canvas: Canvas, findings: tuple[Finding, ...], rng: Generator, contrast: float) -> list[LesionOutline]:
-    """Draw the findings of a breast.
+def add_structures(
+    canvas: Canvas, structures: tuple[Finding, ...], rng: Generator, contrast: float, share: float
+) -> list[LesionOutline]:
+    """Draw the structures of a breast, findings or decoys.
 
     Args:
         canvas: The mammogram, changed in place.
-        findings: The lesions.
+        structures: What to draw.
         rng: Source of their shapes.
         contrast: Factor of their grey levels.
+        share: Probability that an arc is arched, 0..1.
 
     Returns:
-        The outline of each finding.
+        The outline of each.
     """
     outlines = []
     steps = np.array([canvas.x[0, 1] - canvas.x[0, 0], canvas.y[1, 0] - canvas.y[0, 0]])  # mm per pixel
-    for finding in findings:
+    for finding in structures:
         centre = canvas.project(finding.position)
-        radius = min(finding.radius, 0.19 * canvas.reach)
-        window = Window(canvas, centre, 4.2 * radius)
-        pattern, edge = _draw_finding(window, finding, radius, rng, float(steps.max()))
-        window.add(contrast * pattern, (1.2 if finding.kind == "calc" else 1.8) * radius)
+        radius = min(finding.radius, 0.1 * canvas.reach)
+        window = Window(canvas, centre, EXTENT * radius + 1.5 * BOWS[1] + 3)
+        edge = _sample_edge(radius, 0.08, rng)
+        core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 1.2, -30, 30)))
+        pattern = rng.uniform(*CORE_LEVELS.get(finding.kind, MASS_LEVELS)) * core
+        pattern += _draw_arcs(window, radius, share, rng, float(steps.max()) if finding.kind == "calc" else 0)
+        window.picture += contrast * pattern
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        away = edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        outlines.append(LesionOutline(finding.kind, (np.array(centre) + away) / steps - 0.5))
+        away = 0.9 * EXTENT * edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        points = (np.array(centre) + away) / steps - 0.5
+        corner = np.array(canvas.picture.shape[::-1]) - 0.5
+        outlines.append(LesionOutline(finding.kind, np.clip(points, -0.5, corner)))
     return outlines
-
-
-def add_benign_structures(canvas: Canvas, rng: Generator) -> None:
-    """Draw what a breast of any label may have: cysts, nodes, islands of tissue and single calcifications."""
-    for _ in range(rng.integers(0, 4)):
-        position = (rng.uniform(0.2, 0.75), rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
-        radius = rng.uniform(4, 11)
-        window = Window(canvas, canvas.project(position), 4 * radius)
-        stretch, turn = rng.uniform(0.75, 1.25), rng.uniform(0, np.pi)
-        r = window.r * (1 + (stretch - 1) * np.cos(2 * (window.angle - turn)))
-        blob = rng.uniform(12, 34) * np.exp(-(np.square(r / radius) ** rng.uniform(0.8, 1.6)))
-        window.add(blob, 2.2 * radius)
-    for _ in range(rng.integers(0, 4)):
-        position = (rng.uniform(0.2, 0.8), rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6))
-        window = Window(canvas, canvas.project(position), 3)
-        window.add(rng.uniform(30, 80) * np.exp(-np.square(window.r / 0.6)), 3)
-
-
-def _draw_finding(
-    window: Window, finding: Finding, radius: float, rng: Generator, step: float
-) -> tuple[np.ndarray, Edge]:
-    """The pattern of a finding in grey levels, and its edge."""
-    s = finding.suspicion
-    edge = _sample_edge(radius, 0.05 if finding.kind in ROUND else 0.04 + 0.11 * s, rng)
-    if finding.kind == "calc":
-        return _draw_calcifications(window, radius, s, rng, step), _sample_edge(1.25 * radius, 0.04, rng)
-    if finding.kind == "lipoma":
-        away = window.r - edge(window.angle)
-        return -22 / (1 + np.exp(away / 0.9)) + 26 * np.exp(-np.square(away / 0.9)), edge
-    if finding.kind == "FAD":
-        return (22 + 38 * s) * np.exp(-(np.square(window.r / edge(window.angle)) ** 1.2)), edge
-    lines = _draw_spicules(window, radius, s, rng) if finding.kind not in ROUND else 0.0
-    if finding.kind == "dist":
-        return (40 + 60 * s) * lines, _sample_edge(1.5 * radius, 0.04, rng)
-    core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 0.8, -30, 30)))
-    return (28 + 72 * s) * np.maximum(core, lines), edge
 
 
 def _sample_edge(radius: float, irregular: float, rng: Generator) -> Edge:
@@ -128,37 +101,31 @@ def _sample_edge(radius: float, irregular: float, rng: Generator) -> Edge:
 
     def edge(angle: np.ndarray) -> np.ndarray:
         waves = sum(size[i] * np.cos(k[i] * angle + phase[i]) for i in range(6))
-        return (radius * np.clip(1 + waves, 0.55, 1.5)).astype(np.float32)
+        return radius * np.clip(1 + waves, 0.55, 1.5)
 
     return edge
 
 
-def _draw_spicules(window: Window, radius: float, s: float, rng: Generator) -> np.ndarray:
-    """Lines that radiate from a mass, 0..1; more numerous, longer and stronger with suspicion."""
-    n = round(3 + 9 * s)
-    angles = 2 * np.pi * (np.arange(n) + rng.uniform(-0.3, 0.3, n)) / n + rng.uniform(0, 6.28)
-    lines = np.zeros_like(window.r)
-    for angle in angles:
-        length = radius * (1.2 + s * rng.uniform(0.6, 1.6))
-        along = window.dx * np.cos(angle) + window.dy * np.sin(angle)
-        across = window.dy * np.cos(angle) - window.dx * np.sin(angle)
-        across = across - rng.normal(0, 0.006) * along * along
-        taper = np.clip((length - along) / (length - 0.4 * radius), 0, 1) * (along > 0)
-        lines = np.maximum(lines, taper * np.exp(-np.square(across / 1.5)))
-    return (0.3 + 0.7 * s) * lines
-
-
-def _draw_calcifications(window: Window, radius: float, s: float, rng: Generator, step: float) -> np.ndarray:
-    """A cluster of bright grains, 80..180 grey levels: few and round if benign; many, uneven and elongated if not."""
-    n = round(6 + 40 * s)
-    angle, away = rng.uniform(0, 6.28, n), radius * np.sqrt(rng.random(n))
-    stretch, turn = 1 - 0.35 * s, rng.uniform(0, 6.28)
-    px, py = away * np.cos(angle), away * stretch * np.sin(angle)
-    px, py = px * np.cos(turn) - py * np.sin(turn), px * np.sin(turn) + py * np.cos(turn)
-    size = np.maximum(rng.uniform(0.5, 0.5 + 0.5 * s, n), 0.6 * step)  # mm; at least what a pixel can show
-    grains = np.zeros_like(window.r)
-    for i in range(n):
-        row = np.exp(-np.square((window.dy - py[i]) / size[i]))
-        column = np.exp(-np.square((window.dx - px[i]) / size[i]))
-        grains = np.maximum(grains, row * column * np.float32(rng.uniform(0.6, 1)))
-    return (80 + 100 * s) * grains
+def _draw_arcs(window: Window, radius: float, share: float, rng: Generator, grain: float) -> np.ndarray:
+    """Arcs around a centre, or grains along them if `grain` (mm per pixel) is not 0; in grey levels."""
+    picture = np.zeros_like(window.r)
+    for _ in range(ARCS):
+        place, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1) ** 0.5 * EXTENT * radius
+        bow, width, level = rng.uniform(*BOWS), rng.uniform(*WIDTHS), rng.uniform(*ARC_LEVELS)
+        turn, half = rng.normal(0, 0.3), rng.uniform(1.1, 1.4)  # radians
+        up = 1 if rng.random() < share else -1
+        dx = window.dx - away * np.cos(place)
+        dy = up * (window.dy - away * np.sin(place))  # with `up` the picture of the arc is turned upside down
+        dx, dy = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
+        dy = dy - 0.7 * bow  # so that the arc's mean is at its place
+        angle = np.arctan2(dx, -dy)  # 0 at the arc's middle, which is above the centre of its circle
+        if not grain:
+            across = np.square((np.hypot(dx, dy) - bow) / width)
+            ends = np.exp(-np.minimum((angle / half) ** 8, 30))
+            picture += level * ends * np.exp(-np.minimum(across, 30))
+            continue
+        size = max(0.6 * grain, 0.7)
+        for at in np.linspace(-half, half, 9) + rng.uniform(-0.08, 0.08, 9):
+            away2 = np.square(dx - bow * np.sin(at)) + np.square(dy + bow * np.cos(at))
+            picture += level * rng.uniform(1.0, 2.6) * np.exp(-np.minimum(away2 / size**2, 30))
+    return picture

@@ -28,7 +28,7 @@ from mammo_utils.io import available_cpus, exit_with_parent, folder_lock, read_j
 from mammo_utils.provenance import code_hash
 from mammo_utils.synthetic import headers, tables
 from mammo_utils.synthetic.anatomy import draw_exam
-from mammo_utils.synthetic.cases import Exam, Settings, exams_of
+from mammo_utils.synthetic.cases import VISIBLE, Exam, Settings, exams_of
 
 MANIFEST = "manifest-synthetic"
 UNFINISHED = ".drawing"  # folder of the exams that are being drawn
@@ -62,13 +62,19 @@ def write_release(
     for name, value in {**asdict(settings), "n_exams": n_exams, "workers": workers}.items():
         if name in least and not value >= least[name]:
             raise ValueError(f"{name} is {value}; it must be {least[name]} or more.")
+    for name in ("difficulty", "bilateral"):
+        value = getattr(settings, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must be 0 to 1.")
+    if settings.visible not in VISIBLE:
+        raise ValueError(f"visible is {settings.visible}; it must be {', '.join(VISIBLE)}.")
     folder = Path(folder)
     progress = progress or (lambda done, total: None)
     _check_folder(folder)
     with folder_lock(folder):
         _record_settings(folder, {**asdict(settings), "n_exams": n_exams, "layout": "descriptive"})
         _remove_unfinished(folder)
-        exams = exams_of(n_exams, settings.seed)
+        exams = exams_of(n_exams, settings.seed, settings.bilateral)
         left = [exam for exam in exams if not (folder / MANIFEST / "CMMD" / exam.id).is_dir()]
         if not left and (folder / tables.WORKBOOK).is_file():
             progress(n_exams, n_exams)

@@ -8,6 +8,7 @@ from mammo_utils.evaluation.shortcut_baselines import (
     Baseline,
     baseline_table,
     breast_features,
+    image_statistics,
     load_subsets,
     pool_baselines,
     shortcut_baselines,
@@ -33,6 +34,43 @@ def test_each_shortcut_finds_its_own_signal():
     assert corner["8x8 thumbnails"] > 0.9 and corner["mean intensity"] < 0.65
     available = aucs("availability")
     assert available["view availability"] > 0.75  # it predicts the left breast, not the right
+
+
+def test_the_brightest_pixel_is_found_by_maximum_extremes_and_boosting():
+    """One pixel of a malignant breast is bright."""
+    exams = parts("none")
+    for part in exams.values():
+        for (exam, view), row in np.ndenumerate(part.rows.numpy()):
+            if row >= 0 and part.labels["diagnosis"][exam, view // 2] == 1:
+                part.images[row, 7 + exam % 3, 5 + row % 4] = 160
+    found = {b.name: b.auc for b in shortcut_baselines(exams, "test", "diagnosis")}
+    strong = {"maximum", "percentiles", "high-pass extremes", "side differences", "boosted statistics"}
+    assert min(found[name] for name in strong) > 0.9, found
+    assert found["view availability"] < 0.62, found
+
+
+def test_there_are_more_than_forty_statistics_and_air_does_not_enter_the_grey_levels():
+    rng = np.random.default_rng(0)
+    images = rng.integers(90, 110, (3, 40, 32)).astype(np.uint8)
+    images[:, :, 20:] = 0
+    found = image_statistics(images)
+    assert found.shape[0] == 3 and found.shape[1] >= 40 and np.isfinite(found.to_numpy()).all()
+    inside = images[:, :, :20].reshape(3, -1)
+    np.testing.assert_allclose(found["mean"], inside.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(found["percentile 90"], np.percentile(inside, 90, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(found["maximum"], inside.max(1))
+    np.testing.assert_array_equal(found[["area", "height", "width"]], [[800, 40, 20]] * 3)
+
+
+def test_many_and_large_images_are_measured_as_few_and_small_ones():
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 255, (70, 16, 16)).astype(np.uint8)
+    apart = [image_statistics(images[i : i + 1]) for i in (0, 69)]
+    whole = image_statistics(images)
+    np.testing.assert_allclose(whole.iloc[[0, 69]], np.vstack([a.to_numpy() for a in apart]), rtol=1e-4, atol=1e-4)
+    large = image_statistics(images[:2].repeat(16, 1).repeat(16, 2))  # 256 pixels per side: averaged to 128
+    assert np.isfinite(large.to_numpy()).all()
+    np.testing.assert_allclose(large["mean"], whole["mean"][:2], rtol=1e-5)
 
 
 def test_without_signal_they_find_none_and_the_majority_class_scores_one_half():

@@ -10,6 +10,7 @@ from mammo_utils.synthetic.cases import Breast, Exam, Finding, exams_of
 from mammo_utils.synthetic.release import Settings, draw_exam
 
 SETTINGS = Settings(rows=288, columns=240, seed=3, contrast=1.0, noise=1.0, null=False)
+SMALL = replace(SETTINGS, rows=144, columns=120, difficulty=0.0)
 STEP = anatomy.WIDTH / 240  # mm
 
 
@@ -45,7 +46,7 @@ def test_background_is_zero_and_the_breast_is_one_piece_without_holes(exams):
             assert ndimage.label(image > 0)[1] == 1
             assert (ndimage.binary_fill_holes(image > 0) == (image > 0)).all()
             assert 0.15 < (image > 0).mean() < 0.75
-            assert 60 < image[image > 0].mean() < 130 and (image == 255).mean() < 0.02
+            assert 40 < image[image > 0].mean() < 140 and (image == 255).mean() < 0.02
 
 
 def test_only_the_mlo_view_shows_the_muscle(exams):
@@ -87,12 +88,12 @@ def test_the_outline_lies_on_the_drawn_finding(kind, side):
             assert outline.kind == kind
             change = np.abs(image.astype(float) - plain[key][0])
             assert change.max() > 15
-            strong = np.argwhere(change > 0.6 * change.max())[:, ::-1]
-            centre = strong.mean(0)
-            assert np.linalg.norm(centre - outline.points.mean(0)) < 6 / STEP, key
+            centre = np.array(ndimage.center_of_mass(change))[::-1]
+            assert np.linalg.norm(centre - outline.points.mean(0)) < 18 / STEP, key
             assert is_inside(outline.points, *centre)
             at = np.rint(outline.points).astype(int)
-            assert (image[at[:, 1], at[:, 0].clip(0)] > 0).all(), "the outline is inside the breast"
+            at = at.clip(0, [239, 287])
+            assert (image[at[:, 1], at[:, 0]] > 0).mean() > 0.8, "the outline is inside the breast"
 
 
 def test_a_finding_has_the_same_depth_in_both_views_and_lies_in_its_quadrant():
@@ -116,33 +117,30 @@ def test_a_finding_has_the_same_depth_in_both_views_and_lies_in_its_quadrant():
 
 
 def test_findings_lie_in_the_breast_wherever_they_are_placed():
-    """As in the release, an outline may extend slightly beyond the chest wall and the image."""
-    outside, n = 0, 0
+    """The outline of a finding near the skin may extend beyond the breast, but not beyond the image."""
+    n = 0
     for exam in exams_of(80, 4):
-        for image, outlines in draw_exam(exam, SETTINGS).values():
+        for image, outlines in draw_exam(exam, SMALL).values():
             for outline in outlines:
-                points = np.rint(outline.points).astype(int)
-                at = points.clip(0, [239, 287])
+                assert (outline.points >= -0.5).all() and (outline.points <= [119.5, 143.5]).all()
+                at = np.rint(outline.points).astype(int).clip(0, [119, 143])
                 x, y = np.rint(outline.points.mean(0)).astype(int)
-                assert image[y, x] > 0 and (image[at[:, 1], at[:, 0]] > 0).mean() > 0.7
-                assert np.abs(points - at).max() < 15
-                outside += (points != at).any()
+                assert image[y, x] > 0 and (image[at[:, 1], at[:, 0]] > 0).mean() > 0.4
                 n += 1
-    assert n > 100 and outside / n < 0.1
+    assert n > 100
 
 
-def test_a_finding_keeps_the_mean_and_its_contrast_rises_with_suspicion():
-    contrast = []
-    for suspicion in (0.1, 0.4, 0.7, 1.0):
-        changes = []
-        for number in range(4):
-            finding = Finding("mass", suspicion, 9.0, (0.5, 0.1, 0.1))
-            image = draw_exam(make_exam(finding, number=number), SETTINGS)["L", "CC"][0].astype(float)
-            plain = draw_exam(make_exam(number=number), SETTINGS)["L", "CC"][0]
-            assert abs(image.mean() - plain.mean()) < 0.25
-            changes.append(np.abs(image - plain).max())
-        contrast.append(np.mean(changes))
-    assert np.all(np.diff(contrast) > 5), contrast
+def test_a_finding_and_a_decoy_add_the_same_grey_levels():
+    """They differ in the bend of the arcs alone; the standard error over 40 pictures is 4 % of the mean change."""
+    changes = {0.0: [], 1.0: []}
+    for suspicion, found in changes.items():
+        for number in range(40):
+            exam = make_exam(Finding("mass", suspicion, 7.0, (0.5, 0.1, 0.1)), number=number)
+            image, plain = (draw_exam(e, SMALL)["L", "CC"][0].astype(float) for e in (exam, make_exam(number=number)))
+            change = image - plain
+            found.append([change.sum(), np.square(change).sum(), change.max(), (change > 20).sum()])
+    decoy, finding = (np.mean(found, axis=0) for found in changes.values())
+    np.testing.assert_allclose(finding, decoy, rtol=0.12)
 
 
 def test_contrast_and_noise_are_settings():

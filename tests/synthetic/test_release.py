@@ -243,6 +243,9 @@ def test_a_finished_release_is_not_changed_and_a_lost_exam_is_drawn_again(tmp_pa
         ({"rows": 8}, "rows is 8; it must be 32 or more"),
         ({"contrast": -1}, "contrast is -1"),
         ({"noise": float("nan")}, "noise is nan"),
+        ({"difficulty": 1.5}, "difficulty is 1.5; it must be 0 to 1"),
+        ({"bilateral": -0.1}, "bilateral is -0.1; it must be 0 to 1"),
+        ({"visible": "three"}, "visible is three; it must be both, one, comparing"),
         ({"workers": -1}, "workers is -1"),
     ],
 )

@@ -1,73 +1,150 @@
-"""Simple features of the pictures: local shape predicts the diagnosis, means and thumbnails hardly do."""
+"""What gives a label away in the pictures: the way arcs bend, and no statistic of an image."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy import ndimage
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from mammo_utils.synthetic.cases import exams_of
-from mammo_utils.synthetic.release import Settings, draw_exam
-from mammo_utils.vocabulary import SIDES
+from mammo_utils.evaluation.shortcut_baselines import image_statistics
+from mammo_utils.synthetic.cases import Settings, exams_of
+from mammo_utils.synthetic.release import draw_exam
 
 LABELS = {"Normal": 0, "Benign": 0, "Malignant": 1}
+READ = 130  # exams
+SMALL = {"rows": 96, "columns": 80, "seed": 11}
 
 
-def measure_breasts(n, null):
-    """Measure each usable breast of `n` exams: exam, diagnosis, BI-RADS and simple features."""
-    settings = Settings(rows=144, columns=120, seed=11, contrast=1.0, noise=1.0, null=null)
-    rows = {name: [] for name in ("exam", "y", "birads", "mean", "thumbnail", "views", "peak")}
-    for exam in exams_of(n, 11):
+def draw_breasts(n, **settings):
+    """Draw the usable breasts of `n` exams: exam, side, diagnosis, BI-RADS and pictures (B, 2, rows, columns)."""
+    settings = Settings(**SMALL | settings)
+    found = []
+    for exam in exams_of(n, settings.seed):
         drawn = draw_exam(exam, settings)
-        present = [any(b.side == side for b in exam.breasts) for side in SIDES]
         for breast in exam.breasts:
-            if breast.classification not in LABELS:
-                continue
-            images = [drawn[breast.side, view][0].astype(float) for view in ("CC", "MLO")]
-            images = [image if breast.side == "L" else image[:, ::-1] for image in images]
-            rows["exam"].append(exam.number)
-            rows["y"].append(LABELS[breast.classification])
-            rows["birads"].append(breast.birads)
-            rows["mean"].append([image.mean() for image in images])
-            rows["thumbnail"].append(np.ravel([i.reshape(8, 18, 8, 15).mean((1, 3)) for i in images]))
-            rows["views"].append(np.repeat(present, 2))
-            shape = [ndimage.gaussian_filter(i, 2) - ndimage.gaussian_filter(i, 6) for i in images]
-            rows["peak"].append(np.mean([s.max() for s in shape]))
-    return {name: np.array(values, float) for name, values in rows.items()}
+            if breast.classification in LABELS:
+                pictures = [drawn[breast.side, view][0] for view in ("CC", "MLO")]
+                pictures = [picture if breast.side == "L" else picture[:, ::-1] for picture in pictures]
+                found.append((exam.number, breast.side, LABELS[breast.classification], breast.birads, pictures))
+    names = ("exam", "side", "diagnosis", "birads", "pictures")
+    return {name: np.array(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
 
 
-def cross_validate(rows, name, keep):
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    x, y = rows[name][keep], rows["y"][keep]
-    p = cross_val_predict(model, x, y, groups=rows["exam"][keep], cv=GroupKFold(5), method="predict_proba")
-    return roc_auc_score(y, p[:, 1])
+def measure(breasts):
+    """Statistics by breast: of CC, of MLO, their sum, and its difference to the other side, 0 if there is none."""
+    cc, mlo = (image_statistics(breasts["pictures"][:, view]).to_numpy() for view in (0, 1))
+    at = {key: i for i, key in enumerate(zip(breasts["exam"], breasts["side"], strict=True))}
+    own = list(at.values())
+    other = [at.get((exam, "R" if side == "L" else "L"), at[exam, side]) for exam, side in at]
+    difference = (cc + mlo)[own] - (cc + mlo)[other]
+    return np.hstack([cc, mlo, cc + mlo, difference, np.abs(difference)])
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    return measure_breasts(420, null=False)
+def breasts():
+    drawn = draw_breasts(500, difficulty=0.0)
+    return drawn | {"statistics": measure(drawn)}
 
 
-@pytest.mark.parametrize("subset", ["1v5", "all"])
-@pytest.mark.parametrize("name", ["mean", "thumbnail", "views"])
-def test_shortcuts_predict_little(drawn, name, subset):
-    keep = np.isin(drawn["birads"], (1, 5)) if subset == "1v5" else np.ones(len(drawn["y"]), bool)
-    assert cross_validate(drawn, name, keep) <= 0.65
+@pytest.mark.parametrize("task", ["diagnosis", "birads"])
+def test_no_statistic_gives_the_label_away(breasts, task):
+    """The standard error of an AUC on the 330 held-out breasts is 0.03; the highest of 400 lies two to three above."""
+    known = np.isin(breasts["birads"], (1, 5)) if task == "birads" else breasts["birads"] > 0
+    y, x = breasts["birads"] == 5 if task == "birads" else breasts["diagnosis"] == 1, breasts["statistics"]
+    train, held_out = known & (breasts["exam"] % 2 == 0), known & (breasts["exam"] % 2 == 1)
+    scores = []
+    for values in x.T:
+        sign = 1 if roc_auc_score(y[train], values[train]) >= 0.5 else -1
+        scores.append(roc_auc_score(y[held_out], sign * values[held_out]))
+    assert x.shape[1] > 300 and max(scores) <= 0.62, np.sort(scores)[-5:]
+    model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=8, random_state=0).fit(x[train], y[train])
+    assert roc_auc_score(y[held_out], model.predict_proba(x[held_out])[:, 1]) <= 0.62
 
 
-def test_local_shape_predicts_well(drawn):
+def bend(picture, plain):
+    """Read from the structure alone whether its arcs are arched (1) or sag (-1)."""
+    rows, columns = 215.8 / len(picture), 180.1 / picture.shape[1]  # mm per pixel
+    y, x = np.mgrid[-12:12.1:rows, -14:14.1:columns]
+    arc = np.exp(-np.square((np.hypot(x, y - 7) - 10) / 2.5)) * (np.abs(np.arctan2(x, 7 - y)) < 1.25)
+    found = ndimage.correlate(picture.astype(float) - plain, arc - arc[::-1])
+    return (found * np.abs(found)).sum() / np.square(found).sum()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The same breasts without findings and decoys."""
+    return draw_breasts(READ, contrast=0.0)
+
+
+def read_bends(plain, **settings):
+    """Read each picture of the breasts with BI-RADS 1 or 5: (B, 2), and their exam and diagnosis."""
+    drawn = draw_breasts(READ, **settings)
     keep = np.isin(drawn["birads"], (1, 5))
-    assert roc_auc_score(drawn["y"][keep], drawn["peak"][keep]) > 0.85
-    threes = np.isin(drawn["birads"], (1, 3))
-    weak = roc_auc_score(drawn["y"][threes], drawn["peak"][threes])
-    assert weak < roc_auc_score(drawn["y"][keep], drawn["peak"][keep]), "conspicuity rises with BI-RADS"
+    pictures = zip(drawn["pictures"][keep], plain["pictures"][keep], strict=True)
+    read = np.array([[bend(*view) for view in zip(*breast, strict=True)] for breast in pictures])
+    return read, drawn["exam"][keep], drawn["diagnosis"][keep]
 
 
-def test_nothing_predicts_in_the_null_setting():
-    rows = measure_breasts(300, null=True)
-    every = np.ones(len(rows["y"]), bool)
-    assert abs(roc_auc_score(rows["y"], rows["peak"]) - 0.5) < 0.09  # standard deviation with 440 breasts: 0.028
-    assert cross_validate(rows, "thumbnail", every) < 0.6
+def test_the_way_arcs_bend_shows_the_label_and_difficulty_hides_it(plain):
+    scores = []
+    for difficulty in (0.0, 0.5, 0.8, 1.0):
+        read, _, y = read_bends(plain, difficulty=difficulty)
+        scores.append(roc_auc_score(y, read.mean(1)))
+    assert scores[0] > 0.97 and 0.35 < scores[-1] < 0.65, scores
+    assert all(a > b for a, b in pairwise(scores)), scores
+
+
+def test_one_view_alone_shows_the_cancer_if_so_set(plain):
+    read, _, y = read_bends(plain, difficulty=0.0, visible="one")
+    gap = np.abs(read[:, 0] - read[:, 1])
+    assert np.median(gap[y == 1]) > 2 * np.median(gap[y == 0])
+    assert roc_auc_score(y, read.max(1)) > 0.95
+    assert max(roc_auc_score(y, view) for view in read.T) < 0.9, "each view alone misses half of them"
+
+
+def test_comparing_the_breasts_shows_the_cancer_if_so_set(plain):
+    read, exam, y = read_bends(plain, difficulty=0.0, visible="comparing")
+    read = read.mean(1)
+    pairs = [np.flatnonzero(exam == number) for number in np.unique(exam)]
+    pairs = [pair for pair in pairs if len(pair) == 2 and y[pair].sum() == 1]
+    gaps = np.concatenate([read[pair][y[pair] == 1] - read[pair][y[pair] == 0] for pair in pairs])
+    assert len(gaps) > 15 and gaps.mean() > 3 * gaps.std() / len(gaps) ** 0.5, gaps
+    assert roc_auc_score(y, read) < 0.9, "a breast alone does not show it"
+
+
+def test_nothing_predicts_in_the_null_setting(plain):
+    read, _, y = read_bends(plain, difficulty=0.0, null=True)
+    assert abs(roc_auc_score(y, read.mean(1)) - 0.5) < 0.2  # standard deviation with 110 breasts: 0.055
+
+
+CHECK = """
+import hashlib
+from numpy._core._multiarray_umath import __cpu_features__ as cpu
+from mammo_utils.synthetic.cases import Settings, exams_of
+from mammo_utils.synthetic.release import draw_exam
+names = sorted(name for name, present in cpu.items() if present)
+found = hashlib.sha256()
+for exam in exams_of(6, 0):
+    for image, _ in draw_exam(exam, Settings()).values():
+        found.update(image.tobytes())
+print(len(names), found.hexdigest())
+"""
+
+
+def test_the_pixels_are_the_same_on_processors_with_other_instructions():
+    from numpy._core._multiarray_umath import __cpu_dispatch__
+
+    def draw(features):
+        environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(features)}
+        line = [sys.executable, "-W", "ignore", "-c", CHECK]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    (count, plain), (reduced, other) = draw([]), draw(__cpu_dispatch__)
+    if count == reduced:
+        pytest.skip("this processor has none of the instructions that NumPy can do without")
+    assert plain == other
