@@ -121,6 +121,7 @@ class ModelSettings(Frozen):
     hybrid_blocks: Annotated[int, Field(ge=BLOCKS["hybrid_blocks"][0], le=BLOCKS["hybrid_blocks"][1])] = (
         2  # §4.2: half as many
     )
+    width: Annotated[float, Field(ge=0.125, le=1, multiple_of=0.125)] = 1.0  # share of every layer's channels
     block: Literal["shuffle", "inner"] = "shuffle"
     fusion: Literal["gated", "concat", "mean"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1

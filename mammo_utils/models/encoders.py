@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mammo_utils.config import BLOCKS, ModelSettings
 from mammo_utils.models.ss2d import PatchEmbedding, PatchMerging, SSConvSSM
-from mammo_utils.models.weights import load_resnet_weights
+from mammo_utils.models.weights import WeightsError, load_resnet_weights
 
 CUT_CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}  # channels of ResNet-18 after each layer
 
@@ -36,10 +38,10 @@ class Encoder(nn.Module):
 class ResNet(Encoder):
     """ResNet-18 or -50 of torchvision without its classifier (§2.1.1): D is 512 or 2048, the stride 32."""
 
-    def __init__(self, depth: int, weights: str | Path = ""):
+    def __init__(self, depth: int, weights: str | Path = "", width: float = 1.0):
         super().__init__()
-        self.body = build_resnet(depth, "layer4", weights)
-        self.out_features = {18: 512, 50: 2048}[depth]
+        self.body = build_resnet(depth, "layer4", weights, width)
+        self.out_features = int(width * {18: 512, 50: 2048}[depth])
 
     def feature_map(self, x: Tensor) -> Tensor:
         """Encode images (batch, 3, H, W) as maps (batch, D, H/32, W/32)."""
@@ -71,7 +73,8 @@ class Hybrid(Encoder):
     """The paper's hybrid (§2.1.3): the early layers of ResNet-18, then stages of SS-Conv-SSM blocks on their map.
 
     `cut` is the last layer of ResNet-18 that is kept, which the paper does not name; for `weights` see
-    `load_resnet_weights` ("" for random ones). Two blocks are half as many as in the VSSM (§4.2).
+    `load_resnet_weights` ("" for random ones), for `width` `build_resnet`. Two blocks are half as many as in the VSSM
+    (§4.2).
     """
 
     def __init__(
@@ -81,14 +84,15 @@ class Hybrid(Encoder):
         weights: str | Path = "",
         variant: str = "shuffle",
         backend: str = "auto",
+        width: float = 1.0,
     ):
         super().__init__()
         if cut not in CUT_CHANNELS:
             raise ValueError(f"ResNet-18 cannot be cut after {cut!r}; accepted are {', '.join(CUT_CHANNELS)}.")
-        depths, width = stage_depths(blocks, "hybrid_blocks"), CUT_CHANNELS[cut]
-        self.cnn = build_resnet(18, cut, weights)
-        self.stages = _build_stages(depths, width, variant, backend)
-        self.out_features = width * 2 ** (len(depths) - 1)
+        depths, channels = stage_depths(blocks, "hybrid_blocks"), int(width * CUT_CHANNELS[cut])
+        self.cnn = build_resnet(18, cut, weights, width)
+        self.stages = _build_stages(depths, channels, variant, backend)
+        self.out_features = channels * 2 ** (len(depths) - 1)
 
     def feature_map(self, x: Tensor) -> Tensor:
         """Encode images (batch, 3, H, W) as maps (batch, D, h, w)."""
@@ -114,15 +118,45 @@ def _build_stages(depths: tuple[int, ...], width: int, variant: str, backend: st
     return nn.Sequential(*modules)
 
 
-def build_resnet(depth: int, last: str, weights: str | Path = "") -> nn.Sequential:
+class _ScaledResNet(torchvision.models.ResNet):
+    """A torchvision ResNet whose layers all have `width` times the usual channels."""
+
+    def __init__(self, block: type[nn.Module], layers: list[int], width: float):
+        self.width = width
+        super().__init__(block, layers)
+        self.conv1 = nn.Conv2d(3, int(64 * width), 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(int(64 * width))
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def _make_layer(self, block: type[nn.Module], planes: int, *args: Any, **options: Any) -> nn.Sequential:
+        if planes == 64:  # the first layer
+            self.inplanes = int(64 * self.width)
+        return super()._make_layer(block, int(planes * self.width), *args, **options)
+
+
+RESNETS = {18: (BasicBlock, [2, 2, 2, 2]), 50: (Bottleneck, [3, 4, 6, 3])}  # block, blocks of each layer
+
+
+def build_resnet(depth: int, last: str, weights: str | Path = "", width: float = 1.0) -> nn.Sequential:
     """Build a torchvision ResNet up to one of its layers; the names of the layers stay.
 
     Args:
         depth: 18 or 50.
         last: Name of the last layer, such as "layer2".
         weights: ImageNet weights, see `load_resnet_weights`; none if empty.
+        width: Share of the usual channels, 0.125 to 1.
+
+    Raises:
+        WeightsError: The weights cannot be loaded, or the width is not that of pretrained weights.
     """
-    resnet = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth](weights=None)
+    if width == 1:
+        resnet = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth](weights=None)
+    else:
+        resnet = _ScaledResNet(*RESNETS[depth], width)
+    if weights and width != 1:
+        raise WeightsError(
+            f"model.width is {width}, but pretrained weights need 1; set model.width to 1 or weights to ''."
+        )
     if weights:
         load_resnet_weights(resnet, depth, weights)
     layers = OrderedDict(resnet.named_children())
@@ -132,8 +166,8 @@ def build_resnet(depth: int, last: str, weights: str | Path = "") -> nn.Sequenti
 
 
 ENCODERS: dict[str, Callable[[ModelSettings], Encoder]] = {  # the `encoder` of a system's entry -> its builder
-    "resnet18": lambda s: ResNet(18, s.weights),
-    "resnet50": lambda s: ResNet(50, s.weights),
-    "vssm": lambda s: VSSM(s.vssm_blocks, variant=s.block, backend=s.backend),
-    "hybrid": lambda s: Hybrid(s.hybrid_blocks, s.resnet_cut, s.weights, s.block, s.backend),
+    "resnet18": lambda s: ResNet(18, s.weights, s.width),
+    "resnet50": lambda s: ResNet(50, s.weights, s.width),
+    "vssm": lambda s: VSSM(s.vssm_blocks, int(96 * s.width), variant=s.block, backend=s.backend),
+    "hybrid": lambda s: Hybrid(s.hybrid_blocks, s.resnet_cut, s.weights, s.block, s.backend, s.width),
 }

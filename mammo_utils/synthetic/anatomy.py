@@ -18,7 +18,7 @@ from mammo_utils.synthetic.cases import (
     Breast,
     Exam,
     Settings,
-    arched_shares,
+    appearances,
     replace_findings,
 )
 from mammo_utils.synthetic.findings import LesionOutline, add_structures
@@ -86,13 +86,13 @@ def draw_exam(exam: Exam, settings: Settings) -> dict[tuple[str, str], tuple[np.
     if settings.null:
         exam = replace_findings(exam, settings)
     body = _Body(_make_rng(exam, settings, 2))
-    shares = arched_shares(exam, settings)
+    looks = appearances(exam, settings)
     drawn = {}
     for p, projection in enumerate(PROJECTIONS):
         shared = _sample_spectrum(shape, _make_rng(exam, settings, 3, p))  # common to both breasts
         for breast in exam.breasts:
             image, outlines = _draw_breast(
-                exam, breast, projection, body, shared, settings, shares[breast.side, projection]
+                exam, breast, projection, body, shared, settings, looks[breast.side, projection]
             )
             if breast.side == "R":  # stored with the chest wall at the right edge
                 image = np.ascontiguousarray(image[:, ::-1])
@@ -114,7 +114,13 @@ def _sample_spectrum(shape: tuple[int, int], rng: Generator) -> np.ndarray:
 
 
 def _draw_breast(
-    exam: Exam, breast: Breast, projection: str, body: _Body, shared: np.ndarray, settings: Settings, share: float
+    exam: Exam,
+    breast: Breast,
+    projection: str,
+    body: _Body,
+    shared: np.ndarray,
+    settings: Settings,
+    look: tuple[float, float],
 ) -> tuple[np.ndarray, list[LesionOutline]]:
     """One mammogram as that of a left breast, uint8 with background exactly 0, and outlines in its pixels."""
     # own streams, so that the breast is the same whatever its findings; that of harmless structures is the same in both
@@ -138,7 +144,8 @@ def _draw_breast(
     canvas.picture = picture
 
     add_harmless_structures(canvas, harmless_rng)
-    outlines = add_structures(canvas, breast.structures, lesion_rng, settings.contrast, share)
+    share, contrast = look
+    outlines = add_structures(canvas, breast.structures, lesion_rng, contrast, share)
     canvas.picture += 2.0 * settings.noise * rng.standard_normal(shape)
     image = np.where(canvas.mask, np.clip(np.rint(canvas.picture), 1, 255), 0).astype(np.uint8)
     return image, outlines if breast.findings else []

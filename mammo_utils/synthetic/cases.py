@@ -77,7 +77,7 @@ class Settings:
         seed: Seed of all random numbers.
         contrast: Factor of the grey levels of findings and decoys; 0 makes them invisible.
         noise: Quantum noise; 1 is a standard deviation of two grey levels.
-        difficulty: 0 (every arc of a finding shows the label) to 1 (no arc does); see `arched_shares`.
+        difficulty: How faint findings and decoys are, 0 (plain) to 1 (half of them are invisible); see `appearances`.
         visible: What shows a cancer: `both` views, `one` of them, or only `comparing` the two breasts.
         bilateral: Share of four-view exams with cancer in both breasts; None: as in the real release, 0.6 %.
         null: Whether the findings are independent of the labels.
@@ -100,8 +100,8 @@ class Finding:
 
     Attributes:
         kind: mass, calc, dist, FA, FAD or lipoma, as in the release.
-        suspicion: 0 (clearly benign) to 1 (clearly cancer): the share of its arcs that are arched.
-        radius: Of its core, in mm; its arcs reach four times as far.
+        suspicion: 0 (clearly benign) to 1 (clearly cancer): the share of its strands that are radial.
+        radius: Of its core, in mm; its strands reach four times as far.
         position: (depth, lateral, up). Depth is 0 at the chest wall and 1 at the nipple, the others are in -1..1.
     """
 
@@ -196,28 +196,32 @@ def replace_findings(exam: Exam, settings: Settings) -> Exam:
     return replace(exam, breasts=tuple(breasts))
 
 
-def arched_shares(exam: Exam, settings: Settings) -> dict[tuple[str, str], float]:
-    """Return where the label shows: (side, projection) -> probability that an arc of the breast's structure is arched.
+def appearances(exam: Exam, settings: Settings) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return how the structure of each breast looks in each view.
 
-    Every breast has a structure of the same arcs; each is arched or sags, which is the same arc upside down. With
-    suspicion s, the probability is s where the cancer is `visible`, and 0 in the other view where `one` view shows it.
-    Where only `comparing` shows it, it is (level + s) / 3, with a level 0, 1 or 2 that both breasts share. `difficulty`
-    d shrinks each probability p towards 1/2: 1/2 + (1 - d)(p - 1/2).
+    A strand of the structure is radial or runs round the core. With suspicion s, the probability of a radial one is s
+    where the cancer is `visible`, and 0 in the other view where `one` view shows it. Where only `comparing` shows it,
+    it is (level + s) / 3, with a level 0, 1 or 2 that both breasts share. Grey levels are multiplied by the contrast
+    and by 1 - 2 * difficulty * u, at least 0, with u uniform from 0 to 1.
+
+    Returns:
+        (side, projection) -> (probability that a strand is radial, factor of its grey levels).
     """
     rng = np.random.default_rng([settings.seed, exam.number, 7])
     level = rng.integers(0, 3)
-    shares = {}
+    found = {}
     for breast in exam.breasts:
         suspicion = max((finding.suspicion for finding in breast.structures), default=0.0)
         seen = PROJECTIONS[rng.integers(0, 2)]
+        factor = settings.contrast * max(1 - 2 * settings.difficulty * rng.random(), 0.0)
         for projection in PROJECTIONS:
             share = suspicion
             if settings.visible == "one" and projection != seen:
                 share = 0.0
             elif settings.visible == "comparing":
                 share = (level + suspicion) / 3
-            shares[breast.side, projection] = 0.5 + (1 - settings.difficulty) * (share - 0.5)
-    return shares
+            found[breast.side, projection] = (share, factor)
+    return found
 
 
 def iterate_breasts(exams: list[Exam]) -> Iterator[tuple[Exam, Breast]]:
@@ -261,9 +265,9 @@ def _sample_breast(rng: Generator, side: str, classification: str, cmmd: str, de
     # what is drawn depends on the label in nothing but the suspicion
     position, structures = _sample_position(rng), []
     if abnormality in ("mass", "both"):
-        structures.append(Finding(_choose(rng, CORES), 0.0, float(rng.uniform(5.5, 9)), position))
+        structures.append(Finding(_choose(rng, CORES), 0.0, float(rng.uniform(5.3, 6.6)), position))
     if abnormality in ("calcification", "both"):
-        structures.append(Finding("calc", 0.0, float(rng.uniform(5.5, 9)), position))
+        structures.append(Finding("calc", 0.0, float(rng.uniform(5.3, 6.6)), position))
     name = _choose(rng, BENIGN_MASSES)
     structures = tuple(structures)
     if classification in ("Benign", "Malignant"):

@@ -1,13 +1,14 @@
 """Draws findings, and decoys that are made of the same parts.
 
-Every breast has one structure: a core and arcs of tissue around it, or grains along such arcs. Number, place, size and
-grey level of these parts have one distribution whatever the label. Only the bend of an arc depends on it: in a cancer
-the arcs are arched (tissue that is pulled up), otherwise they sag (as the sediment of a cyst, the "teacup" sign).
+Every breast has one structure: a core and a few strands around it, or grains along such strands. Number, place, length,
+width and grey level of these parts have one distribution whatever the label. Only the direction of a strand depends on
+it: in a cancer the strands point to the core (spicules, branching calcifications), otherwise they run round it (the rim
+of a cyst, rim calcifications).
 
-A sagging arc is an arched one upside down. The structure of a healthy breast is therefore distributed as the mirror
-image of a cancer's, and a statistic that is blind to top and bottom cannot tell them apart: grey levels, histograms,
-gradients, textures, extremes, areas and spectra all are. The profile across an arc is symmetric, so that the signed
-gradients are balanced too.
+A strand that runs round the core is a radial one after a quarter turn about its own middle, and the strands lie so far
+apart that neither touches another. A statistic that looks at less than two strands at once therefore cannot tell a
+cancer from a healthy breast: grey levels, histograms, gradients, textures, extremes, areas and file sizes all are such
+statistics.
 """
 
 from __future__ import annotations
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     from mammo_utils.synthetic.anatomy import Canvas
 
 Edge = Callable[[np.ndarray], np.ndarray]  # radius in mm of a closed curve as a function of the angle
-CORE_LEVELS = {"FAD": (12, 24), "dist": (0, 0), "calc": (0, 0)}  # grey levels; other kinds: MASS_LEVELS
-MASS_LEVELS = (22, 48)
-ARC_LEVELS = (50, 75)
-ARCS, EXTENT = 8, 3.3  # number, and how far from the centre they lie, in radii of the core
-BOWS, WIDTHS = (9.0, 12.0), (2.2, 2.8)  # mm
+CORE_LEVELS, STRAND_LEVELS = (60, 85), (115, 145)  # grey levels
+STRANDS, RING, JITTER = 5, 3.3, 0.1  # number; radius of the ring of their middles, in radii of the core; radians
+LENGTH, WIDTH = 2.9, 0.62  # of a strand, in radii of the core
 
 
 @dataclass(frozen=True)
@@ -71,24 +70,30 @@ def add_structures(
         structures: What to draw.
         rng: Source of their shapes.
         contrast: Factor of their grey levels.
-        share: Probability that an arc is arched, 0..1.
+        share: Probability that a strand is radial, 0..1.
 
     Returns:
         The outline of each.
     """
+    if not structures:
+        return []
     outlines = []
     steps = np.array([canvas.x[0, 1] - canvas.x[0, 0], canvas.y[1, 0] - canvas.y[0, 0]])  # mm per pixel
+    radius = min(structures[0].radius, 0.068 * canvas.reach)  # of the core; all structures of a breast lie on one
+    strands = _sample_strands(radius, share, rng)
     for finding in structures:
         centre = canvas.project(finding.position)
-        radius = min(finding.radius, 0.1 * canvas.reach)
-        window = Window(canvas, centre, EXTENT * radius + 1.5 * BOWS[1] + 3)
-        edge = _sample_edge(radius, 0.08, rng)
+        window = Window(canvas, centre, (RING + LENGTH) * radius)
+        edge = _sample_edge(0.75 * radius, 0.08, rng)
         core = 1 / (1 + np.exp(np.clip((window.r - edge(window.angle)) / 1.2, -30, 30)))
-        pattern = rng.uniform(*CORE_LEVELS.get(finding.kind, MASS_LEVELS)) * core
-        pattern += _draw_arcs(window, radius, share, rng, float(steps.max()) if finding.kind == "calc" else 0)
+        pattern = rng.uniform(*CORE_LEVELS) * core
+        if finding.kind == "calc":
+            pattern += _draw_grains(window, strands, rng, max(0.6 * float(steps.max()), 0.4 * WIDTH * radius))
+        else:
+            pattern += _draw_strands(window, strands)
         window.picture += contrast * pattern
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        away = 0.9 * EXTENT * edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        away = 5 * edge(angles)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         points = (np.array(centre) + away) / steps - 0.5
         corner = np.array(canvas.picture.shape[::-1]) - 0.5
         outlines.append(LesionOutline(finding.kind, np.clip(points, -0.5, corner)))
@@ -106,26 +111,51 @@ def _sample_edge(radius: float, irregular: float, rng: Generator) -> Edge:
     return edge
 
 
-def _draw_arcs(window: Window, radius: float, share: float, rng: Generator, grain: float) -> np.ndarray:
-    """Arcs around a centre, or grains along them if `grain` (mm per pixel) is not 0; in grey levels."""
+@dataclass(frozen=True)
+class _Strand:
+    """A strand: its middle (x, y) relative to the core, direction, length, width (mm) and grey level."""
+
+    x: float
+    y: float
+    turn: float
+    length: float
+    width: float
+    level: float
+
+    def locate(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates of a window's pixels along and across the strand, in mm."""
+        dx, dy = window.dx - self.x, window.dy - self.y
+        return dx * np.cos(self.turn) + dy * np.sin(self.turn), dy * np.cos(self.turn) - dx * np.sin(self.turn)
+
+
+def _sample_strands(radius: float, share: float, rng: Generator) -> list[_Strand]:
+    strands = []
+    first = rng.uniform(0, 2 * np.pi)
+    for i in range(STRANDS):
+        place = first + 2 * np.pi * i / STRANDS + rng.uniform(-JITTER, JITTER)
+        away, length, width = radius * np.array([RING, LENGTH, WIDTH]) * rng.uniform(0.93, 1.07, 3)
+        turn = place + rng.normal(0, 0.06) + (0 if rng.random() < share else np.pi / 2)
+        level = rng.uniform(*STRAND_LEVELS)
+        strands.append(_Strand(away * np.cos(place), away * np.sin(place), turn, length, width, level))
+    return strands
+
+
+def _draw_strands(window: Window, strands: list[_Strand]) -> np.ndarray:
+    """Grey levels of plain strands."""
     picture = np.zeros_like(window.r)
-    for _ in range(ARCS):
-        place, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1) ** 0.5 * EXTENT * radius
-        bow, width, level = rng.uniform(*BOWS), rng.uniform(*WIDTHS), rng.uniform(*ARC_LEVELS)
-        turn, half = rng.normal(0, 0.3), rng.uniform(1.1, 1.4)  # radians
-        up = 1 if rng.random() < share else -1
-        dx = window.dx - away * np.cos(place)
-        dy = up * (window.dy - away * np.sin(place))  # with `up` the picture of the arc is turned upside down
-        dx, dy = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-        dy = dy - 0.7 * bow  # so that the arc's mean is at its place
-        angle = np.arctan2(dx, -dy)  # 0 at the arc's middle, which is above the centre of its circle
-        if not grain:
-            across = np.square((np.hypot(dx, dy) - bow) / width)
-            ends = np.exp(-np.minimum((angle / half) ** 8, 30))
-            picture += level * ends * np.exp(-np.minimum(across, 30))
-            continue
-        size = max(0.6 * grain, 0.7)
-        for at in np.linspace(-half, half, 9) + rng.uniform(-0.08, 0.08, 9):
-            away2 = np.square(dx - bow * np.sin(at)) + np.square(dy + bow * np.cos(at))
-            picture += level * rng.uniform(1.0, 2.6) * np.exp(-np.minimum(away2 / size**2, 30))
+    for strand in strands:
+        along, across = strand.locate(window)
+        ends = np.exp(-np.minimum((2 * along / strand.length) ** 4, 30))
+        picture += strand.level * ends * np.exp(-np.minimum(np.square(across / strand.width), 30))
+    return picture
+
+
+def _draw_grains(window: Window, strands: list[_Strand], rng: Generator, size: float) -> np.ndarray:
+    """Grey levels of grains of `size` mm along strands."""
+    picture = np.zeros_like(window.r)
+    for strand in strands:
+        along, across = strand.locate(window)
+        for at in np.linspace(-0.42, 0.42, 5) * strand.length + rng.uniform(-0.5, 0.5, 5):
+            squared = np.square(along - at) + np.square(across - rng.normal(0, 0.2 * strand.width))
+            picture += strand.level * rng.uniform(1.0, 1.6) * np.exp(-np.minimum(squared / size**2, 30))
     return picture

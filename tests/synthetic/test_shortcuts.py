@@ -1,4 +1,4 @@
-"""What gives a label away in the pictures: the way arcs bend, and no statistic of an image."""
+"""What gives a label away in the pictures: the direction of strands, and no statistic of an image."""
 
 import os
 import subprocess
@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
@@ -66,13 +65,21 @@ def test_no_statistic_gives_the_label_away(breasts, task):
     assert roc_auc_score(y[held_out], model.predict_proba(x[held_out])[:, 1]) <= 0.62
 
 
-def bend(picture, plain):
-    """Read from the structure alone whether its arcs are arched (1) or sag (-1)."""
-    rows, columns = 215.8 / len(picture), 180.1 / picture.shape[1]  # mm per pixel
-    y, x = np.mgrid[-12:12.1:rows, -14:14.1:columns]
-    arc = np.exp(-np.square((np.hypot(x, y - 7) - 10) / 2.5)) * (np.abs(np.arctan2(x, 7 - y)) < 1.25)
-    found = ndimage.correlate(picture.astype(float) - plain, arc - arc[::-1])
-    return (found * np.abs(found)).sum() / np.square(found).sum()
+def read_strands(picture, plain):
+    """Read from the structure alone whether its strands run round its centre (-1) or point to it (1); 0: no structure.
+
+    The grey levels of a strand change across it, so that a radial one has gradients at right angles to the radius.
+    """
+    change = picture.astype(float) - plain
+    if not change.any():
+        return 0.0
+    y, x = np.indices(change.shape) * np.array([215.8 / len(change), 180.1 / change.shape[1]])[:, None, None]  # mm
+    weight = np.abs(change) / np.abs(change).sum()
+    dy, dx = y - (weight * y).sum(), x - (weight * x).sum()
+    down, across = np.gradient(change, y[1, 0], x[0, 1])
+    strand = np.hypot(dy, dx) > 9  # beyond the core
+    radial = np.square((down * dy + across * dx) / np.maximum(np.hypot(dy, dx), 1e-6))[strand].sum()
+    return 1 - 2 * radial / np.square(np.hypot(down, across))[strand].sum()
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +88,27 @@ def plain():
     return draw_breasts(READ, contrast=0.0)
 
 
-def read_bends(plain, **settings):
+def read_breasts(plain, **settings):
     """Read each picture of the breasts with BI-RADS 1 or 5: (B, 2), and their exam and diagnosis."""
     drawn = draw_breasts(READ, **settings)
     keep = np.isin(drawn["birads"], (1, 5))
     pictures = zip(drawn["pictures"][keep], plain["pictures"][keep], strict=True)
-    read = np.array([[bend(*view) for view in zip(*breast, strict=True)] for breast in pictures])
+    read = np.array([[read_strands(*view) for view in zip(*breast, strict=True)] for breast in pictures])
     return read, drawn["exam"][keep], drawn["diagnosis"][keep]
 
 
-def test_the_way_arcs_bend_shows_the_label_and_difficulty_hides_it(plain):
+def test_the_direction_of_strands_shows_the_label_and_difficulty_hides_it(plain):
+    """With difficulty 1 half of the structures are invisible: a perfect reader guesses in a quarter of the pairs."""
     scores = []
-    for difficulty in (0.0, 0.5, 0.8, 1.0):
-        read, _, y = read_bends(plain, difficulty=difficulty)
+    for difficulty in (0.0, 0.8, 1.0):
+        read, _, y = read_breasts(plain, difficulty=difficulty)
         scores.append(roc_auc_score(y, read.mean(1)))
-    assert scores[0] > 0.97 and 0.35 < scores[-1] < 0.65, scores
+    assert scores[0] > 0.97 and 0.82 < scores[-1] < 0.93, scores  # 0.875
     assert all(a > b for a, b in pairwise(scores)), scores
 
 
 def test_one_view_alone_shows_the_cancer_if_so_set(plain):
-    read, _, y = read_bends(plain, difficulty=0.0, visible="one")
+    read, _, y = read_breasts(plain, difficulty=0.0, visible="one")
     gap = np.abs(read[:, 0] - read[:, 1])
     assert np.median(gap[y == 1]) > 2 * np.median(gap[y == 0])
     assert roc_auc_score(y, read.max(1)) > 0.95
@@ -108,7 +116,7 @@ def test_one_view_alone_shows_the_cancer_if_so_set(plain):
 
 
 def test_comparing_the_breasts_shows_the_cancer_if_so_set(plain):
-    read, exam, y = read_bends(plain, difficulty=0.0, visible="comparing")
+    read, exam, y = read_breasts(plain, difficulty=0.0, visible="comparing")
     read = read.mean(1)
     pairs = [np.flatnonzero(exam == number) for number in np.unique(exam)]
     pairs = [pair for pair in pairs if len(pair) == 2 and y[pair].sum() == 1]
@@ -118,7 +126,7 @@ def test_comparing_the_breasts_shows_the_cancer_if_so_set(plain):
 
 
 def test_nothing_predicts_in_the_null_setting(plain):
-    read, _, y = read_bends(plain, difficulty=0.0, null=True)
+    read, _, y = read_breasts(plain, difficulty=0.0, null=True)
     assert abs(roc_auc_score(y, read.mean(1)) - 0.5) < 0.2  # standard deviation with 110 breasts: 0.055
 
 
