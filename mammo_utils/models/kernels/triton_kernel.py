@@ -53,7 +53,7 @@ def _load_tile(array, place, E, e, N: tl.constexpr, mask):
 def _find_tile(place, E, e, N: tl.constexpr):
     """Return the offsets (N, LANES) of a tile of an array (places, N, E)."""
     at = (place * N + tl.arange(0, N))[:, None] * E + e[None, :]
-    return tl.max_contiguous(at, (1, 1))  # else Triton gives 4 neighbours to a thread, and reorders them in the loops
+    return tl.multiple_of(at, (1, 1))  # else Triton gives 4 neighbours to a thread, and reorders them in the loops
 
 
 @triton.jit
