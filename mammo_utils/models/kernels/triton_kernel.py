@@ -40,19 +40,15 @@ def _softplus(x):
 
 
 @triton.jit
-def _load(row, e, mask):
-    return tl.load(row + e, mask=mask, other=0.0).to(tl.float32)
+def _load(row, mask):
+    return tl.load(row, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _load_tile(array, place, E, e, N: tl.constexpr, mask):
-    return tl.load(array + _find_tile(place, E, e, N), mask=mask[None, :], other=0.0)
-
-
-@triton.jit
-def _find_tile(place, E, e, N: tl.constexpr):
-    """Return the offsets (N, LANES) of a tile of an array (places, N, E)."""
-    at = (place * N + tl.arange(0, N))[:, None] * E + e[None, :]
+def _find_tile(place, N: tl.constexpr, LANES: tl.constexpr):
+    """Return the offsets (N, LANES) of this program's channels at `place` of an array (places, blocks, N, LANES)."""
+    block = place * tl.num_programs(1) + tl.program_id(1)
+    at = block * (N * LANES) + tl.arange(0, N)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     return tl.multiple_of(at, (1, 1))  # else Triton gives 4 neighbours to a thread, and reorders them in the loops
 
 
@@ -107,14 +103,14 @@ def _scan_chunks(
     k, n = tl.program_id(2).to(tl.int64), tl.arange(0, N)
     against = (k >= P) != GRADIENT
     start, sign = _find_start(first, length, against)
-    path, delta, v = path + k % P * L, delta + image * d_b + k * d_k, v + image * v_b
+    path, delta, v = path + k % P * L, delta + image * d_b + k * d_k + e, v + image * v_b + e
     rates += (image * 2 * P + k) * L * 2 * N + (N if GRADIENT else 0)
-    a = _load_tile(A, k, E, e, N, mask)
-    bias_k, h, sum = _load(bias + k * E, e, mask), tl.zeros((N, LANES), tl.float32), tl.zeros((LANES,), tl.float32)
+    a = tl.load(A + _find_tile(k, N, LANES))
+    bias_k, h, sum = _load(bias + k * E + e, mask), tl.zeros((N, LANES), tl.float32), tl.zeros((LANES,), tl.float32)
     for i in tl.range(0, length, loop_unroll_factor=G):
         pixel = tl.load(path + start + sign * i)
-        step, _ = _softplus(_load(delta + pixel * d_l, e, mask) + bias_k)
-        x, rate = _load(v + pixel * v_l, e, mask), tl.load(rates + pixel * 2 * N + n)
+        step, _ = _softplus(_load(delta + pixel * d_l, mask) + bias_k)
+        x, rate = _load(v + pixel * v_l, mask), tl.load(rates + pixel * 2 * N + n)
         decay = tl.exp2(step[None, :] * a)
         if GRADIENT:
             h = decay * (h + x[None, :] * rate[:, None])
@@ -122,7 +118,7 @@ def _scan_chunks(
             h = decay * h + (step * x)[None, :] * rate[:, None]
             sum += step
     place = (image * S + chunk) * 2 * P + k
-    tl.store(state + _find_tile(place, E, e, N), h, mask=mask[None, :])
+    tl.store(state + _find_tile(place, N, LANES), h)
     if not GRADIENT:
         tl.store(total + place * E + e, sum, mask=mask)
 
@@ -138,17 +134,17 @@ def _carry_states(
     mask = e < E
     against = (k >= P) != GRADIENT
     start, sign = _find_start(0, S, against)
-    a = _load_tile(A, k, E, e, N, mask)
+    a = tl.load(A + _find_tile(k, N, LANES))
     carry = tl.zeros((N, LANES), tl.float32)
     for i in range(0, S, G):
         ends, totals = (), ()
         for j in tl.static_range(G):  # all loads before the stores, which the compiler would keep apart
             place, inside = (image * S + start + sign * (i + j)) * 2 * P + k, mask & (i + j < S)
-            ends += (tl.load(state + _find_tile(place, E, e, N), mask=inside[None, :], other=0.0),)
+            ends += (tl.load(state + _find_tile(place, N, LANES), mask=i + j < S, other=0.0),)
             totals += (tl.load(total + place * E + e, mask=inside, other=0.0),)
         for j in tl.static_range(G):
             place, inside = (image * S + start + sign * (i + j)) * 2 * P + k, mask & (i + j < S)
-            tl.store(state + _find_tile(place, E, e, N), carry, mask=inside[None, :])
+            tl.store(state + _find_tile(place, N, LANES), carry, mask=i + j < S)
             carry = tl.exp2(totals[j][None, :] * a) * carry + ends[j]
 
 
@@ -160,25 +156,25 @@ def _write_outputs(
     """Pass 3: y of path p and of its reverse, added up, and added to y of the paths before p."""
     image, chunk, first, length, e, mask = _locate(L, E, S, T, LANES)
     n = tl.arange(0, N)
-    path, u, y = path + p.to(tl.int64) * L, u + image * u_b, y + image * L * E
+    path, u, y = path + p.to(tl.int64) * L, u + image * u_b + e, y + image * L * E + e
     for reverse in range(2):
-        k = (p + reverse * P).to(tl.int64)
+        k = (p + reverse * P)
         start, sign = _find_start(first, length, reverse == 1)
         place = (image * S + chunk) * 2 * P + k
-        delta_k, rates_k = delta + image * d_b + k * d_k, rates + (image * 2 * P + k) * L * 2 * N
-        a, h = _load_tile(A, k, E, e, N, mask), _load_tile(state, place, E, e, N, mask)
-        D_k, bias_k, has_sum = _load(D + k * E, e, mask), _load(bias + k * E, e, mask), mask & (k > 0)
+        delta_k, rates_k = delta + image * d_b + k * d_k + e, rates + (image * 2 * P + k) * L * 2 * N
+        a, h = tl.load(A + _find_tile(k, N, LANES)), tl.load(state + _find_tile(place, N, LANES))
+        D_k, bias_k, has_sum = _load(D + k * E + e, mask), _load(bias + k * E + e, mask), mask & (k > 0)
         for i in range(0, length, G):
             pixels, outputs = (), ()
             for j in tl.static_range(G):  # a store among the loads would make each wait for the one before
                 pixel = tl.load(path + start + sign * (i + j))
-                step, _ = _softplus(_load(delta_k + pixel * d_l, e, mask) + bias_k)
-                x, before = _load(u + pixel * u_l, e, mask), _load(y + pixel * E, e, has_sum)
+                step, _ = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
+                x, before = _load(u + pixel * u_l, mask), _load(y + pixel * E, has_sum)
                 b, c = tl.load(rates_k + pixel * 2 * N + n), tl.load(rates_k + pixel * 2 * N + N + n)
                 h = tl.exp2(step[None, :] * a) * h + (step * x)[None, :] * b[:, None]
                 pixels, outputs = pixels + (pixel,), outputs + (before + D_k * x + tl.sum(h * c[:, None], 0),)
             for j in tl.static_range(G):
-                tl.store(y + pixels[j] * E + e, outputs[j], mask=mask)
+                tl.store(y + pixels[j] * E, outputs[j], mask=mask)
 
 
 @triton.jit(do_not_specialize=["p"])
@@ -201,43 +197,42 @@ def _write_gradients(
     n, lanes = tl.arange(0, N), tl.arange(0, LANES)
     ROWS: tl.constexpr = 2 * N // LANES
     rows = tl.arange(0, ROWS)[:, None] + ROWS * lanes[None, :]  # of B and C, as `_sum_lanes` leaves them
-    path, u, dy, du = path + p.to(tl.int64) * L, u + image * u_b, dy + image * L * E, du + image * L * E
-    block, blocks = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    images = tl.num_programs(0) // S
-    inner += (tl.program_id(0) * blocks + block) * (T // G * N * LANES) + _find_tile(0, LANES, lanes, N)
+    path, u, dy, du = path + p.to(tl.int64) * L, u + image * u_b + e, dy + image * L * E + e, du + image * L * E + e
+    block = tl.program_id(1).to(tl.int64)
+    images, places = tl.num_programs(0) // S, tl.program_id(0).to(tl.int64) * (T // G)
     for reverse in range(2):
-        k = (p + reverse * P).to(tl.int64)
+        k = (p + reverse * P)
         start, sign = _find_start(first, length, reverse == 1)
         place = (image * S + chunk) * 2 * P + k
-        delta_k, ddelta_k = delta + image * d_b + k * d_k, ddelta + image * dd_b + k * dd_k
-        rates_k = rates + (image * 2 * P + k) * L * 2 * N
-        drates_k = drates + ((block * images + image) * 2 * P + k) * L * 2 * N
-        a, h = _load_tile(A, k, E, e, N, mask), _load_tile(state, place, E, e, N, mask)
-        D_k, bias_k, has_sum = _load(D + k * E, e, mask), _load(bias + k * E, e, mask), mask & (k > 0)
+        delta_k, ddelta_k = delta + image * d_b + k * d_k + e, ddelta + image * dd_b + k * dd_k + e
+        rates_k = rates + (image * 2 * P + k) * L * 2 * N + n
+        drates_k = drates + ((block * images + image) * 2 * P + k) * L * 2 * N + rows
+        a, h = tl.load(A + _find_tile(k, N, LANES)), tl.load(state + _find_tile(place, N, LANES))
+        D_k, bias_k, has_sum = _load(D + k * E + e, mask), _load(bias + k * E + e, mask), mask & (k > 0)
         for i in range(0, length, G):
-            tl.store(inner + i // G * N * LANES, h)
+            tl.store(inner + _find_tile(places + i // G, N, LANES), h)
             for j in tl.static_range(G):
                 pixel = tl.load(path + start + sign * (i + j))
-                step, _ = _softplus(_load(delta_k + pixel * d_l, e, mask) + bias_k)
-                x, b = _load(u + pixel * u_l, e, mask), tl.load(rates_k + pixel * 2 * N + n)
+                step, _ = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
+                x, b = _load(u + pixel * u_l, mask), tl.load(rates_k + pixel * 2 * N)
                 h = tl.exp2(step[None, :] * a) * h + (step * x)[None, :] * b[:, None]
-        g, d_a = _load_tile(grad, place, E, e, N, mask), tl.zeros((N, LANES), tl.float32)
+        g, d_a = tl.load(grad + _find_tile(place, N, LANES)), tl.zeros((N, LANES), tl.float32)
         d_bias, d_D = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.float32)
         for i in range(length - G, -1, -G):
-            h = tl.load(inner + i // G * N * LANES)
+            h = tl.load(inner + _find_tile(places + i // G, N, LANES))
             pixels, steps, slopes, inputs, decayed = (), (), (), (), ()
             for j in tl.static_range(G):
                 pixel = tl.load(path + start + sign * (i + j))
-                step, slope = _softplus(_load(delta_k + pixel * d_l, e, mask) + bias_k)
-                x, b = _load(u + pixel * u_l, e, mask), tl.load(rates_k + pixel * 2 * N + n)
+                step, slope = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
+                x, b = _load(u + pixel * u_l, mask), tl.load(rates_k + pixel * 2 * N)
                 q = tl.exp2(step[None, :] * a) * h
                 h = q + (step * x)[None, :] * b[:, None]
                 pixels, steps, slopes = pixels + (pixel,), steps + (step,), slopes + (slope,)
                 inputs, decayed = inputs + (x,), decayed + (q,)
             for j in tl.static_range(G - 1, -1, -1):
                 pixel, step, x, q = pixels[j], steps[j], inputs[j], decayed[j]
-                b, c = tl.load(rates_k + pixel * 2 * N + n), tl.load(rates_k + pixel * 2 * N + N + n)
-                d, before = _load(dy + pixel * E, e, mask), _load(du + pixel * E, e, has_sum)
+                b, c = tl.load(rates_k + pixel * 2 * N), tl.load(rates_k + N + pixel * 2 * N)
+                d, before = _load(dy + pixel * E, mask), _load(du + pixel * E, has_sum)
                 g += d[None, :] * c[:, None]
                 g_q, g_b = g * q, tl.sum(g * b[:, None], 0)
                 d_a += g_q * step[None, :]
@@ -247,10 +242,10 @@ def _write_gradients(
                 h = q + (step * x)[None, :] * b[:, None]
                 sums = _sum_lanes(g * (step * x)[None, :], h * d[None, :], LANES)
                 g *= tl.exp2(step[None, :] * a)
-                tl.store(du + pixel * E + e, before + D_k * d + g_b * step, mask=mask)
-                tl.store(ddelta_k + pixel * dd_l + e, d_step, mask=mask)
-                tl.store(drates_k + pixel * 2 * N + rows, sums)
-        tl.store(dA + _find_tile(place, E, e, N), d_a, mask=mask[None, :])
+                tl.store(du + pixel * E, before + D_k * d + g_b * step, mask=mask)
+                tl.store(ddelta_k + pixel * dd_l, d_step, mask=mask)
+                tl.store(drates_k + pixel * 2 * N, sums)
+        tl.store(dA + _find_tile(place, N, LANES), d_a)
         tl.store(dbias + place * E + e, d_bias, mask=mask)
         tl.store(dD + place * E + e, d_D, mask=mask)
 
@@ -285,7 +280,7 @@ def _scan(u, delta, A, B, C, D, bias, path):
 def _make_outputs(u, delta, A, *_):
     batch, K, length, channels = delta.shape
     chunks, numbers = (length + STEPS - 1) // STEPS, {"dtype": torch.float32}
-    state = u.new_empty(batch, chunks, K, _pad(A.shape[1]), channels, **numbers)
+    state = u.new_empty(batch, chunks, K, -(-channels // LANES), _pad(A.shape[1]), LANES, **numbers)
     return u.new_empty(u.shape, **numbers), state, u.new_empty(batch, chunks, K, channels, **numbers)
 
 
@@ -298,7 +293,7 @@ def _scan_backward(u, delta, A, B, C, D, bias, path, state, total, dy):
     du, ddelta, dA = torch.empty_like(dy), torch.empty_like(inputs[1]), torch.empty_like(state)
     dD, dbias, rates = torch.empty_like(total), torch.empty_like(total), inputs[3]
     drates = rates.new_empty(grid[1], *rates.shape)  # each block of channels its own, summed in a fixed order
-    inner = rates.new_empty(grid[0] * grid[1], STEPS // constants["G"], state.shape[3], LANES)
+    inner = rates.new_empty(grid[0], STEPS // constants["G"], *state.shape[3:])
     outputs = (du, ddelta, dA, drates, dD, dbias)
     with torch.cuda.device_of(u):
         for p in range(len(path)):
@@ -306,8 +301,9 @@ def _scan_backward(u, delta, A, B, C, D, bias, path, state, total, dy):
                 *inputs, state, grad, dy, inner, *outputs, p, *numbers, *ddelta.stride()[:3], **constants
             )
     dA, dD, dbias = (x.sum((0, 1)) for x in (dA, dD, dbias))
+    dA = dA.transpose(1, 2).flatten(2)[:, : A.shape[1], : A.shape[2]]  # (K, blocks, N, LANES) -> (K, N, E)
     dB, dC = (x[..., : B.shape[3]].to(B.dtype, copy=True) for x in drates.sum(0).unbind(3))
-    return [du.to(u.dtype), ddelta, dA[:, : A.shape[1]].contiguous(), dB.contiguous(), dC.contiguous(), dD, dbias]
+    return [du.to(u.dtype), ddelta, dA.contiguous(), dB.contiguous(), dC.contiguous(), dD, dbias]
 
 
 @library.register_fake(BACKWARD)
@@ -318,10 +314,11 @@ def _make_gradients(u, delta, A, B, C, D, bias, *_):
 
 def _prepare(u, delta, A, B, C, D, bias, path, state) -> tuple[tuple[Tensor, ...], tuple[int, ...], dict[str, int]]:
     """Return the tensors, the sizes and strides, and the constants that the kernels share."""
-    (batch, length, channels), (K, states, _), N = u.shape, A.shape, state.shape[3]
+    (batch, length, channels), (K, states, _), (blocks, N, _) = u.shape, A.shape, state.shape[3:]
     u, delta = _in_rows(u), _in_rows(delta)
-    scaled = A.new_zeros(K, N, channels)
-    scaled[:, :states] = A * LOG2E  # exp(x) is computed as exp2(x log2 e)
+    scaled = A.new_zeros(K, N, blocks * LANES)
+    scaled[:, :states, :channels] = A * LOG2E  # exp(x) is computed as exp2(x log2 e)
+    scaled = scaled.unflatten(2, (blocks, LANES)).transpose(1, 2).contiguous()  # (K, blocks, N, LANES)
     rates = A.new_zeros(batch, K, length, 2, N)  # B and C of a pixel in one aligned row, which 8 loads of 16 bytes read
     rates[..., 0, :states], rates[..., 1, :states] = B, C
     numbers = (length, channels, state.shape[1], len(path), *u.stride()[:2], *delta.stride()[:3])
@@ -345,8 +342,8 @@ def _find_states(v, inputs, state, total, numbers, constants, gradient=False) ->
 
 
 def _grid(state: Tensor) -> tuple[int, int]:
-    batch, chunks, *_, channels = state.shape
-    return batch * chunks, (channels + LANES - 1) // LANES
+    batch, chunks, _, blocks, *_ = state.shape
+    return batch * chunks, blocks
 
 
 def _in_rows(x: Tensor) -> Tensor:
