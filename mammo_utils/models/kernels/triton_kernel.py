@@ -1,4 +1,4 @@
-"""The scans of an image along paths on a GPU, in Triton: read in place, in both directions, and added up."""
+"""The scans of an image along paths on a GPU, in Triton: read in place, in both directions, and elapsed up."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ LANES = 32  # channels of a program, one in each thread of a warp
 STEPS = 64  # steps of a chunk, which a program walks one after another
 GROUP = 4  # steps whose loads are issued together, and whose states the backward holds in registers
 LOG2E = math.log2(math.e)
+MOST = 2**31 - 1  # the largest offset in 32 bits
 
 SCAN, BACKWARD = "mammo_utils::scan_by_triton", "mammo_utils::scan_by_triton_backward"
 INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor bias, Tensor path"
@@ -100,27 +101,26 @@ def _scan_chunks(
     the state before it: decay_t g_t = decay_t (decay_(t+1) g_(t+1) + C_t dy_t).
     """
     image, chunk, first, length, e, mask = _locate(L, E, S, T, LANES)
-    k, n = tl.program_id(2).to(tl.int64), tl.arange(0, N)
-    against = (k >= P) != GRADIENT
-    start, sign = _find_start(first, length, against)
+    k = tl.program_id(2).to(tl.int64)
+    start, sign = _find_start(first, length, (k >= P) != GRADIENT)
     path, delta, v = path + k % P * L, delta + image * d_b + k * d_k + e, v + image * v_b + e
-    rates += (image * 2 * P + k) * L * 2 * N + (N if GRADIENT else 0)
+    rates += (image * 2 * P + k) * L * 2 * N + (N if GRADIENT else 0) + tl.arange(0, N)
     a = tl.load(A + _find_tile(k, N, LANES))
-    bias_k, h, sum = _load(bias + k * E + e, mask), tl.zeros((N, LANES), tl.float32), tl.zeros((LANES,), tl.float32)
+    bias_k, h, elapsed = _load(bias + k * E + e, mask), tl.zeros_like(a), tl.zeros((LANES,), tl.float32)
     for i in tl.range(0, length, loop_unroll_factor=G):
         pixel = tl.load(path + start + sign * i)
         step, _ = _softplus(_load(delta + pixel * d_l, mask) + bias_k)
-        x, rate = _load(v + pixel * v_l, mask), tl.load(rates + pixel * 2 * N + n)
+        x, rate = _load(v + pixel * v_l, mask), tl.load(rates + pixel * 2 * N)
         decay = tl.exp2(step[None, :] * a)
         if GRADIENT:
             h = decay * (h + x[None, :] * rate[:, None])
         else:
             h = decay * h + (step * x)[None, :] * rate[:, None]
-            sum += step
+            elapsed += step
     place = (image * S + chunk) * 2 * P + k
     tl.store(state + _find_tile(place, N, LANES), h)
     if not GRADIENT:
-        tl.store(total + place * E + e, sum, mask=mask)
+        tl.store(total + place * E + e, elapsed, mask=mask)
 
 
 @triton.jit
@@ -132,20 +132,19 @@ def _carry_states(
     image, k = tl.program_id(0).to(tl.int64), tl.program_id(2)
     e = tl.program_id(1) * LANES + tl.arange(0, LANES)
     mask = e < E
-    against = (k >= P) != GRADIENT
-    start, sign = _find_start(0, S, against)
+    start, sign = _find_start(0, S, (k >= P) != GRADIENT)
     a = tl.load(A + _find_tile(k, N, LANES))
-    carry = tl.zeros((N, LANES), tl.float32)
+    carry = tl.zeros_like(a)
     for i in range(0, S, G):
-        ends, totals = (), ()
-        for j in tl.static_range(G):  # all loads before the stores, which the compiler would keep apart
-            place, inside = (image * S + start + sign * (i + j)) * 2 * P + k, mask & (i + j < S)
-            ends += (tl.load(state + _find_tile(place, N, LANES), mask=i + j < S, other=0.0),)
-            totals += (tl.load(total + place * E + e, mask=inside, other=0.0),)
+        ends = ()
+        for j in tl.static_range(G):  # all loads before the stores, else each would wait
+            place, inside = (image * S + start + sign * (i + j)) * 2 * P + k, i + j < S
+            end = tl.load(state + _find_tile(place, N, LANES), mask=inside, other=0.0)
+            ends += ((place, inside, end, tl.load(total + place * E + e, mask=mask & inside, other=0.0)),)
         for j in tl.static_range(G):
-            place, inside = (image * S + start + sign * (i + j)) * 2 * P + k, mask & (i + j < S)
-            tl.store(state + _find_tile(place, N, LANES), carry, mask=i + j < S)
-            carry = tl.exp2(totals[j][None, :] * a) * carry + ends[j]
+            place, inside, end, elapsed = ends[j]
+            tl.store(state + _find_tile(place, N, LANES), carry, mask=inside)
+            carry = tl.exp2(elapsed[None, :] * a) * carry + end
 
 
 @triton.jit(do_not_specialize=["p"])
@@ -153,28 +152,29 @@ def _write_outputs(
     u, delta, A, rates, D, bias, path, state, y, p, L, E, S, P, u_b, u_l, d_b, d_k, d_l,
     N: tl.constexpr, T: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Pass 3: y of path p and of its reverse, added up, and added to y of the paths before p."""
+    """Pass 3: y of path p and of its reverse, elapsed up, and elapsed to y of the paths before p."""
     image, chunk, first, length, e, mask = _locate(L, E, S, T, LANES)
     n = tl.arange(0, N)
     path, u, y = path + p.to(tl.int64) * L, u + image * u_b + e, y + image * L * E + e
     for reverse in range(2):
-        k = (p + reverse * P)
+        k = (p + reverse * P).to(tl.int64)  # the offset of a path may exceed 32 bits
         start, sign = _find_start(first, length, reverse == 1)
         place = (image * S + chunk) * 2 * P + k
-        delta_k, rates_k = delta + image * d_b + k * d_k + e, rates + (image * 2 * P + k) * L * 2 * N
+        delta_k, rates_k = delta + image * d_b + k * d_k + e, rates + (image * 2 * P + k) * L * 2 * N + n
         a, h = tl.load(A + _find_tile(k, N, LANES)), tl.load(state + _find_tile(place, N, LANES))
         D_k, bias_k, has_sum = _load(D + k * E + e, mask), _load(bias + k * E + e, mask), mask & (k > 0)
         for i in range(0, length, G):
-            pixels, outputs = (), ()
-            for j in tl.static_range(G):  # a store among the loads would make each wait for the one before
+            outputs = ()
+            for j in tl.static_range(G):  # no store among the loads, else each would wait
                 pixel = tl.load(path + start + sign * (i + j))
                 step, _ = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
                 x, before = _load(u + pixel * u_l, mask), _load(y + pixel * E, has_sum)
-                b, c = tl.load(rates_k + pixel * 2 * N + n), tl.load(rates_k + pixel * 2 * N + N + n)
+                b, c = tl.load(rates_k + pixel * 2 * N), tl.load(rates_k + N + pixel * 2 * N)
                 h = tl.exp2(step[None, :] * a) * h + (step * x)[None, :] * b[:, None]
-                pixels, outputs = pixels + (pixel,), outputs + (before + D_k * x + tl.sum(h * c[:, None], 0),)
+                outputs += ((pixel, before + D_k * x + tl.sum(h * c[:, None], 0)),)
             for j in tl.static_range(G):
-                tl.store(y + pixels[j] * E, outputs[j], mask=mask)
+                pixel, output = outputs[j]
+                tl.store(y + pixel * E, output, mask=mask)
 
 
 @triton.jit(do_not_specialize=["p"])
@@ -201,7 +201,7 @@ def _write_gradients(
     block = tl.program_id(1).to(tl.int64)
     images, places = tl.num_programs(0) // S, tl.program_id(0).to(tl.int64) * (T // G)
     for reverse in range(2):
-        k = (p + reverse * P)
+        k = (p + reverse * P).to(tl.int64)  # the offset of a path may exceed 32 bits
         start, sign = _find_start(first, length, reverse == 1)
         place = (image * S + chunk) * 2 * P + k
         delta_k, ddelta_k = delta + image * d_b + k * d_k + e, ddelta + image * dd_b + k * dd_k + e
@@ -216,27 +216,28 @@ def _write_gradients(
                 step, _ = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
                 x, b = _load(u + pixel * u_l, mask), tl.load(rates_k + pixel * 2 * N)
                 h = tl.exp2(step[None, :] * a) * h + (step * x)[None, :] * b[:, None]
-        g, d_a = tl.load(grad + _find_tile(place, N, LANES)), tl.zeros((N, LANES), tl.float32)
+        g, d_a = tl.load(grad + _find_tile(place, N, LANES)), tl.zeros_like(a)
         d_bias, d_D = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.float32)
         for i in range(length - G, -1, -G):
             h = tl.load(inner + _find_tile(places + i // G, N, LANES))
-            pixels, steps, slopes, inputs, decayed = (), (), (), (), ()
+            kept = ()
             for j in tl.static_range(G):
                 pixel = tl.load(path + start + sign * (i + j))
                 step, slope = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
                 x, b = _load(u + pixel * u_l, mask), tl.load(rates_k + pixel * 2 * N)
                 q = tl.exp2(step[None, :] * a) * h
                 h = q + (step * x)[None, :] * b[:, None]
-                pixels, steps, slopes = pixels + (pixel,), steps + (step,), slopes + (slope,)
-                inputs, decayed = inputs + (x,), decayed + (q,)
+                kept += ((pixel, step, slope, x, q),)
+            # A is loaded again lest the compiler keep all decays of the group, which do not fit the registers.
+            a = tl.load(A + _find_tile(k, N, LANES))
             for j in tl.static_range(G - 1, -1, -1):
-                pixel, step, x, q = pixels[j], steps[j], inputs[j], decayed[j]
+                pixel, step, slope, x, q = kept[j]
                 b, c = tl.load(rates_k + pixel * 2 * N), tl.load(rates_k + N + pixel * 2 * N)
                 d, before = _load(dy + pixel * E, mask), _load(du + pixel * E, has_sum)
                 g += d[None, :] * c[:, None]
                 g_q, g_b = g * q, tl.sum(g * b[:, None], 0)
                 d_a += g_q * step[None, :]
-                d_step = (0.6931471805599453 * tl.sum(g_q * a, 0) + g_b * x) * slopes[j]
+                d_step = (0.6931471805599453 * tl.sum(g_q * a, 0) + g_b * x) * slope
                 d_bias += d_step
                 d_D += d * x
                 h = q + (step * x)[None, :] * b[:, None]
@@ -321,6 +322,8 @@ def _prepare(u, delta, A, B, C, D, bias, path, state) -> tuple[tuple[Tensor, ...
     scaled = scaled.unflatten(2, (blocks, LANES)).transpose(1, 2).contiguous()  # (K, blocks, N, LANES)
     rates = A.new_zeros(batch, K, length, 2, N)  # B and C of a pixel in one aligned row, which 8 loads of 16 bytes read
     rates[..., 0, :states], rates[..., 1, :states] = B, C
+    # The kernels compute a pixel's offset in the index's own type.
+    path = path.to(torch.int64 if length * max(u.stride(1), delta.stride(2), channels, 2 * N) > MOST else torch.int32)
     numbers = (length, channels, state.shape[1], len(path), *u.stride()[:2], *delta.stride()[:3])
     constants = {"N": N, "T": STEPS, "G": math.gcd(length, GROUP), "LANES": LANES, "num_warps": 1}
     return (u, delta, scaled, rates, D.contiguous(), bias.contiguous(), path.contiguous()), numbers, constants
@@ -329,7 +332,7 @@ def _prepare(u, delta, A, B, C, D, bias, path, state) -> tuple[tuple[Tensor, ...
 def _find_states(v, inputs, state, total, numbers, constants, gradient=False) -> None:
     """Run passes 1 and 2: fill `state` with the states before the chunks, or with the gradients after them."""
     _, delta, A, rates, _, bias, path = inputs
-    batch, chunks, K, *_ = state.shape
+    batch, _, K, *_ = state.shape
     images, blocks = _grid(state)
     numbers = (*numbers[:4], *v.stride()[:2], *numbers[6:])
     with torch.cuda.device_of(v):
@@ -337,7 +340,7 @@ def _find_states(v, inputs, state, total, numbers, constants, gradient=False) ->
             v, delta, A, rates, bias, path, state, total, *numbers, GRADIENT=gradient, **constants
         )
         _carry_states[batch, blocks, K](
-            state, total, A, *numbers[1:4], GRADIENT=gradient, **{k: v for k, v in constants.items() if k != 'T'}
+            state, total, A, *numbers[1:4], GRADIENT=gradient, **{k: v for k, v in constants.items() if k != "T"}
         )
 
 
