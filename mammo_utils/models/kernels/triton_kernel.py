@@ -355,7 +355,7 @@ def _in_rows(x: Tensor) -> Tensor:
 
 def _pad(states: int) -> int:
     """Return the rows of a tile: a power of two, and enough that B and C of a pixel fill the lanes."""
-    return max(LANES // 2, triton.next_power_of_2(states))
+    return max(LANES // 2, triton.next_power_of_2(int(states)))
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
