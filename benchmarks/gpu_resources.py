@@ -38,10 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [compile_kernel(*kernel, dtype, target) for target in TARGETS for dtype in a.dtypes for kernel in KERNELS]
     write_json(a.json, {"versions": find_versions(), "kernels": rows})
     for row in rows:
-        text = (
-            "sm_{target} {dtype} {kernel:22} {registers:4} registers, {spilled} bytes spilled, {shared} bytes shared, "
-        )
-        print((text + "{warps:2} warps, {instructions:5} instructions").format(**row))
+        text = "sm_{target} {dtype} {kernel:22} {registers:4} registers, {spilled} bytes spilled, {warps:2} warps"
+        print(text.format(**row))
     return 0
 
 

