@@ -3,8 +3,7 @@
 A path is an index of pixels, so that the image is never copied in another order. A program is one warp: it takes 32
 neighbouring channels, one a thread, and walks the steps of a chunk one after another with the N states of its channel
 in registers. Rows of neighbouring channels are read whole; sums over states stay within a thread; nothing goes through
-shared memory and nothing waits at a barrier. A scan down the rows of a tile, the usual alternative, exchanges each
-state between threads log2(rows) times.
+shared memory and nothing waits at a barrier.
 
 Chunks of 64 steps fill the GPU, in three passes (Blelloch 1990, one level):
 
@@ -21,7 +20,7 @@ The cost of a step of one path, for N = 16 and bfloat16: bytes and exponentials 
 warp, that is 32 channels.
 
                     bytes read   bytes written   exponentials   instructions   registers   warps
-    forward, 1           7              1             16             110            64        32
+    forward, 1           7              1             16             116            64        32
     forward, 3          13              4             16             143            79        25
     backward, 1          9              1             16             112            72        28
     backward, 3         58             27             48             579           255         8
@@ -323,18 +322,16 @@ def _make_outputs(u, delta, A, *_):
 def _scan_backward(u, delta, A, B, C, D, bias, path, state, total, dy):
     """Return the gradients of the seven inputs of `scan`."""
     inputs, numbers, constants = _prepare(u, delta, A, B, C, D, bias, path, state)
-    grid, dy, grad = _grid(state), dy.contiguous(), torch.empty_like(state)
+    grid, rates, dy, grad = _grid(state), inputs[3], dy.contiguous(), torch.empty_like(state)
     _find_states(dy, inputs, grad, total, numbers, constants, gradient=True)
-    du, ddelta, dA = torch.empty_like(dy), torch.empty_like(inputs[1]), torch.empty_like(state)
-    dD, dbias, rates = torch.empty_like(total), torch.empty_like(total), inputs[3]
+    du, ddelta, dA, dD, dbias = (torch.empty_like(x) for x in (dy, inputs[1], state, total, total))
     drates = rates.new_empty(grid[1], *rates.shape)  # each block of channels its own, summed in a fixed order
     inner = rates.new_empty(grid[0], STEPS // constants["G"], *state.shape[3:])
     outputs = (du, ddelta, dA, drates, dD, dbias)
     with torch.cuda.device_of(u):
         for p in range(len(path)):
-            _write_gradients[grid](
-                *inputs, state, grad, dy, inner, *outputs, p, *numbers, *ddelta.stride()[:3], **constants
-            )
+            sizes = (*numbers, *ddelta.stride()[:3])
+            _write_gradients[grid](*inputs, state, grad, dy, inner, *outputs, p, *sizes, **constants)
     dA, dD, dbias = (x.sum((0, 1)) for x in (dA, dD, dbias))
     dA = dA.transpose(1, 2).flatten(2)[:, : A.shape[1], : A.shape[2]]  # (K, blocks, N, LANES) -> (K, N, E)
     dB, dC = (x[..., : B.shape[3]].to(B.dtype, copy=True) for x in drates.sum(0).unbind(3))
@@ -367,15 +364,11 @@ def _find_states(v, inputs, state, total, numbers, constants, gradient=False) ->
     """Run passes 1 and 2: fill `state` with the states before the chunks, or with the gradients after them."""
     _, delta, A, rates, _, bias, path = inputs
     batch, _, K, *_ = state.shape
-    images, blocks = _grid(state)
-    numbers = (*numbers[:4], *v.stride()[:2], *numbers[6:])
+    numbers, constants = (*numbers[:4], *v.stride()[:2], *numbers[6:]), constants | {"GRADIENT": gradient}
     with torch.cuda.device_of(v):
-        _scan_chunks[images, blocks, K](
-            v, delta, A, rates, bias, path, state, total, *numbers, GRADIENT=gradient, **constants
-        )
-        _carry_states[batch, blocks, K](
-            state, total, A, *numbers[1:4], GRADIENT=gradient, **{k: v for k, v in constants.items() if k != "T"}
-        )
+        _scan_chunks[*_grid(state), K](v, delta, A, rates, bias, path, state, total, *numbers, **constants)
+        del constants["T"]
+        _carry_states[batch, _grid(state)[1], K](state, total, A, *numbers[1:4], **constants)
 
 
 def _grid(state: Tensor) -> tuple[int, int]:
@@ -394,6 +387,7 @@ def _pad(states: int) -> int:
 
 def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*inputs, *output[1:])
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple:
