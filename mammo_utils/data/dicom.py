@@ -11,7 +11,7 @@ import pydicom
 from pydicom import filereader, uid
 
 from mammo_utils.data import kinds
-from mammo_utils.data.folders import NOT_PERMITTED, PACKED, is_packed, is_writable, name_below, walk_below
+from mammo_utils.data.folders import NOT_PERMITTED, PACKED, is_packed, name_below, walk_below
 
 LARGEST_FILE = 128 * 2**20  # bytes; mammograms have up to about 60 MB
 SMALLEST_SIDE = 8  # pixels; no picture has fewer
@@ -105,10 +105,7 @@ def read_headers(
             others.append((path, f"of another kind, not read: {path.suffix.lower()[:20] or 'without suffix'}"))
     headers = []
     for done, path in enumerate(paths, 1):
-        if is_writable(folder, path):
-            header, reason = read_header(path, tagged)
-        else:
-            reason = "its name is not UTF-8; rename it"
+        header, reason = read_header(path, tagged)
         if reason:
             unusable.append((path, reason))
         else:

@@ -28,6 +28,7 @@ import pandas as pd
 from mammo_utils.data.assemble import COPY, SECOND
 from mammo_utils.data.cohort import EXCLUDED, USED, Cohort, DataError
 from mammo_utils.data.exclusions import exclude_images
+from mammo_utils.data.folders import path_below
 from mammo_utils.images.grey import UNREADABLE, PixelError, read_pixels
 from mammo_utils.images.preprocess import BOX, pixel_hash, prepare_image
 from mammo_utils.images.store import TABLES, Store, load_store
@@ -76,7 +77,7 @@ def build_store(
         DataError: No image can be used, the data folder has gone, or the store cannot be written.
     """
     jobs = _list_jobs(cohort.images)
-    files = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
+    files = _sizes_and_times(cohort.folder, jobs)
     if not any(size for size, _ in files):
         raise DataError(f"{display_path(cohort.folder)} holds none of the images that notebook 01 found; restore it.")
     code = code_hash("mammo_utils.images.preprocess")
@@ -93,8 +94,8 @@ def build_store(
             if store is None:
                 _build(cohort.folder, jobs, folder, identity, sources, settings, workers, progress)
                 store = load_store(folder)
-                now = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
-                if now != files or store.excluded["reason"].str.startswith(UNREADABLE).any():
+                unread = store.excluded["reason"].str.startswith(UNREADABLE).any()
+                if unread or _sizes_and_times(cohort.folder, jobs) != files:
                     print("Some files could not be read, or changed meanwhile; the next build starts over.", flush=True)
                     (folder / "files.json").unlink()
     except OSError as error:
@@ -114,13 +115,16 @@ def build_store(
     return store
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """A file's size in bytes and its time of change; zeros if it has gone."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return 0, 0
-    return facts.st_size, facts.st_mtime_ns
+def _sizes_and_times(folder: Path, jobs: list[dict]) -> list[tuple[int, int]]:
+    """Size in bytes and time of change of each file; zeros if it has gone."""
+    found = []
+    for path in (path_below(folder, row["path"]) for job in jobs for row in (job, *job["spares"])):
+        try:
+            facts = path.stat()
+            found.append((facts.st_size, facts.st_mtime_ns))
+        except OSError:
+            found.append((0, 0))
+    return found
 
 
 def _load_finished(folder: Path, identity: str, sources: dict[str, str]) -> Store | None:
@@ -202,12 +206,13 @@ def _build_chunk(task: tuple[Path, list[dict], Path, dict[str, Any]]) -> int:
     pixels, facts = [], []
     for job in jobs:
         if job["unused"]:
-            facts.append({**job, "reason": "", "sha256": _hash_unused(source / job["path"], options["window"])})
+            sha256 = _hash_unused(path_below(source, job["path"]), options["window"])
+            facts.append({**job, "reason": "", "sha256": sha256})
             continue
         for row in (job, *job["spares"]):  # spares are tried until one can be used
             fact = {**row, "unused": False, "spares": []}
             try:
-                image = prepare_image(source / row["path"], row["side"], mirrored=row["mirrored"], **options)
+                image = prepare_image(path_below(source, row["path"]), row["side"], mirrored=row["mirrored"], **options)
             except PixelError as error:
                 facts.append({**fact, "reason": str(error)})
                 continue

@@ -18,6 +18,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi
 from scipy import ndimage
 
 from mammo_utils.data.dicom import LARGEST_IMAGE, Refused, read_dataset
+from mammo_utils.data.folders import path_below
 from mammo_utils.images.decoder import DecoderError, decompress
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits per value of common detectors and scanners
@@ -96,7 +97,7 @@ def read_first(folder: Path, images: pd.DataFrame, window: bool = False) -> tupl
     """
     for _, row in images.iterrows():
         try:
-            return row, read_pixels(folder / row["path"], window)
+            return row, read_pixels(path_below(folder, row["path"]), window)
         except PixelError as error:
             print(f"not shown: {row['path']}: {error}")
     raise PixelError(f"None of {len(images)} images can be used.")
