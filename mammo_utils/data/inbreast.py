@@ -21,9 +21,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from mammo_utils.data.assemble import OTHER_STUDY, assemble
+from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort
 from mammo_utils.data.image_tables import place_image, read_images
+from mammo_utils.data.kinds import OTHER_STUDY
 from mammo_utils.data.label_tables import UNLABELLED, Labels
 from mammo_utils.vocabulary import DENSITIES
 
