@@ -143,7 +143,10 @@ def _interpret(words: np.ndarray, dataset: pydicom.Dataset, window: bool) -> Gre
     slope = _number(dataset, "RescaleSlope") or 1
     zero = 0  # what is added to the stored values
     if least < 0:
-        zero, bits = _find_zero(least, most, bits, (_number(dataset, "RescaleIntercept") or 0) / slope, notes)
+        seen = _bright_air(values, padding)
+        bright = dataset.PhotometricInterpretation == "MONOCHROME1" if seen is None else seen
+        intercept = (_number(dataset, "RescaleIntercept") or 0) / slope
+        zero, bits = _find_zero(least, most, bits, intercept, bright, notes)
         values, most = values.astype(np.int32) + zero, most + zero
     elif most >= 2**bits:
         values, bits = _fit_bits(values, most, bits, dataset, notes)
@@ -264,8 +267,8 @@ def _extend_sign(words: np.ndarray, bits: int, padding: np.ndarray | None, notes
     return values
 
 
-def _find_zero(least: int, most: int, bits: int, intercept: float, notes: list[str]) -> tuple[int, int]:
-    """What to add to signed values from `least` < 0 to `most` so that the scale starts at 0, and its bits."""
+def _find_zero(least: int, most: int, bits: int, intercept: float, bright: bool, notes: list[str]) -> tuple[int, int]:
+    """What to add to signed values from `least` < 0 to `most`, air the `bright` end or not, and the scale's bits."""
     if 0 <= least + intercept and most + intercept < 2**bits:
         return round(intercept), bits
     half = 2 ** (bits - 1)
@@ -273,8 +276,9 @@ def _find_zero(least: int, most: int, bits: int, intercept: float, notes: list[s
         return half, bits
     notes.append(f"values from {least} to {most} do not fit {bits} signed bits")
     bits = _depth(2 * max(-least, most + 1) - 1)
-    if most - least < 2 ** (bits - 1):  # they do not lie around 0
-        return -least, _depth(most - least)
+    if most - least < 2 ** (bits - 1):  # they do not lie around 0, and only air is known to be an end of the scale
+        bits = _depth(most - least)
+        return (2**bits - 1 - most if bright else -least), bits
     return 2 ** (bits - 1), bits
 
 
