@@ -329,7 +329,7 @@ def _bright_air(values: np.ndarray, padding: np.ndarray | None) -> bool | None:
 def _apply_window(
     values: np.ndarray, bits: int, zero: int, falling: bool, dataset: pydicom.Dataset, notes: list[str]
 ) -> tuple[np.ndarray, int]:
-    """The values after the header's VOI LUT or first window, in 16 bits; unchanged if it has neither."""
+    """The values after the header's VOI LUT or first window, in 16 bits; unchanged if it has neither, or a useless one."""
     inputs = apply_modality_lut(np.arange(2**bits) - zero, dataset)
     centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
     if dataset.get("VOILUTSequence"):
@@ -347,4 +347,8 @@ def _apply_window(
         notes.append("its header has no window")
         return values, bits
     outputs = np.rint(65535 * np.clip(outputs, 0, 1)).astype(np.uint16)
-    return (65535 - outputs if falling else outputs)[values], 16
+    windowed = (65535 - outputs if falling else outputs)[values]
+    if windowed.min() == windowed.max():
+        notes.append("its header's window makes all pixels equal, so it is not applied")
+        return values, bits
+    return windowed, 16

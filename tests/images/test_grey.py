@@ -290,3 +290,13 @@ def test_a_missing_window_is_noted(films, tmp_path):
     plain, asked = read_pixels(path), read_pixels(path, window=True)
     assert (plain.note, asked.note) == ("", "its header has no window")
     np.testing.assert_array_equal(plain.values, asked.values)
+
+
+@pytest.mark.parametrize("centre", ["-9000", "9000"])
+@pytest.mark.parametrize("padding", [{}, {"PixelPaddingValue": 0}])
+def test_a_window_that_leaves_a_constant_picture_is_noted_and_not_applied(films, tmp_path, centre, padding):
+    tags = {"WindowCenter": centre, "WindowWidth": "50", **padding}
+    path = write(tmp_path / "a.dcm", as_words(stored(films[0], 8), 8), 8, **tags)
+    plain, asked = read_pixels(path), read_pixels(path, window=True)
+    assert asked.note.endswith("its header's window makes all pixels equal, so it is not applied")
+    np.testing.assert_array_equal(plain.values, asked.values)
