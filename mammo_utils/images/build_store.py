@@ -12,11 +12,9 @@ chunk. The store's bytes depend neither on that nor on the number of workers.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,8 +34,8 @@ from mammo_utils.io import (
     atomic_write,
     available_cpus,
     display_path,
-    exit_with_parent,
     folder_lock,
+    map_processes,
     read_json,
     write_json,
     write_text,
@@ -162,13 +160,9 @@ def _build(
     options = {name: settings[name] for name in ("size", "window")} | {"mode": settings["resize"]}
     tasks = [(source, chunks[i], names[i], options) for i in waiting]
     workers = min(workers or available_cpus(), len(tasks))
-    # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=exit_with_parent) if workers > 1 else nullcontext()
-    with pool:
-        for count in (pool.map if workers > 1 else map)(_build_chunk, tasks):
-            done += count
-            progress(done, len(jobs))
+    for count in map_processes(_build_chunk, tasks, workers=workers):
+        done += count
+        progress(done, len(jobs))
     content = _join_chunks(names, folder, settings["size"])
     tables = {name: file_hash(folder / name) for name in TABLES}
     write_json(folder / "files.json", sources)

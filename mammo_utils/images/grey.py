@@ -329,7 +329,7 @@ def _bright_air(values: np.ndarray, padding: np.ndarray | None) -> bool | None:
 def _apply_window(
     values: np.ndarray, bits: int, zero: int, falling: bool, dataset: pydicom.Dataset, notes: list[str]
 ) -> tuple[np.ndarray, int]:
-    """The values after the header's VOI LUT or first window, in 16 bits; unchanged if it has neither, or a useless one."""
+    """The values after the header's VOI LUT or first window, in 16 bits; unchanged without a useful one."""
     inputs = apply_modality_lut(np.arange(2**bits) - zero, dataset)
     centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
     if dataset.get("VOILUTSequence"):

@@ -51,8 +51,8 @@ class VSSM(Encoder):
     """A pure state space encoder (§2.1.2): patch embedding, then stages of SS-Conv-SSM blocks.
 
     Between stages, patch merging halves the sides and doubles the channels. `width` is the channels of the first stage,
-    `patch` the side of a patch in pixels; for `variant` and `backend` see `SSConvSSM` and `selective_scan`. `drop_path` is
-    that of the last block; it rises linearly from 0 in the first.
+    `patch` the side of a patch in pixels; for `variant` and `backend` see `SSConvSSM` and `selective_scan`. `drop_path`
+    is that of the last block; it rises linearly from 0 in the first.
     """
 
     def __init__(
