@@ -162,6 +162,7 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study)
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
+    assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", "yes"]
     assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
     assert table.loc["training seeds", "this study"] == 1
 
