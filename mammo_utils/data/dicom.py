@@ -165,6 +165,8 @@ def _parse_header(dataset: pydicom.Dataset, tagged: bool) -> tuple[dict[str, Any
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows * columns > LARGEST_IMAGE or min(rows, columns) < SMALLEST_SIDE:
         return {}, f"{rows} x {columns} pixels is not the size of a mammogram"
+    if not 0 <= (bits := int(dataset.get("BitsStored") or 0)) <= 64:
+        return {}, "its BitsStored is out of range, so it is no mammogram"
     sides, views = _read_side_tags(dataset), _read_view_tags(dataset)  # the first tag of each counts
     notes = [
         f"{what}: " + ", ".join(f"{tag} is {value}" for tag, value in tags.items())
@@ -189,7 +191,7 @@ def _parse_header(dataset: pydicom.Dataset, tagged: bool) -> tuple[dict[str, Any
         "view": "" if projection else next(iter(views.values()), ""),
         "rows": rows,
         "columns": columns,
-        "bits_stored": int(dataset.get("BitsStored") or 0),
+        "bits_stored": bits,
         "photometric": _text(dataset, "PhotometricInterpretation"),
         "transfer_syntax": str(syntax or ""),
         "note": "; ".join(notes),
