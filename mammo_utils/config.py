@@ -122,6 +122,7 @@ class ModelSettings(Frozen):
     fusion: Literal["gated", "concat", "mean"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
     dropout: Fraction = 0.5  # §4.3
+    drop_path: Fraction = 0.0  # probability in the last state space block; rises from 0 in the first
     backend: Literal["auto", "reference", "cpu", "mamba_ssm", "triton"] = "auto"
 
 

@@ -56,6 +56,7 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "reduced by a factor of 0.5", "training.factor", 0.5),
     ("§4.3", "if the metric did not improve for 10 epochs", "training.patience", 10),
     ("§4.3", "Dropout (p=0.5) in the fusion head", "model.dropout", 0.5),
+    ("§2.1", "drop path " + SILENT, "model.drop_path", 0.0),
     ("§4.3", "gradient clipping with a maximum norm of 1.0", "training.clip", 1.0),
     ("§4.3", "a maximum of 100 epochs", "training.epochs", 100),
     ("§4.3", "batch size " + SILENT, "training.batch_size", 8),

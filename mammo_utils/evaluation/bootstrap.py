@@ -70,7 +70,7 @@ class Sample:
         return Sample(self.labels[breasts], self.probabilities[:, breasts], self.groups[breasts])
 
 
-def interval(sample: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
+def interval(sample: Sample, metric: str, *, resamples: int, seed: int) -> Interval:
     """Compute a metric, averaged over training seeds, with its interval over patients.
 
     Args:
@@ -83,7 +83,7 @@ def interval(sample: Sample, metric: str, *, resamples: int, seed: int = 0) -> I
     return _make_interval(value, resampled, sample.groups, _explain(sample))
 
 
-def paired_difference(system: Sample, reference: Sample, metric: str, *, resamples: int, seed: int = 0) -> Interval:
+def paired_difference(system: Sample, reference: Sample, metric: str, *, resamples: int, seed: int) -> Interval:
     """Compute the metric of one system minus that of another, on the same breasts and the same resampled patients.
 
     Args:
@@ -103,7 +103,7 @@ def paired_difference(system: Sample, reference: Sample, metric: str, *, resampl
     return _make_interval(value - base, resampled - base_resampled, system.groups, _explain(system))
 
 
-def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> Interval:
+def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """Compute a mean with its interval over patients.
 
     Args:

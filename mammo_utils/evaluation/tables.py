@@ -54,7 +54,8 @@ def results_table(
         row = {"subset": subset, "system": system, "task_mode": mode, "part": seeds[0].reported}
         row |= {"synthetic": any(run.metrics["synthetic"] for run in seeds), "stale": any(run.stale for run in seeds)}
         row["runs"] = ", ".join(name for run in seeds for name in run.folds or (run.id,))
-        row["command"] = training_command(seeds[0].spec, parameters or NotebookParameters())
+        folds = study.grid.folds if seeds[0].folds else ()
+        row["command"] = training_command([run.spec for run in seeds], folds, parameters or NotebookParameters())
         for task, side, metric in product(seeds[0].tasks, ("both", *SIDES), METRICS):
             rows.append(row | {"side": side} | _score(seeds, task, metric, study, side))
     paper = paper_values().rename(columns={"value": "paper", "note": "paper_note"}).assign(side="both")
@@ -256,6 +257,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("precision", "not stated", training.precision),
         ("maximum gradient norm", 1.0, training.clip),
         ("dropout", 0.5, model.dropout),
+        ("drop path of the last state space block", "not stated", model.drop_path or "none"),
         ("blocks of the VSSM, of the hybrid", "4, 2", f"{model.vssm_blocks}, {model.hybrid_blocks}"),
         ("batch size, exams", "not stated", training.batch_size),
     ]
@@ -274,13 +276,25 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
 # --- parts of the tables --------------------------------------------------------------------------------
 
 
-def training_command(spec: RunSpec, parameters: NotebookParameters) -> str:
-    """Write the command that trains a run, to be entered in the project's folder."""
+def training_command(specs: Sequence[RunSpec], folds: Sequence[int], parameters: NotebookParameters) -> str:
+    """Write the command that trains the runs behind a row, to be entered in the project's folder.
+
+    Args:
+        specs: Runs that differ in their seed only.
+        folds: The folds of each of them that are pooled; none if they have no folds.
+        parameters: The notebook's parameters.
+    """
+    spec = specs[0]
     values = {"study": parameters.study, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
-    fold = {} if spec.fold is None else {"fold": spec.fold}
-    words = " ".join(f"-p {name} {value}" for name, value in {**values, "seed": spec.seed, **fold}.items())
+    numbers = {"seed": [spec.seed for spec in specs]} | ({"fold": folds} if folds else {})
+    values |= {name: f"${name}" if len(found) > 1 else found[0] for name, found in numbers.items()}
+    words = " ".join(f"-p {name} {value}" for name, value in values.items())
     settings = f" -y '{json.dumps({'settings': parameters.settings})}'" if parameters.settings else ""
-    return f"papermill notebooks/04_train.ipynb out.ipynb {words}{settings}"
+    command = f"papermill notebooks/04_train.ipynb out.ipynb {words}{settings}"
+    for name, found in numbers.items():
+        if len(found) > 1:
+            command = f"for {name} in {' '.join(map(str, found))}; do {command}; done"
+    return command
 
 
 def _bootstrap(study: Study) -> dict[str, int]:

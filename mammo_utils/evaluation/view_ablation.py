@@ -39,7 +39,7 @@ def view_weights(run: RunResult, exams: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([breasts.assign(**values) for values in columns], ignore_index=True)
 
 
-def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.DataFrame:
+def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
     """Average the weight of each view by class and side of the breast, over exams with all four views.
 
     Args:
@@ -135,7 +135,7 @@ def select_exams(exams: ExamSet, positions: np.ndarray) -> ExamSet:
     )
 
 
-def removal_table(removals: dict[str, list[Removal]], *, resamples: int, seed: int = 0) -> pd.DataFrame:
+def removal_table(removals: dict[str, list[Removal]], *, resamples: int, seed: int) -> pd.DataFrame:
     """Tabulate the effect of removing each view, one row per task, view and side of the breast.
 
     Args:

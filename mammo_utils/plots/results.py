@@ -27,7 +27,9 @@ GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are averag
 
 
 @styled
-def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str, *, resamples: int) -> Figure:
+def draw_roc(
+    samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str, *, resamples: int, seed: int
+) -> Figure:
     """Draw one panel per system: its ROC curve with the pointwise 95 % band over patients, the others thin behind it.
 
     Args:
@@ -35,6 +37,7 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         aucs: System -> its AUC and interval as text.
         title: Title of the figure.
         resamples: Bootstrap resamples of the band.
+        seed: Of the resamples.
     """
     names = [SYSTEMS[system].title for system in samples]
     labels = {"x": "false positive rate", "y": "true positive rate"}
@@ -44,7 +47,7 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         colour = SYSTEMS[system].colour
         axis.axline((0, 0), slope=1, **CHANCE_LINE)
         axis.plot(GRID, np.stack(list(curves.values()), axis=1), color="0.8", linewidth=0.7)
-        resampled = roc_curve(sample, group_weights(sample.groups, resamples, seed=0))
+        resampled = roc_curve(sample, group_weights(sample.groups, resamples, seed))
         resampled = resampled[~np.isnan(resampled).any(1)]
         if len(resampled):
             low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import ablations
 from benchmarks.epochs import list_variants
+from mammo_utils.config import Evaluation
 
 
 def test_each_ablation_is_compared_with_the_first_on_the_same_patients(small_study, in_small_project, monkeypatch):
@@ -11,7 +12,7 @@ def test_each_ablation_is_compared_with_the_first_on_the_same_patients(small_stu
     trained = []
     original = ablations.train_and_predict
     monkeypatch.setattr(ablations, "train_and_predict", lambda *a: trained.append(a[0]) or original(*a))
-    found = ablations.compare_ablations(spec, [0, 1], resamples=50)
+    found = ablations.compare_ablations(spec, [0, 1], Evaluation(resamples=50))
     assert [row["name"] for row in found["rows"]] == [name for name, *_ in list_variants()]
     assert len(found["rows"]) == 6
     assert found["rows"][0]["difference"][0] == 0 and found["exams"] > 0 and found["breasts"] > 0

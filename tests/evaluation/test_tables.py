@@ -1,8 +1,11 @@
 """The tables hold the numbers of the predictions, comparisons are on the same patients, statements are computed."""
 
+import subprocess
+
 import numpy as np
 import pytest
 
+from mammo_utils.config import Grid
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import group_by_seed, read_runs, sample
@@ -46,6 +49,22 @@ def test_results_have_the_value_its_interval_and_what_it_is_based_on(demo):
     )
     sides = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side != 'both'")
     assert sides["n_breasts"].sum() == 91 and sides["paper"].isna().all()
+
+
+def test_the_command_of_a_row_trains_all_of_its_seeds_and_folds(fake_study):
+    split = fake_study.split.model_copy(update={"kind": "kfold", "folds": 3})
+    grid = Grid(systems=("resnet18",), task_modes=("multi",), subsets=("1v5",), seeds=(0, 4), folds=(0, 1, 2))
+    study = fake_study.model_copy(update={"split": split, "grid": grid})
+    for spec in study.runs():
+        write_run(spec)
+    table = results_table(read_runs(study), study)
+    (command,) = set(table["command"])
+    script = f"papermill() {{ echo $*; }}; {command}"
+    lines = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    words = "notebooks/04_train.ipynb out.ipynb -p study config/demo.yaml -p system resnet18 -p task_mode multi"
+    expected = {f"{words} -p subset 1v5 -p seed {seed} -p fold {fold}" for seed in (0, 4) for fold in (0, 1, 2)}
+    assert len(lines) == 6 and set(lines) == expected
+    assert table["runs"].iloc[0].count(",") == 5, "as many as the row is made of"
 
 
 def test_the_papers_values_are_beside_the_studys(demo):
@@ -120,13 +139,13 @@ def test_claims_hold_only_where_the_numbers_do(demo):
         "thumbnails", True, Sample(answers.labels, layer[None], answers.groups), auc(answers.labels, layer), 60
     )
     baselines = {("1v5", "diagnosis"): [weak]}
-    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20, seed=0))
     assert list(table["holds"]) == [True] * 5, table
     good = Sample(answers.labels, np.eye(2)[answers.labels][None], answers.groups)
     baselines = {("1v5", "diagnosis"): [Baseline("thumbnails", True, good, 1.0, 60)]}
     (demo.runs()[0].folder / "metrics.json").unlink()
     runs = read_runs(demo)
-    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20, seed=0))
     assert list(table["holds"]) == [False, True, True, False, False]
     assert table["exceptions"].iloc[0] == "resnet18-multi-1v5-seed0" and table["count"].iloc[0] == "5 of 6"
     assert table["exceptions"].iloc[4] == "thumbnails 1v5"
@@ -134,7 +153,7 @@ def test_claims_hold_only_where_the_numbers_do(demo):
 
 def test_without_runs_no_claim_holds(fake_study):
     runs = read_runs(fake_study)
-    table = check_claims(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20))
+    table = check_claims(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20, seed=0))
     assert list(table["holds"]) == [False, None, None, None, None]
     assert (run_list(runs)["state"] == "waiting").all()
 
@@ -143,6 +162,7 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study)
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
+    assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", "yes"]
     assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
     assert table.loc["training seeds", "this study"] == 1
 

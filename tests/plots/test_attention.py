@@ -32,7 +32,9 @@ def test_weights_are_drawn_for_the_classes_present():
 
 
 def test_removals_are_drawn():
-    table = removal_table(remove_views(LooksAtOneView(0), exam_set_of(30, signal="mean"), SETTINGS), resamples=20)
+    table = removal_table(
+        remove_views(LooksAtOneView(0), exam_set_of(30, signal="mean"), SETTINGS), resamples=20, seed=0
+    )
     assert len(draw.draw_removals(table[table["side"] != "both"], "removed").axes) == 3
 
 
