@@ -13,6 +13,7 @@ import pandas as pd
 
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.io import read_json
+from mammo_utils.metrics import softmax
 from mammo_utils.study import RunSpec, Study
 from mammo_utils.training.run_state import METRICS, RunState, run_state
 from mammo_utils.vocabulary import TASKS
@@ -154,13 +155,18 @@ def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "bot
 
 
 def probabilities(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.ndarray:
-    """Probabilities (n, K) from rows of a prediction table, one column per class.
+    """Probabilities (n, K) from rows of a prediction table, one column per class, in float64 from the logits.
+
+    The stored float32 probabilities are used only if the table has no logits.
 
     Args:
         table: Predictions of n breasts.
         task: "diagnosis" or "birads".
         classes: The classes, see `categories`.
     """
+    logits = [f"{task}_logit_{c}" for c in classes]
+    if set(logits) <= set(table):
+        return softmax(table[logits])
     if task == "diagnosis":
         return np.stack([1 - table["diagnosis_p"], table["diagnosis_p"]], axis=1)
     return table[[f"birads_p{c}" for c in classes]].to_numpy()

@@ -19,7 +19,7 @@ from torch import nn
 from mammo_utils.config import Training
 from mammo_utils.evaluation.bootstrap import Interval, Sample, mean_interval, paired_difference
 from mammo_utils.evaluation.runs import RunResult
-from mammo_utils.metrics import auc
+from mammo_utils.metrics import auc, softmax
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.predict import predict
 from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
@@ -104,7 +104,8 @@ def remove_views(model: nn.Module, exams: ExamSet, settings: Training) -> dict[s
     Returns:
         Task -> one `Removal` for each view that was removed from any exam.
     """
-    complete, _ = predict(model, exams, settings)
+    everything = [True] * len(VIEWS)
+    complete, _ = _predict_shown(model, exams, everything, settings)
     removals: dict[str, list[Removal]] = {task: [] for task in complete}
     present = exams.present.cpu().numpy()
     for index, view in enumerate(VIEWS):
@@ -194,4 +195,5 @@ def predict_with_views(
 def _predict_shown(model: nn.Module, exams: ExamSet, shown: Sequence[bool], settings: Training):
     """Predict with the views shown (4,) only."""
     rows = torch.where(torch.tensor(list(shown), device=exams.rows.device), exams.rows, -1)
-    return predict(model, replace(exams, rows=rows), settings)
+    logits, weights = predict(model, replace(exams, rows=rows), settings)
+    return {task: softmax(values) for task, values in logits.items()}, weights

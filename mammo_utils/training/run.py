@@ -16,7 +16,7 @@ from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, make_split, select_subset
 from mammo_utils.images.store import load_store
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
-from mammo_utils.metrics import METRICS
+from mammo_utils.metrics import METRICS, softmax
 from mammo_utils.models.system import System, build_system
 from mammo_utils.prepared import check_prepared
 from mammo_utils.provenance import environment, file_hash, hash_of, training_code
@@ -240,12 +240,9 @@ def score_part(predictions: pd.DataFrame, exams: ExamSet) -> dict[str, dict[str,
     scores = {}
     for task in (task for task in TASKS if task in predictions):
         known = predictions[predictions[task] >= 0]
-        if task == "diagnosis":
-            p = known["diagnosis_p"].to_numpy()
-            labels, probabilities = known[task].to_numpy(), pd.DataFrame({0: 1 - p, 1: p}).to_numpy()
-        else:
-            labels = known[task].map({c: i for i, c in enumerate(exams.categories)}).to_numpy()
-            probabilities = known[[f"birads_p{c}" for c in exams.categories]].to_numpy()
+        classes = (0, 1) if task == "diagnosis" else exams.categories
+        labels = known[task].map({c: i for i, c in enumerate(classes)}).to_numpy()
+        probabilities = softmax(known[[f"{task}_logit_{c}" for c in classes]])
         scores[task] = {name: metric.value(labels, probabilities) for name, metric in METRICS.items()}
         scores[task] |= {"n_breasts": len(known), "n_exams": known["exam"].nunique()}
     return scores
