@@ -35,6 +35,7 @@ from mammo_utils.vocabulary import SYSTEMS
 
 # settings that leave a run's numbers alone
 FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store")
+OFF = ("training.recombine", "training.view_dropout")  # newer settings, which decide nothing while they are 0
 PREPARED = ("data", "images", "split")  # sections of the settings that notebooks 01 and 02 prepare the data by
 
 
@@ -201,7 +202,8 @@ class RunSpec(Frozen):
         Threads, processes, device, precision, memory format, fused and compiled kernels are included. They change the
         order of sums, so a run started with one value cannot continue with another.
         """
-        return hash_of(decisive_settings(self.model_dump(mode="json"), self.system))
+        values = decisive_settings(self.model_dump(mode="json"), self.system)
+        return hash_of({name: value for name, value in values.items() if value or name not in OFF})
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
