@@ -71,21 +71,43 @@ def validation_scores(model: nn.Module, exams: ExamSet, settings: Training, micr
 def prediction_table(
     exams: ExamSet, part: str, logits: dict[str, np.ndarray], view_weights: np.ndarray
 ) -> pd.DataFrame:
-    """One row per breast that has a label of an active task.
+    """The rows of `breast_table` whose breast has a label of an active task.
 
     Args:
         exams: The exams that were predicted.
         part: Their part of the split.
         logits: Task -> (E, 2, K).
         view_weights: (E, 4).
+    """
+    table = breast_table(exams, part, logits, view_weights)
+    return table[(table[list(logits)] >= 0).any(axis=1)].reset_index(drop=True)
+
+
+def breast_table(
+    exams: ExamSet,
+    part: str,
+    logits: dict[str, np.ndarray],
+    view_weights: np.ndarray,
+    contributions: dict[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """One row per breast of each exam, with a label or without.
+
+    Args:
+        exams: The exams that were predicted.
+        part: Their part of the split.
+        logits: Task -> (E, 2, K).
+        view_weights: (E, 4).
+        contributions: Task -> (E, 2, 4, K), see `System.contributions`; left out if None.
 
     Returns:
         Columns exam, group, side, part; diagnosis (0, 1, -1) and diagnosis_p; birads (1-5, -1) and birads_p<category>;
         the logits, diagnosis_logit_<0 or 1> and birads_logit_<category>, which keep their ranks where float32
-        probabilities are all 0 or 1; weight_<view> and present_<view>. Sorted by exam and side.
+        probabilities are all 0 or 1; weight_<view> and present_<view>; <task>_from_<view>_<class>, the contributions.
+        Sorted by exam and side.
     """
     tables = []
     categories = np.array((*exams.categories, -1))
+    classes = {"diagnosis": (0, 1), "birads": exams.categories}
     for position, side in enumerate(SIDES):
         labels = {task: exams.labels[task][:, position].cpu().numpy() for task in logits}
         table = pd.DataFrame({"exam": exams.names, "group": exams.groups, "side": side, "part": part})
@@ -98,11 +120,16 @@ def prediction_table(
             for index, category in enumerate(exams.categories):
                 table[f"birads_p{category}"] = probabilities["birads"][:, index]
         for task, values in logits.items():
-            for index, category in enumerate((0, 1) if task == "diagnosis" else exams.categories):
+            for index, category in enumerate(classes[task]):
                 table[f"{task}_logit_{category}"] = values[:, position, index]
         for index, view in enumerate(VIEWS):
             table[f"weight_{view}"] = view_weights[:, index]
             table[f"present_{view}"] = exams.present[:, index].cpu().numpy()
-        labelled = np.any([values >= 0 for values in labels.values()], axis=0)
-        tables.append(table[labelled])
+        shares = {
+            f"{task}_from_{view}_{category}": values[:, position, i, k]
+            for task, values in (contributions or {}).items()
+            for i, view in enumerate(VIEWS)
+            for k, category in enumerate(classes[task])
+        }
+        tables.append(table.assign(**shares))
     return pd.concat(tables).sort_values(["exam", "side"], ignore_index=True)

@@ -26,7 +26,8 @@ from mammo_utils.training.dataset import ExamSet, derive_seed, make_exam_set, pl
 from mammo_utils.training.distributed import rank_and_size, run_distributed
 from mammo_utils.training.loop import prepare_model, train
 from mammo_utils.training.memory import TrainingError, precision
-from mammo_utils.training.predict import predict, prediction_table
+from mammo_utils.training.predict import prediction_table
+from mammo_utils.training.views import Features, classify, encode, save_features, subset_predictions
 from mammo_utils.vocabulary import SUBSETS, TASKS
 
 
@@ -187,17 +188,17 @@ def train_and_save(
         identity={"config": spec.hash, "data": data.hash, **made_by},
         on_epoch=report_epoch,
     )
-    tables = [
-        prediction_table(exams, part, *predict(model, exams, spec.training, rows[-1]["micro_batch"]))
+    features = {
+        part: encode(model, exams, spec.training, rows[-1]["micro_batch"])
         for part, exams in data.parts.items()
         if part != "train"
-    ]
+    }
     if first:
-        write_results(spec, model, data, rows, best_epoch, pd.concat(tables, ignore_index=True))
+        write_results(spec, model, data, rows, best_epoch, features)
 
 
 def write_results(
-    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, predictions: pd.DataFrame
+    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, features: dict[str, Features]
 ) -> None:
     """Write the results of a trained run.
 
@@ -207,12 +208,22 @@ def write_results(
         data: Its exams.
         rows: One row per epoch.
         best_epoch: From 1.
-        predictions: Rows of `predict.prediction_table` for the parts other than "train".
+        features: Part other than "train" -> its encoded views.
     """
+    tables = []
+    for part, encoded in features.items():
+        logits, weights, _ = classify(model, encoded.views, encoded.present, spec.training.batch_size)
+        tables.append(prediction_table(data.parts[part], part, logits, weights))
+    predictions, reported = pd.concat(tables, ignore_index=True), data.reported
+    views = subset_predictions(model, data.parts[reported], reported, features[reported], spec.training)
     with atomic_write(spec.folder / "epochs.csv") as file:
         pd.DataFrame(rows).to_csv(file, index=False)
     with atomic_write(spec.folder / "predictions.parquet") as file:
         predictions.to_parquet(file, index=False)
+    with atomic_write(spec.folder / "views.parquet") as file:
+        views.to_parquet(file, index=False)
+    with atomic_write(spec.folder / "features.safetensors") as file:
+        save_features(features[reported], file)
     with atomic_write(spec.folder / "weights.safetensors") as file:
         save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, file)
     metrics = {
