@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_utils.evaluation.bootstrap import Sample
-from mammo_utils.io import read_json
+from mammo_utils.io import display_path, read_json
 from mammo_utils.metrics import softmax
 from mammo_utils.study import RunSpec, Study
 from mammo_utils.training.run_state import METRICS, RunState, run_state
@@ -128,6 +128,23 @@ def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:
         predictions=pd.read_parquet(folder / "predictions.parquet"),
         epochs=pd.read_csv(folder / "epochs.csv"),
     )
+
+
+def read_views(run: RunResult) -> pd.DataFrame:
+    """Predictions of the reported part from every subset of an exam's views, see `training.views.subset_predictions`.
+
+    Raises:
+        FileNotFoundError: An earlier version trained the run; the message names the file.
+    """
+    path = run.spec.folder / "views.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"{display_path(path)} is missing; delete the run's folder and train the run again.")
+    return pd.read_parquet(path)
+
+
+def with_views(runs: Sequence[RunResult]) -> list[RunResult]:
+    """The finished runs that have `views.parquet`; those of an earlier version lack it."""
+    return [run for run in runs if run.finished and (run.spec.folder / "views.parquet").is_file()]
 
 
 # --- from predictions to samples ------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mammo_utils.training.distributed import rank_and_size, run_distributed
 from mammo_utils.training.loop import prepare_model, train
 from mammo_utils.training.memory import TrainingError, precision
 from mammo_utils.training.predict import prediction_table
-from mammo_utils.training.views import Features, classify, encode, save_features, subset_predictions
+from mammo_utils.training.views import Features, classify, count_subsets, encode, save_features, subset_predictions
 from mammo_utils.vocabulary import SUBSETS, TASKS
 
 
@@ -240,6 +240,7 @@ def write_results(
         "seconds": sum(row["seconds"] for row in rows),
         "parameters": sum(p.numel() for p in model.parameters()),
         "exams": {part: len(exams) for part, exams in data.parts.items()},
+        "train_views": count_subsets(data.parts["train"].present),
         "parts": {part: score_part(table, data.parts[part]) for part, table in predictions.groupby("part")},
         "files": {name: file_hash(spec.folder / name) for name in run_state.FILES},
     }

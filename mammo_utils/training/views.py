@@ -55,6 +55,12 @@ def shown_views(subset: int) -> torch.Tensor:
     return torch.tensor([bool(subset >> i & 1) for i in range(len(VIEWS))])
 
 
+def count_subsets(present: torch.Tensor) -> dict[int, int]:
+    """How many exams have exactly the views of each subset that occurs; `present` is (E, 4) bool."""
+    subsets, counts = (present.long() @ (1 << torch.arange(len(VIEWS)))).unique(return_counts=True)
+    return dict(zip(subsets.tolist(), counts.tolist(), strict=True))
+
+
 @torch.no_grad()
 def encode(model: System, exams: ExamSet, settings: Training, micro: int = 0) -> Features:
     """Encode every view of every exam once, without augmentation.
