@@ -236,7 +236,9 @@ def gate_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
         measures = cross_reading(exams, **bootstrap) | {"unseen_auc": unseen_auc(exams, **bootstrap)}
         if FUSIONS[fusion].gated and len(exams.exams):
             row |= weight_spread(exams, fusion) | {"chance": 0.5 if FUSIONS[fusion].per_breast else 0.25}
-            measures |= {"left_weight_auc": left_weight_auc(exams, **bootstrap)} | agreement(exams, fusion, **bootstrap)
+            measures |= agreement(exams, fusion, **bootstrap)
+            if not FUSIONS[fusion].per_breast:  # there the weights of each breast sum to 1
+                measures["left_weight_auc"] = left_weight_auc(exams, **bootstrap)
         for name, found in measures.items():
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(row)

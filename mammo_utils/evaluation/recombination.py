@@ -263,3 +263,52 @@ def recombination_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame
                 row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def state_recombination(table: pd.DataFrame) -> list[str]:
+    """State in sentences what recombination shows; `table` is made by `recombination_table`."""
+    table = table.dropna(subset=["auc_change", "both_seen"]) if "both_seen" in table else table[:0]
+    if not len(table):
+        return ["No run has exams that can be recombined."]
+    n, lower = len(table), table["auc_change_high"] < 0
+    blind, alarmed = table["both_seen"] < 0.5, table["none_flagged_wrong"] > 0.5
+    worst = table.loc[table["auc_change"].idxmin()]
+    return [
+        f"In exams with two cancers, {blind.sum()} of {n} runs flag both breasts less often than not "
+        f"({table['both_seen'].min():.0%} to {table['both_seen'].max():.0%} of the exams).",
+        f"In exams without a cancer, {alarmed.sum()} of {n} runs flag a breast more often than not "
+        f"({table['none_flagged_wrong'].min():.0%} to {table['none_flagged_wrong'].max():.0%}).",
+        f"The AUC of the same breasts is lower in recombined exams in {lower.sum()} of {n} runs, its interval below 0; "
+        f"it changes most in {worst['run']}, by {worst['auc_change']:+.3f}.",
+    ]
+
+
+def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """State in sentences what the weights of gates are worth.
+
+    Args:
+        gates: Made by `gate_table`.
+        table: Made by `recombination_table`.
+    """
+    sentences, answer = [], gates.get("left_weight_auc", pd.Series(dtype=float)).dropna()
+    if len(answer):
+        sentences.append(
+            "The share of the weight on the left views separates cancers of the left from those of the right breast "
+            f"with an AUC of {answer.min():.2f} to {answer.max():.2f}: above 0.5 where the gate favours the diseased "
+            f"breast ({(answer > 0.5).sum()} of {len(answer)} runs), below where it favours the other one."
+        )
+    top = gates.dropna(subset=["top"]) if "top" in gates else gates[:0]
+    if len(top):
+        sentences.append(
+            "The view with the most weight is the one whose removal changes the predictions most in "
+            f"{top['top'].min():.0%} to {top['top'].max():.0%} of the exams; the interval reaches chance in "
+            f"{(top['top_low'] <= top['chance']).sum()} of {len(top)} runs."
+        )
+    fixed = table.dropna(subset=["fixed_change"]) if "fixed_change" in table else table[:0]
+    if len(fixed):
+        sentences.append(
+            f"With equal weights for all views, the AUC changes by {fixed['fixed_change'].min():+.3f} to "
+            f"{fixed['fixed_change'].max():+.3f}; it is lower in {(fixed['fixed_change_high'] < 0).sum()} of "
+            f"{len(fixed)} runs, its interval below 0."
+        )
+    return sentences or ["No run has a gate and exams with four views."]

@@ -60,7 +60,7 @@ def draw_recombination(table: pd.DataFrame, names: Mapping[str, str], title: str
         draw_intervals(axis, table[column], table[f"{column}_low"], table[f"{column}_high"], y, wanted)
         axis.set(xlim=(-0.04, 1.04), xlabel="share of exams")
     axes[0].set_yticks(y, [names.get(run, run) for run in table["run"]])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(table) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
 
@@ -159,7 +159,7 @@ def draw_prediction(
         title: Title of the figure.
     """
     names = [
-        f"{view}\nα = {weight:.2f}\nL {left:+.1f}, R {right:+.1f}"
+        f"{view}: α = {weight:.2f}\nL {left:+.1f}, R {right:+.1f}"
         for view, weight, left, right in zip(VIEWS, prediction.weights, *prediction.contributions, strict=True)
     ]
     probabilities = prediction.probabilities

@@ -65,7 +65,7 @@ def test_a_prediction_marks_removed_and_absent_views():
     figure = draw.draw_prediction(exams, position, visible, predict(visible), "x")
     notes = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
     assert notes == [["removed"], [], ["absent"], ["absent"]]
-    assert figure.axes[1].get_title() == "L_MLO\nα = 1.00\nL +1.0, R +1.0"
+    assert figure.axes[1].get_title() == "L_MLO: α = 1.00\nL +1.0, R +1.0"
 
 
 def test_combinations_give_one_row_each():
