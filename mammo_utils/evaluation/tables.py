@@ -291,7 +291,7 @@ def with_intervals(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFr
         if pd.isna(row[name]):
             return ""
         low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
-        return f"{row[name]:.2f}" + ("" if pd.isna(low) else f" ({low:.2f} to {high:.2f})")
+        return f"{row[name]:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
 
     known = {name: title for name, title in columns.items() if name in table}
     written = {title: [write(row, name) for _, row in table.iterrows()] for name, title in known.items()}

@@ -3,10 +3,19 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.evaluation.recombination import TRUTHS, Breasts, controls, draw_pairs, recombine
+from mammo_utils.evaluation.recombination import (
+    TRUTHS,
+    Breasts,
+    controls,
+    draw_pairs,
+    recombine,
+    state_recombination,
+    state_weights,
+)
 from tests.evaluation.gates import exams_with_lesions, hand_made_system
 
 ONE_CANCER = np.tile([[1, 0], [0, 1]], (20, 1))
@@ -59,6 +68,43 @@ def test_a_per_breast_system_scores_a_breast_the_same_whatever_the_other_one_is(
     assert found["recombined_auc"].value == pytest.approx(found["auc"].value, abs=0.03)
     assert found["auc_change"].low < 0 < found["auc_change"].high
     assert found["recombined_auc"].low < found["recombined_auc"].value < found["recombined_auc"].high
+
+
+def test_the_sentences_name_what_the_tables_hold():
+    table = pd.DataFrame(
+        {
+            "run": ["a", "b"],
+            "both_seen": [0.0, 0.75],
+            "none_flagged_wrong": [0.6, 0.1],
+            "auc_change": [-0.2, 0.01],
+            "auc_change_high": [-0.1, 0.05],
+            "fixed_change": [0.02, np.nan],
+            "fixed_change_high": [0.05, np.nan],
+        }
+    )
+    both, none, lower = state_recombination(table)
+    assert both.startswith("In exams with two cancers, 1 of 2 runs flag both breasts less often than not (0% to 75%")
+    assert none.startswith("In exams without a cancer, 1 of 2 runs flag a breast more often than not (10% to 60%)")
+    assert "is lower in recombined exams in 1 of 2 runs" in lower and "most in a, by -0.200" in lower
+    gates = pd.DataFrame({"left_weight_auc": [0.02, 0.9], "top": [0.2, 1.0], "top_low": [0.1, 0.9], "chance": 0.25})
+    answer, top, equal = state_weights(gates, table)
+    assert "an AUC of 0.02 to 0.90" in answer and "(1 of 2 runs)" in answer
+    assert "20% to 100%" in top and "reaches chance in 1 of 2 runs" in top
+    assert "by +0.020 to +0.020; it is lower in 0 of 1 runs" in equal
+    nothing = pd.DataFrame()
+    assert state_recombination(nothing) == ["No run has exams that can be recombined."]
+    assert state_weights(nothing, nothing) == ["No run has a gate and exams with four views."]
+
+
+def test_a_share_of_0_or_1_has_an_interval_with_a_width():
+    """The score interval of no hits in n patients ends at z²/(n + z²), Wilson 1927."""
+    _, features, breasts = exams_with_lesions(ONE_CANCER)
+    none = recombine(hand_made_system("gated", "which side"), features, breasts, "diagnosis", **OPTIONS)["both_seen"]
+    assert (none.value, none.low) == (0, 0) and 0.15 < none.high < 0.25, "some 17 to 20 patients a side"
+    all_of_them = recombine(hand_made_system("concat", "own views"), features, breasts, "diagnosis", **OPTIONS)[
+        "both_seen"
+    ]
+    assert (all_of_them.value, all_of_them.high) == (1, 1) and 0.75 < all_of_them.low < 0.85
 
 
 def test_controls_change_the_answer_of_a_gate_that_matters_alone():

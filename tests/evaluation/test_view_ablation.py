@@ -8,6 +8,7 @@ import torch
 
 from mammo_utils.config import Evaluation, Training
 from mammo_utils.evaluation.gate import gate_table
+from mammo_utils.evaluation.runs import sample
 from mammo_utils.evaluation.view_ablation import absent_weight, predict_exams, stored_prediction, subset_table
 from mammo_utils.metrics import auc
 from mammo_utils.models.system import build_system
@@ -46,6 +47,9 @@ def test_the_auc_of_each_subset_is_that_of_the_breasts_it_shows(run):
     assert len(diagnosis) == 15 and (diagnosis["n_exams"] == 50).all()
     assert diagnosis["n_all"].to_dict() == {k: 60 if k < 4 else 50 for k in range(1, 16)}
     assert diagnosis.loc[15, "auc"] == 1 and (diagnosis.loc[15, ["change", "change_low", "change_high"]] == 0).all()
+    complete = replace(run, predictions=run.predictions[run.predictions["present_R_CC"]])
+    full = sample([complete], "diagnosis")
+    assert diagnosis.loc[15, "auc"] == pytest.approx(auc(full.labels, full.probabilities[0]), abs=1e-12)
     left = POSITIVE[10:]  # from the left views, right breasts all score the same
     scores = np.stack([left[:, 0] * 2 - 1.0, np.full(50, -1.0)], axis=1).ravel()
     assert diagnosis.loc[3, "auc"] == pytest.approx(auc(left.ravel(), np.stack([-scores, scores], 1) / 4 + 0.5))
