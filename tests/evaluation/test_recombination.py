@@ -96,6 +96,20 @@ def test_the_sentences_name_what_the_tables_hold():
     assert state_weights(nothing, nothing) == ["No run has a gate and exams with four views."]
 
 
+def test_the_interval_is_as_wide_as_new_patients_vary():
+    """Both patients of a recombined exam are drawn: the left one alone would give 0.7 of the width."""
+    model, values, widths = hand_made_system("per_breast", "own views"), [], []
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(80):
+        _, features, breasts = exams_with_lesions(np.random.default_rng(trial).integers(0, 2, (40, 2)), trial)
+        noise = 0.7 * torch.randn(40, 4, 2, generator=generator)
+        noisy = replace(features, views=features.views + noise)
+        found = recombine(model, noisy, breasts, "diagnosis", resamples=100, n=150)["recombined_auc"]
+        values.append(found.value)
+        widths.append(found.high - found.low)
+    assert np.mean(widths) / (2 * 1.96 * np.std(values)) == pytest.approx(1, abs=0.2)
+
+
 def test_a_share_of_0_or_1_has_an_interval_with_a_width():
     """The score interval of no hits in n patients ends at z²/(n + z²), Wilson 1927."""
     _, features, breasts = exams_with_lesions(ONE_CANCER)
