@@ -12,7 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax as _softmax
 from sklearn.metrics import f1_score, roc_auc_score
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits (..., K), in float64, in which the small ones do not become 0."""
+    return _softmax(np.asarray(logits, np.float64), axis=-1)
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -24,7 +30,9 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     labels, probabilities = select_labelled(labels, probabilities)
     if explain_undefined(labels, probabilities.shape[1]):
         return float("nan")
-    return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in scored_classes(probabilities)]))
+    return float(
+        np.mean([roc_auc_score(labels == k, rank_scores(probabilities, k)) for k in scored_classes(probabilities)])
+    )
 
 
 def f1_macro(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -37,6 +45,17 @@ def f1_macro(labels: np.ndarray, probabilities: np.ndarray) -> float:
     if explain_undefined(labels, n_classes):
         return float("nan")
     return float(f1_score(labels, probabilities.argmax(1), labels=range(n_classes), average="macro", zero_division=0))
+
+
+def rank_scores(probabilities: np.ndarray, k: int) -> np.ndarray:
+    """Return the score of class k by which breasts are ranked, from probabilities (..., K).
+
+    It is p_k, except where p_k has been rounded to 1. There the other probabilities still differ, and the score rises
+    as their sum falls, so that predictions with unequal logits are not tied.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    others = np.maximum(np.delete(probabilities, k, axis=-1).sum(-1), np.finfo(np.float64).tiny)
+    return np.where(probabilities[..., k] > 1 - 1e-9, -np.log(others), probabilities[..., k])  # -log(1e-9) > 1
 
 
 def explain_undefined(labels: np.ndarray, n_classes: int) -> str:
@@ -84,7 +103,8 @@ def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndar
     Returns:
         (R,), NaN where a class has no weight.
     """
-    areas = [_weighted_binary_auc(labels == k, probabilities[:, k], weights) for k in scored_classes(probabilities)]
+    classes = scored_classes(probabilities)
+    areas = [_weighted_binary_auc(labels == k, rank_scores(probabilities, k), weights) for k in classes]
     return np.mean(areas, axis=0)
 
 

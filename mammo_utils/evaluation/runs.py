@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mammo_utils.evaluation.bootstrap import Sample
-from mammo_utils.io import read_json
+from mammo_utils.io import display_path, read_json
+from mammo_utils.metrics import softmax
 from mammo_utils.study import RunSpec, Study
 from mammo_utils.training.run_state import METRICS, RunState, run_state
 from mammo_utils.vocabulary import TASKS
@@ -129,6 +130,23 @@ def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:
     )
 
 
+def read_views(run: RunResult) -> pd.DataFrame:
+    """Predictions of the reported part from every subset of an exam's views, see `training.views.subset_predictions`.
+
+    Raises:
+        FileNotFoundError: An earlier version trained the run; the message names the file.
+    """
+    path = run.spec.folder / "views.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"{display_path(path)} is missing; delete the run's folder and train the run again.")
+    return pd.read_parquet(path)
+
+
+def with_views(runs: Sequence[RunResult]) -> list[RunResult]:
+    """The finished runs that have `views.parquet`; those of an earlier version lack it."""
+    return [run for run in runs if run.finished and (run.spec.folder / "views.parquet").is_file()]
+
+
 # --- from predictions to samples ------------------------------------------------------------------------
 
 
@@ -154,13 +172,18 @@ def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "bot
 
 
 def probabilities(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.ndarray:
-    """Probabilities (n, K) from rows of a prediction table, one column per class.
+    """Probabilities (n, K) from rows of a prediction table, one column per class, in float64 from the logits.
+
+    The stored float32 probabilities are used only if the table has no logits.
 
     Args:
         table: Predictions of n breasts.
         task: "diagnosis" or "birads".
         classes: The classes, see `categories`.
     """
+    logits = [f"{task}_logit_{c}" for c in classes]
+    if set(logits) <= set(table):
+        return softmax(table[logits])
     if task == "diagnosis":
         return np.stack([1 - table["diagnosis_p"], table["diagnosis_p"]], axis=1)
     return table[[f"birads_p{c}" for c in classes]].to_numpy()

@@ -31,6 +31,14 @@ sd_seeds""".split()
 VARIANT_COLUMNS = "run variant task difference low high answer n_exams n_breasts reason".split()
 STATEMENT_COLUMNS = """subset task_mode system task auc low high beats_chance best_shortcut shortcut_auc beats_shortcuts
 ahead ahead_low ahead_high surely_ahead statement""".split()
+RECOMBINATION = {  # measures of `recombination_table` -> title
+    "auc": "AUC, own exams",
+    "recombined_auc": "AUC, recombined",
+    "auc_change": "change",
+    "both_seen": "two cancers: both flagged",
+    "none_flagged_wrong": "no cancer: any flagged",
+    "one_right": "one cancer: it alone flagged",
+}
 SHORTCUT_LIMIT = 0.65  # AUC; a cohort with better shortcuts can be solved without looking for lesions
 
 
@@ -271,6 +279,25 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         rows.append(("training seeds", "not stated", len(settings.grid.seeds)))
     table = pd.DataFrame(rows, columns=["setting", "paper", "this study" if is_study else "this run"])
     return table.assign(differs=["" if row[2] == row[1] else "yes" for row in rows]).set_index("setting")
+
+
+def with_intervals(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Write measures with their intervals as text, one column each, by run.
+
+    Args:
+        table: Made by `gate_table` or `recombination_table`.
+        columns: Measure -> title. Measures that the table lacks are left out, as are empty values.
+    """
+
+    def write(row: pd.Series, name: str) -> str:
+        if pd.isna(row[name]):
+            return ""
+        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+        return f"{row[name]:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+
+    known = {name: title for name, title in columns.items() if name in table}
+    written = {title: [write(row, name) for _, row in table.iterrows()] for name, title in known.items()}
+    return pd.DataFrame(written, index=pd.Index(table["run"] if len(table) else [], name="run"))
 
 
 # --- parts of the tables --------------------------------------------------------------------------------

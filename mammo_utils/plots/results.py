@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from mammo_utils.evaluation.bootstrap import LEVEL, Sample, group_weights
 from mammo_utils.evaluation.runs import RunResult
-from mammo_utils.metrics import METRICS, scored_classes
+from mammo_utils.metrics import METRICS, rank_scores, scored_classes
 from mammo_utils.plots.data import draw_sheet
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, styled
 from mammo_utils.training.dataset import DEVIATION, MEAN
@@ -65,7 +65,7 @@ def roc_curve(sample: Sample, weights: np.ndarray) -> np.ndarray:
     NaN where a class has no weight.
     """
     curves = [
-        _binary_curve(sample.labels == k, probabilities[:, k], weights)
+        _binary_curve(sample.labels == k, rank_scores(probabilities, k), weights)
         for probabilities in sample.probabilities
         for k in scored_classes(probabilities)
     ]

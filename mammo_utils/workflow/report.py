@@ -18,7 +18,7 @@ from nbconvert import HTMLExporter
 from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.evaluation.runs import read_runs
-from mammo_utils.evaluation.tables import results_table, run_list, settings_table
+from mammo_utils.evaluation.tables import RECOMBINATION, results_table, run_list, settings_table, with_intervals
 from mammo_utils.io import read_json, write_text
 from mammo_utils.metrics import METRICS
 from mammo_utils.plots.save import read_manifest
@@ -84,6 +84,8 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be decided")
         parts.append("<p>What the study claims, checked against these numbers:</p>")
         parts.append(_html(checks.replace({"holds": {True: "yes", False: "no"}}).set_index("claim")))
+    if (study.folder / "views.json").is_file():
+        parts.append("<h2>Is each breast read from its own views?</h2>" + _recombination(study))
     parts.append("<h2>Notebooks as they ran</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
     parts.append("</ul><p>Widgets need a kernel, so a static figure stands in for each. Equations need a network.</p>")
@@ -127,6 +129,16 @@ def _results(study: Study, runs: list) -> str:
         f"({study.evaluation.resamples} resamples).</p>"
     )
     return note + _html(wide.reset_index().set_index("system"))
+
+
+def _recombination(study: Study) -> str:
+    """What notebook 06 recorded of exams whose breasts are of two patients."""
+    record = read_json(study.folder / "views.json")
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["statements"])
+    table = with_intervals(pd.DataFrame(record["recombination"]), RECOMBINATION)
+    return f"<p>Exams recombined of two patients' breasts; 95 % intervals over patients.</p><ul>{sentences}</ul>" + (
+        _html(table) if len(table) else ""
+    )
 
 
 def _html(table: pd.DataFrame) -> str:

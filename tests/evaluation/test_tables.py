@@ -3,6 +3,7 @@
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mammo_utils.config import Grid
@@ -20,6 +21,7 @@ from mammo_utils.evaluation.tables import (
     run_list,
     settings_table,
     statements,
+    with_intervals,
 )
 from mammo_utils.metrics import auc
 from mammo_utils.parameters import NotebookParameters
@@ -208,3 +210,15 @@ def test_a_variant_is_compared_with_its_run_alone(fake_study):
     assert list(table["run"]) == ["resnet18-multi-1v5-seed1"] * 2 and set(table["variant"]) == {"model.fusion=mean"}
     assert (table["answer"] == "variant better").all() and (table["low"] > 0).all()
     assert compare_variants([], fake_study).empty
+
+
+def test_measures_are_written_with_their_intervals():
+    table = pd.DataFrame(
+        {"run": ["a", "b"], "x": [0.5, np.nan], "x_low": [0.25, np.nan], "x_high": [1.0, np.nan], "y": 2}
+    )
+    written = with_intervals(table, {"x": "measure", "y": "plain", "z": "not in the table"})
+    assert written.to_dict("index") == {
+        "a": {"measure": "0.500 (0.250 to 1.000)", "plain": "2.000"},
+        "b": {"measure": "", "plain": "2.000"},
+    }
+    assert not len(with_intervals(pd.DataFrame(), {"x": "measure"}))
