@@ -17,6 +17,7 @@ from nbconvert import HTMLExporter
 
 from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import load_cohort
+from mammo_utils.evaluation.bootstrap import ONE_TRAINING
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import results_table, run_list, settings_table
 from mammo_utils.io import read_json, write_text
@@ -121,12 +122,12 @@ def _results(study: Study, runs: list) -> str:
     ).fillna("")
     wide.columns.name = None
     first = rows.iloc[0]
-    note = (
-        f"<p>On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and "
-        f"{first['n_breasts']} breasts; 95 % intervals by bootstrap over patients "
-        f"({study.evaluation.resamples} resamples).</p>"
-    )
-    return note + _html(wide.reset_index().set_index("system"))
+    note = f"On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and {first['n_breasts']} "
+    note += f"breasts of {first['n_patients']} patients; 95 % intervals over patients"
+    note += f" ({ONE_TRAINING})." if first["n_seeds"] == 1 else "."
+    if first["part"] == "validation":
+        note += " The same part chose the epoch, so the values are optimistic."
+    return f"<p>{note}</p>" + _html(wide.reset_index().set_index("system"))
 
 
 def _html(table: pd.DataFrame) -> str:
