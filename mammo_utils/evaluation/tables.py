@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from typing import Any
@@ -182,11 +182,7 @@ def _score(seeds: Sequence[RunResult], task: str, metric: str, study: Study, sid
     row = {"task": task, "metric": metric, "sd_seeds": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else np.nan}
     found = asdict(interval(predictions, entry, **bootstrap_settings(study)))
     found["reason"] = found["reason"] or (ONE_TRAINING if len(seeds) == 1 else "")
-    counts = pd.Series(predictions.labels).value_counts()
-    patients = breasts.groupby(breasts[task])["group"].nunique()
-    row["n_by_class"] = _join(counts.get(k, 0) for k in range(predictions.probabilities.shape[2]))
-    row["patients_by_class"] = _join(patients.get(c, 0) for c in categories(seeds[0], task))
-    return row | found | count_breasts(breasts, seeds)
+    return row | found | list_counts(predictions) | count_breasts(breasts, seeds)
 
 
 def _mean_of_sides(sides: np.ndarray) -> Metric:
@@ -215,5 +211,11 @@ def bootstrap_settings(study: Study) -> dict[str, int]:
     return {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
 
 
-def _join(counts: Iterable[int]) -> str:
-    return " / ".join(str(int(count)) for count in counts)
+def list_counts(sample: Sample) -> dict[str, str]:
+    """List the number of breasts (or exams) of each class, and that of their patients, in the order of the classes."""
+    own = [sample.labels == k for k in range(sample.probabilities.shape[2])]
+    patients = [len(set(sample.groups[rows])) for rows in own]
+    return {
+        "n_by_class": " / ".join(str(rows.sum()) for rows in own),
+        "patients_by_class": " / ".join(map(str, patients)),
+    }

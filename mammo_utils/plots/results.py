@@ -257,3 +257,30 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
     axes[0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
+
+
+@styled
+def draw_levels(levels: pd.DataFrame, title: str) -> Figure:
+    """Draw the AUC of each system by breast (filled) and by exam (hollow), with 95 % intervals over patients.
+
+    Args:
+        levels: Rows of one subset of `levels_table`, with one rule of aggregation per task.
+        title: Title of the figure.
+    """
+    panels = _split(levels)
+    names = [system for system in SYSTEMS if system in set(levels["system"])]
+    figure, axes = make_panels(title, list(panels), (3.3, 0.9 + 0.4 * len(names)), x="AUC", sharey=True)
+    for axis, rows in zip(axes, panels.values(), strict=True):
+        for system, pair in rows.groupby("system", sort=False):
+            colour, y = SYSTEMS[system].colour, names.index(system) + 0.15 * np.array([-1, 1])
+            pair = pair.set_index("level").reindex(["breast", "exam"])
+            axis.hlines(y, pair["low"], pair["high"], colors=colour, alpha=0.6)
+            axis.plot(pair["value"], y, color=colour, linewidth=1)
+            axis.scatter(pair["value"], y, 25, [colour, "w"], edgecolors=colour, zorder=3)
+        axis.axvline(0.5, **CHANCE_LINE)
+    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    black = {"color": "k", "marker": "o", "markersize": 5, "linestyle": ""}
+    handles = [Line2D([], [], **black, label="breasts"), Line2D([], [], **black, mfc="w", label="exams")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure

@@ -143,4 +143,4 @@ def test_notebook_05_runs_to_its_end_with_an_added_system(study, monkeypatch, tm
         f"{mode}-{task}" for mode, task in (("multi", "diagnosis"), ("multi", "birads"), ("diagnosis", "diagnosis"))
     ]
     expected = {f"{kind}-1v5-{panel}" for kind in ("roc", "confusion") for panel in panels}
-    assert figures == expected | {f"{kind}-1v5" for kind in ("comparisons", "training", "systems", "blocks")}
+    assert figures == expected | {f"{kind}-1v5" for kind in ("comparisons", "levels", "training", "systems", "blocks")}
