@@ -135,6 +135,18 @@ class Metric:
     influence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
+def mean_metric(title: str, of_breast: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Metric:
+    """Make a metric that is the mean of a number of each breast: (labels (n,), probabilities (n, K)) -> (n,)."""
+
+    def value(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        return float(np.mean(of_breast(labels, probabilities))) if len(labels) else float("nan")
+
+    def weighted(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return weights @ of_breast(labels, probabilities) / weights.sum(1)
+
+    return Metric(title, value, weighted)
+
+
 METRICS: dict[str, Metric] = {  # §4.4
     "auc": Metric("AUC", auc, influence=auc_influence),
     "f1_macro": Metric("F1-Macro", f1_macro, weighted_f1_macro),

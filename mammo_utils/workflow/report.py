@@ -27,7 +27,7 @@ from mammo_utils.provenance import environment
 from mammo_utils.study import Study, load_study
 from mammo_utils.workflow.study_state import failures
 
-ORDER = "05 06 01 02 03"  # order in which the notebooks' figures are shown
+ORDER = "05 07 06 01 02 03"  # order in which the notebooks' figures are shown
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""
