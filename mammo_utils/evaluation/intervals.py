@@ -85,7 +85,8 @@ def wilson_interval(hits: np.ndarray, groups: np.ndarray) -> tuple[float, float,
         n = min(n, share * (1 - share) / variance) if variance > 0 else n
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return share, float(max(centre - half, 0)), float(min(centre + half, 1))
+    # of 0 and 1 the ends are exact, where floats are not
+    return share, float(centre - half) if share > 0 else 0.0, float(centre + half) if share < 1 else 1.0
 
 
 # --- training seeds -------------------------------------------------------------------------------------

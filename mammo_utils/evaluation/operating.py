@@ -79,7 +79,13 @@ def operating_table(runs: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def ppv_at(sensitivity: float, specificity: float, prevalence: float) -> float:
-    """Compute the PPV that a sensitivity and a specificity have at another prevalence; all three in [0, 1]."""
+    """Compute the PPV of a sensitivity and a specificity at another prevalence.
+
+    Args:
+        sensitivity: In [0, 1].
+        specificity: In [0, 1].
+        prevalence: In [0, 1].
+    """
     found, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
     return found / (found + false) if found + false else np.nan
 

@@ -284,3 +284,29 @@ def draw_levels(levels: pd.DataFrame, title: str) -> Figure:
     handles = [Line2D([], [], **black, label="breasts"), Line2D([], [], **black, mfc="w", label="exams")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
+
+
+@styled
+def draw_ordinal(ordinal: pd.DataFrame, title: str) -> Figure:
+    """Draw the shares of BI-RADS answers that are exact, one step off and further off, one bar per system and answer.
+
+    Args:
+        ordinal: Rows of one subset of `ordinal_table`.
+        title: Title of the figure.
+    """
+    modes = list(ordinal["task_mode"].unique())
+    names = [(s, a) for s in SYSTEMS if s in set(ordinal["system"]) for a in ordinal["answer"].unique()]
+    size = (3.8, 0.9 + 0.28 * len(names))
+    figure, axes = make_panels(title, modes, size, x="share of breasts", sharey=True)
+    for axis, mode in zip(axes, modes, strict=True):
+        rows = ordinal[ordinal["task_mode"] == mode].set_index(["metric", "system", "answer"])["value"]
+        left = np.zeros(len(names))
+        for metric, grey in (("exact", "0.3"), ("adjacent", "0.6"), ("off", "0.85")):
+            width = rows.loc[metric].reindex(names).fillna(0).to_numpy()
+            axis.barh(range(len(names)), width, left=left, color=grey, label=metric.replace("adjacent", "one step off"))
+            left += width
+        axis.set_xlim(0, 1)
+    axes[0].set_yticks(range(len(names)), [f"{SYSTEMS[system].title}, {answer}" for system, answer in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
