@@ -127,12 +127,14 @@ class Metric:
         weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,), the metric of each bootstrap resample, in
             which a breast occurs `weights` times; NaN where undefined.
         influence: (labels (n,), probabilities (n, K)) -> (n,), each breast's influence on a metric between 0 and 1.
+        by_class: Whether it rests on each class, so that an interval needs patients of each.
     """
 
     title: str
     value: Callable[[np.ndarray, np.ndarray], float]
     weighted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
     influence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    by_class: bool = True
 
 
 def mean_metric(title: str, of_breast: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Metric:
@@ -144,7 +146,7 @@ def mean_metric(title: str, of_breast: Callable[[np.ndarray, np.ndarray], np.nda
     def weighted(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return weights @ of_breast(labels, probabilities) / weights.sum(1)
 
-    return Metric(title, value, weighted)
+    return Metric(title, value, weighted, by_class=False)
 
 
 METRICS: dict[str, Metric] = {  # §4.4

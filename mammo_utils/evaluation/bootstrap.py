@@ -106,7 +106,7 @@ def interval(sample: Sample, metric: str | Metric, *, resamples: int, seed: int 
     """
     entry = METRICS[metric] if isinstance(metric, str) else metric
     value, seeds = _value(sample, entry)
-    if reason := _explain(sample, value):
+    if reason := _explain(sample, entry, value):
         return Interval(value, reason=reason)
     if entry.influence:
         variance = float(cluster_variance(_influence(sample, entry), sample.groups))
@@ -146,7 +146,7 @@ def paired_difference(
     entry, pair = METRICS[metric] if isinstance(metric, str) else metric, (system, reference)
     (value, seeds), (base, base_seeds) = (_value(sample, entry) for sample in pair)
     trainings = [(v, len(sample.probabilities)) for v, sample in zip((seeds, base_seeds), pair, strict=True)]
-    if reason := _explain(system, value):
+    if reason := _explain(system, entry, value):
         return Interval(value - base, reason=reason)
     if not entry.influence:
         resampled, other = (_resample(sample, entry, resamples, seed) for sample in pair)
@@ -226,12 +226,13 @@ def _resample(sample: Sample, metric: Metric, resamples: int, seed: int) -> np.n
     return np.mean([metric.weighted(sample.labels, p, weights) for p in sample.probabilities], axis=0)
 
 
-def _explain(sample: Sample, value: float) -> str:
+def _explain(sample: Sample, metric: Metric, value: float) -> str:
     """Why there is no value or no interval, "" if there are both."""
     if np.isnan(value):
         return explain_undefined(sample.labels, sample.probabilities.shape[2]) or "undefined"
-    fewest = min(class_patients(sample))
-    return f"a class has {fewest} patients; an interval needs {FEWEST}" if fewest < FEWEST else ""
+    fewest = min(class_patients(sample)) if metric.by_class else len(set(sample.groups))
+    subject = "a class has" if metric.by_class else "there are"
+    return f"{subject} {fewest} patients; an interval needs {FEWEST}" if fewest < FEWEST else ""
 
 
 def _percentile_interval(value: float, resampled: np.ndarray, trainings: list[tuple[float, int]]) -> Interval:

@@ -70,7 +70,7 @@ def _log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 METRICS = {
-    "ece": Metric("ECE", ece, weighted_ece),
+    "ece": Metric("ECE", ece, weighted_ece, by_class=False),
     "brier": mean_metric("Brier score", lambda labels, p: (labels - p[:, 1]) ** 2),
     "log_loss": mean_metric("log loss", _log_losses),
 }

@@ -53,7 +53,7 @@ def ordinal_metrics(classes: Sequence[int], answer: str) -> dict[str, Metric]:
         return ((p.cumsum(1) - (labels[:, None] <= np.arange(k))) ** 2)[:, :-1].sum(1) / (k - 1)
 
     return {
-        "kappa": Metric("weighted κ", kappa, weighted_kappa),
+        "kappa": Metric("weighted κ", kappa, weighted_kappa, by_class=False),
         "mae": mean_metric("mean absolute error", lambda labels, p: np.abs(values[choose(p)] - values[labels])),
         "exact": mean_metric("exact", lambda labels, p: steps(labels, p) == 0),
         "adjacent": mean_metric("one step off", lambda labels, p: steps(labels, p) == 1),

@@ -301,9 +301,13 @@ def draw_ordinal(ordinal: pd.DataFrame, title: str) -> Figure:
     for axis, mode in zip(axes, modes, strict=True):
         rows = ordinal[ordinal["task_mode"] == mode].set_index(["metric", "system", "answer"])["value"]
         left = np.zeros(len(names))
-        for metric, grey in (("exact", "0.3"), ("adjacent", "0.6"), ("off", "0.85")):
+        for metric, label, grey in (
+            ("exact", "exact", "0.3"),
+            ("adjacent", "one step off", "0.6"),
+            ("off", "further off", "0.85"),
+        ):
             width = rows.loc[metric].reindex(names).fillna(0).to_numpy()
-            axis.barh(range(len(names)), width, left=left, color=grey, label=metric.replace("adjacent", "one step off"))
+            axis.barh(range(len(names)), width, left=left, color=grey, label=label)
             left += width
         axis.set_xlim(0, 1)
     axes[0].set_yticks(range(len(names)), [f"{SYSTEMS[system].title}, {answer}" for system, answer in names])

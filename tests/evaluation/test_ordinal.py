@@ -51,12 +51,13 @@ def test_weighted_metrics_equal_those_of_the_resampled_breasts():
 def test_the_table_of_a_study(fake_study):
     write_run(fake_study.run("resnet18", "multi", "1v3v5", 0))
     write_run(fake_study.run("resnet18", "multi", "1v5", 0))
+    write_run(fake_study.run("resnet50", "birads", "1to5", 0))  # no breast has BI-RADS 2, which needs no interval
     table = ordinal_table(read_runs(fake_study), fake_study)
-    assert set(table["subset"]) == {"1v3v5"} and len(table) == 2 * 6
-    shares = table[table["metric"].isin(["exact", "adjacent", "off"])].groupby("answer")["value"].sum()
-    assert shares.tolist() == pytest.approx([1, 1])
+    assert set(table["subset"]) == {"1v3v5", "1to5"} and len(table) == 2 * 2 * 6
+    shares = table[table["metric"].isin(["exact", "adjacent", "off"])].groupby(["subset", "answer"])["value"].sum()
+    assert shares.tolist() == pytest.approx([1] * 4)
     assert (table["low"] <= table["value"]).all() and set(table["method"]) == {"percentile bootstrap"}
-    figure = draw_ordinal(table, "made up")
+    figure = draw_ordinal(table[table["subset"] == "1v3v5"], "made up")
     assert len(figure.axes) == 1 and len(figure.axes[0].patches) == 6
     plt.close("all")
     assert ordinal_table([], fake_study).empty
