@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 
 from mammo_utils.evaluation.bootstrap import ONE_TRAINING, Interval, Sample, interval, paired_difference
 from mammo_utils.evaluation.intervals import LEVEL, holm
-from mammo_utils.evaluation.runs import RunResult, group_by_seed, labelled_breasts, sample
+from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, labelled_breasts, sample
 from mammo_utils.evaluation.tables import bootstrap_settings, count_breasts
 from mammo_utils.metrics import METRICS
 from mammo_utils.study import Study
@@ -95,6 +95,21 @@ def _correct(table: pd.DataFrame, family: list[str]) -> pd.DataFrame:
     columns = (table["difference"], table["p_holm"], table["names"])
     table["answer"] = [_answer(*values) for values in zip(*columns, strict=True)]
     return table
+
+
+def label_agreement(runs: Sequence[RunResult]) -> pd.DataFrame:
+    """Count for each subset the breasts whose labels agree: malignant with its highest BI-RADS category, or neither.
+
+    The breasts are those with both labels in any part of the split that the multi-task runs predicted.
+    """
+    rows = {}
+    for run in runs:
+        if run.finished and run.spec.task_mode == "multi":
+            both = run.predictions[(run.predictions["diagnosis"] >= 0) & (run.predictions["birads"] >= 0)]
+            highest = both["birads"] == max(categories(run, "birads"))
+            agree = int((highest == (both["diagnosis"] == 1)).sum())
+            rows[run.spec.subset] = {"breasts": len(both), "agree": agree, "share": agree / max(len(both), 1)}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["breasts", "agree", "share"]).rename_axis("subset")
 
 
 def statements(
