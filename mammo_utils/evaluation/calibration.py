@@ -153,10 +153,12 @@ def calibration_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
         trained", and `helped`: "yes" or "no, worse" if the change is told apart from 0, else "not told apart".
     """
     rows = []
-    for key, _, validation, reported in diagnosis_samples(runs):
+    for key, run, validation, reported in diagnosis_samples(runs):
         for scaling in SCALINGS:
             temperature, shift, reason = fit_scaling(validation, scaling)
             row = {**key, "scaling": scaling, "temperature": temperature, "shift": shift, "reason": reason}
+            if run.reported == "validation" and scaling != SCALINGS[0]:
+                row["reason"] = reason or "scored where it was fitted"
             if not reason and len(reported.labels):
                 row |= _describe(scale(reported, temperature, shift), study)
                 if scaling != SCALINGS[0]:

@@ -53,6 +53,7 @@ def conformal_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Tabulate coverage and size of the sets of each training on the reported part, for all breasts and by category.
 
     Intervals are Wilson's, over patients. `n_validation` counts the patients of validation that set the quantile.
+    Pooled folds have none, and no row.
     """
     rows = []
     for (subset, mode, system), seeds in group_by_seed(runs).items():
@@ -60,6 +61,8 @@ def conformal_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
             if "birads" not in run.tasks:
                 continue
             validation, reported = sample([run], "birads", "validation"), sample([run], "birads")
+            if not len(validation.labels):
+                continue
             validation = one_breast_a_patient(validation, study.evaluation.seed)
             sets = conformal_sets(reported.probabilities[0], conformal_quantile(validation))
             held, row = sets[np.arange(len(sets)), reported.labels], {"subset": subset, "system": system}

@@ -85,6 +85,10 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be decided")
         parts.append("<p>What the study claims, checked against these numbers:</p>")
         parts.append(_html(checks.replace({"holds": {True: "yes", False: "no"}}).set_index("claim")))
+    records = [study.folder / name for name in ("results.json", "decisions.json")]
+    sentences = [s for file in records if file.is_file() for s in read_json(file).get("summary", [])]
+    if sentences:
+        parts.append(f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>")
     parts.append("<h2>Notebooks as they ran</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
     parts.append("</ul><p>Widgets need a kernel, so a static figure stands in for each. Equations need a network.</p>")
