@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax as _softmax
+from scipy.stats import rankdata
 from sklearn.metrics import f1_score, roc_auc_score
 
 
@@ -87,37 +88,33 @@ def select_labelled(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
     return labels, probabilities
 
 
-# --- the same metrics of weighted breasts, for all resamples at once ------------------------------------
+# --- what the intervals need ----------------------------------------------------------------------------
 
 
-def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Compute the AUC for each row of weights.
+def auc_influence(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Compute each breast's influence on the AUC; summed by patient and squared, they estimate its variance.
 
-    The AUC is the share of (positive, negative) pairs in which the positive has the higher score; a tie counts half.
+    The influence of a positive is (V - AUC) / m, where V is the share of negatives with a lower score (a tie counts
+    half) and m the number of positives; that of a negative likewise (DeLong et al. 1988; Obuchowski 1997). With more
+    than two classes it is averaged over the one-vs-rest areas.
 
     Args:
-        labels: (n,) int, without -1.
+        labels: (n,) class indices, without -1; every class occurs.
         probabilities: (n, K).
-        weights: (R, n), how often each breast occurs in each resample.
 
     Returns:
-        (R,), NaN where a class has no weight.
+        (n,); its sum is 0.
     """
     classes = scored_classes(probabilities)
-    areas = [_weighted_binary_auc(labels == k, rank_scores(probabilities, k), weights) for k in classes]
-    return np.mean(areas, axis=0)
+    return np.mean([_binary_influence(labels == k, rank_scores(probabilities, k)) for k in classes], axis=0)
 
 
-def _weighted_binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # equal scores form one step of the curve
-    weights, positive = weights[:, order], positive[order]
-    positives = np.add.reduceat(weights * positive, starts, axis=1)  # (R, number of distinct scores)
-    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
-    lower_negatives = negatives.cumsum(1) - negatives / 2  # negatives with a lower score, and half of the tied ones
-    pairs = positives.sum(1) * negatives.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, (positives * lower_negatives).sum(1) / pairs, np.nan)
+def _binary_influence(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    m, n = positive.sum(), (~positive).sum()
+    ranks, placement = rankdata(scores), np.empty(len(scores))
+    placement[positive] = (ranks[positive] - rankdata(scores[positive])) / n
+    placement[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / m
+    return (placement - placement[positive].mean()) / np.where(positive, m, n)
 
 
 def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -141,20 +138,37 @@ def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one sample of breasts, and of many weightings of that sample at once.
+    """A metric of one sample of breasts, and what its interval is computed from: one of the last two.
 
     Attributes:
         title: Its name in tables and figures.
         value: (labels (n,), probabilities (n, K)) -> float.
-        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,); NaN where undefined.
+        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,), the metric of each bootstrap resample, in
+            which a breast occurs `weights` times; NaN where undefined.
+        influence: (labels (n,), probabilities (n, K)) -> (n,), each breast's influence on a metric between 0 and 1.
+        by_class: Whether it rests on each class, so that an interval needs patients of each.
     """
 
     title: str
     value: Callable[[np.ndarray, np.ndarray], float]
-    weighted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    weighted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    influence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    by_class: bool = True
+
+
+def mean_metric(title: str, of_breast: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Metric:
+    """Make a metric that is the mean of a number of each breast: (labels (n,), probabilities (n, K)) -> (n,)."""
+
+    def value(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        return float(np.mean(of_breast(labels, probabilities))) if len(labels) else float("nan")
+
+    def weighted(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return weights @ of_breast(labels, probabilities) / weights.sum(1)
+
+    return Metric(title, value, weighted, by_class=False)
 
 
 METRICS: dict[str, Metric] = {  # §4.4
-    "auc": Metric("AUC", auc, weighted_auc),
+    "auc": Metric("AUC", auc, influence=auc_influence),
     "f1_macro": Metric("F1-Macro", f1_macro, weighted_f1_macro),
 }

@@ -158,7 +158,7 @@ def categories(run: RunResult, task: str) -> tuple[int, ...]:
 
 
 def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "both") -> pd.DataFrame:
-    """Predictions of the breasts that have a label of the task.
+    """Predictions of the breasts that have a label of the task, sorted by exam and side.
 
     Args:
         run: A finished run.
@@ -168,7 +168,8 @@ def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "bot
     """
     table = run.predictions
     kept = (table["part"] == (part or run.reported)) & (table[task] >= 0)
-    return table[kept if side == "both" else kept & (table["side"] == side)]
+    kept &= (table["side"] == side) | (side == "both")
+    return table[kept].sort_values(["exam", "side"], ignore_index=True)
 
 
 def probabilities(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.ndarray:
@@ -190,7 +191,7 @@ def probabilities(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.
 
 
 def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "both") -> Sample:
-    """Labels and probabilities of one system trained with one or more seeds.
+    """Labels and probabilities of one system trained with one or more seeds, in the order of `labelled_breasts`.
 
     Args:
         runs: Runs that differ in their seed only.
@@ -201,7 +202,7 @@ def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "bo
     Raises:
         ValueError: The seeds were not evaluated on the same breasts.
     """
-    tables = [labelled_breasts(run, task, part, side).sort_values(["exam", "side"]) for run in runs]
+    tables = [labelled_breasts(run, task, part, side) for run in runs]
     key = ["exam", "side", "group", task]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if not np.array_equal(tables[0][key].to_numpy(str), table[key].to_numpy(str)):
