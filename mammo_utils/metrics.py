@@ -117,6 +117,36 @@ def _binary_influence(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return (placement - placement[positive].mean()) / np.where(positive, m, n)
 
 
+def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute the AUC for each row of weights.
+
+    The AUC is the share of (positive, negative) pairs in which the positive has the higher score; a tie counts half.
+
+    Args:
+        labels: (n,) int, without -1.
+        probabilities: (n, K).
+        weights: (R, n), how often each breast occurs in each resample.
+
+    Returns:
+        (R,), NaN where a class has no weight.
+    """
+    classes = scored_classes(probabilities)
+    areas = [_weighted_binary_auc(labels == k, rank_scores(probabilities, k), weights) for k in classes]
+    return np.mean(areas, axis=0)
+
+
+def _weighted_binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # equal scores form one step of the curve
+    weights, positive = weights[:, order], positive[order]
+    positives = np.add.reduceat(weights * positive, starts, axis=1)  # (R, number of distinct scores)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
+    lower_negatives = negatives.cumsum(1) - negatives / 2  # negatives with a lower score, and half of the tied ones
+    pairs = positives.sum(1) * negatives.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, (positives * lower_negatives).sum(1) / pairs, np.nan)
+
+
 def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Compute macro F1 for each row of weights.
 
