@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, spearmanr
 
-from mammo_utils.evaluation.bootstrap import Interval, Sample, interval, mean_interval
+from mammo_utils.evaluation.bootstrap import LEVEL, Interval, Sample, interval, mean_interval
 from mammo_utils.evaluation.runs import RunResult, categories, read_views, with_views
 from mammo_utils.metrics import softmax
 from mammo_utils.models.fusion import FUSIONS
@@ -162,8 +163,63 @@ def agreement(exams: CompleteExams, fusion: str, *, resamples: int, seed: int = 
     alpha, effect, groups = alpha[differ], effect[differ], groups[differ]
     ranks = [rankdata(values, axis=1) - (alpha.shape[1] + 1) / 2 for values in (alpha, effect)]
     norms = [np.sqrt((rank**2).sum(1)) for rank in ranks]
-    found = {"top": alpha.argmax(1) == effect.argmax(1), "spearman": (ranks[0] * ranks[1]).sum(1) / np.prod(norms, 0)}
-    return {name: mean_interval(values, groups, resamples=resamples, seed=seed) for name, values in found.items()}
+    bootstrap = {"resamples": resamples, "seed": seed}
+    correlations = (ranks[0] * ranks[1]).sum(1) / np.prod(norms, 0)
+    return {
+        "top": share_interval(alpha.argmax(1) == effect.argmax(1), groups, **bootstrap),
+        "spearman": mean_interval(correlations, groups, **bootstrap),
+    }
+
+
+def share_interval(hit: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> Interval:
+    """Compute a share with its interval over patients; where it is 0 or 1, see `extreme_share`.
+
+    Args:
+        hit: (n,) bool.
+        groups: (n,) patients.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+    """
+    if len(hit) and hit.min() == hit.max():
+        return extreme_share(bool(hit[0]), len(set(groups)), resamples)
+    return mean_interval(hit, groups, resamples=resamples, seed=seed)
+
+
+def extreme_share(value: bool, patients: int, resamples: int) -> Interval:
+    """The score interval (Wilson 1927) of a share of 0 or 1, which has no spread between resamples.
+
+    Args:
+        value: Whether the share is 1.
+        patients: Number of patients, each counted as one draw.
+        resamples: Number to report in the interval.
+    """
+    z = norm.ppf((1 + LEVEL) / 2)
+    far = z**2 / (patients + z**2)
+    return Interval(float(value), *((1 - far, 1.0) if value else (0.0, far)), resamples)
+
+
+def seed_agreement(runs: Sequence[RunResult]) -> pd.DataFrame:
+    """Compare the weights of trainings that differ in their seed alone, one row per pair of finished runs.
+
+    Args:
+        runs: The runs of the study.
+
+    Returns:
+        run, other, n_exams, and `correlation`: the rank correlation over exams of the share of the weight on the left
+        views. It is 1 if both trainings weigh alike, and -1 if the weights have turned round.
+    """
+    alike = ("system", "task_mode", "subset", "blocks", "fold", "variant")
+    gated = [r for r in with_views(runs) if FUSIONS[r.spec.model.fusion].gated]
+    gated = [r for r in gated if not FUSIONS[r.spec.model.fusion].per_breast]
+    rows = []
+    for one, other in combinations(gated, 2):
+        if all(getattr(one.spec, name) == getattr(other.spec, name) for name in alike):
+            pair = [complete_exams(run, read_views(run)) for run in (one, other)]
+            if len(pair[0].exams) > 1 and np.array_equal(pair[0].exams, pair[1].exams):
+                left = [exams.alpha[:, :2].sum(1) / exams.alpha.sum(1) for exams in pair]
+                row = {"run": one.id, "other": other.id, "n_exams": len(pair[0].exams)}
+                rows.append(row | {"correlation": float(spearmanr(*left).statistic)})
+    return pd.DataFrame(rows, columns=["run", "other", "n_exams", "correlation"])
 
 
 def _competing(values: np.ndarray, fusion: str) -> np.ndarray:

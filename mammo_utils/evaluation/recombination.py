@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
 
 from mammo_utils.evaluation.bootstrap import LEVEL, Interval, Sample, group_weights, interval, paired_difference
-from mammo_utils.evaluation.gate import log_odds, main_task
+from mammo_utils.evaluation.gate import extreme_share, log_odds, main_task
 from mammo_utils.evaluation.runs import RunResult, categories, labelled_breasts, with_views
 from mammo_utils.metrics import auc, softmax, weighted_auc
 from mammo_utils.models.system import System
@@ -30,7 +29,6 @@ from mammo_utils.vocabulary import SIDES, VIEWS
 TRUTHS = ((0, 0), (0, 1), (1, 0), (1, 1))  # whether the left and the right breast of a recombined exam are positive
 N_RECOMBINED = 200  # exams per truth
 N_DRAWS = 5  # of random gates and of permutations
-Z = norm.ppf((1 + LEVEL) / 2)
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,11 @@ def _auc(positive: np.ndarray, odds: np.ndarray, weights: np.ndarray) -> tuple[f
 
 
 def _share(hit: np.ndarray, weights: np.ndarray, patients: int) -> Interval:
-    """The share of hits; where it is 0 or 1, with the score interval (Wilson) of as many draws as patients."""
+    """The share of hits with its interval over the patients drawn with `weights` (R, n)."""
     if not len(hit):
         return Interval(reason="no such exam")
     if hit.min() == hit.max():
-        far = Z**2 / (patients + Z**2)
-        return Interval(float(hit[0]), *((1 - far, 1.0) if hit[0] else (0.0, far)), len(weights))
+        return extreme_share(bool(hit[0]), patients, len(weights))
     total = weights.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return _interval(float(hit.mean()), np.where(total > 0, weights @ hit / total, np.nan))

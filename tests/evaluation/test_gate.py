@@ -1,5 +1,8 @@
 """What is measured of a gate, where the answer is known."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from mammo_utils.evaluation.gate import (
     complete_exams,
     cross_reading,
     left_weight_auc,
+    seed_agreement,
     unseen_auc,
     weight_spread,
 )
@@ -27,7 +31,9 @@ def test_a_gate_that_follows_the_lesion_agrees_with_leaving_views_out():
     exams = examined("gated", "which side")
     assert left_weight_auc(exams, **BOOTSTRAP).value == 1
     found = agreement(exams, "gated", **BOOTSTRAP)
-    assert found["top"].value == 1
+    assert found["top"].value == found["top"].high == 1 and found["top"].low == pytest.approx(
+        1 - 3.8415 / 43.8415, abs=1e-4
+    )
     spread = weight_spread(exams, "gated")
     assert spread["share_above_95"] == 1 and spread["median_largest"] > 0.99 and spread["entropy"] < 1e-6
 
@@ -54,6 +60,28 @@ def test_weights_unrelated_to_the_predictions_agree_by_chance():
     assert spread == {"entropy": pytest.approx(1), "median_largest": 0.25, "share_above_95": 0}
     same = CompleteExams(**{**vars(exams), "alpha": np.full((n, 4), 0.25)})
     assert np.isnan(agreement(same, "gated", **BOOTSTRAP)["top"].value), "equal weights choose no view"
+
+
+def test_weights_that_turn_round_between_seeds_are_seen(tmp_path):
+    exams, features, _ = exams_with_lesions(ONE_CANCER)
+    one, views = predictions_of(hand_made_system("gated", "which side"), exams, features, "gated")
+    runs = []
+    for name, share in (("a", 1), ("b", 1), ("turned", -1), ("other system", 1)):
+        spec = SimpleNamespace(
+            **vars(one.spec) | {"id": name, "folder": tmp_path / name, "system": name[:5] == "other"}
+        )
+        vars(spec).update(dict.fromkeys(("task_mode", "subset", "blocks", "fold", "variant"), 0))
+        spec.folder.mkdir()
+        weights = views.filter(like="weight_")
+        views.assign(**(weights if share > 0 else (1 - weights) / 3)).to_parquet(spec.folder / "views.parquet")
+        runs.append(replace(one, spec=spec))
+    found = seed_agreement(runs).set_index(["run", "other"])["correlation"]
+    assert found.to_dict() == {
+        ("a", "b"): pytest.approx(1),
+        ("a", "turned"): pytest.approx(-1, abs=0.1),  # float32 ties some of the weights near 0
+        ("b", "turned"): pytest.approx(-1, abs=0.1),
+    }
+    assert list(seed_agreement(runs[3:])) == ["run", "other", "n_exams", "correlation"]
 
 
 def test_a_which_side_switch_reads_one_breast_from_the_other():
