@@ -107,6 +107,8 @@ def test_the_hash_follows_what_decides_the_numbers_alone():
     changed = {of("training.epochs=3"), of("images.size=32"), of("split.seed=3"), of("data.synthetic.seed=9"), run.hash}
     assert len(changed) == 5
     assert run.model_copy(update={"seed": 1}).hash != run.hash
+    assert of("training.recombine=0", "training.view_dropout=0") == run.hash, "half-done runs without them continue"
+    assert len({run.hash, of("training.recombine=0.5"), of("training.view_dropout=0.5")}) == 3
     assert of("training.learning_rate={resnet18: 0.5}") != run.hash
 
 

@@ -64,6 +64,8 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "reduced ... if the metric did not improve", "training.schedule", "plateau"),
     ("§4.3", "no average of the weights is mentioned " + SILENT, "training.average", 0.0),
     ("§4.3", "batch norm in evaluation " + SILENT, "training.batch_norm", "running"),
+    ("§4.3", "no exchange of breasts is mentioned " + SILENT, "training.recombine", 0.0),
+    ("§4.3", "no views are dropped " + SILENT, "training.view_dropout", 0.0),
     ("§4.3", "no mixed precision is mentioned " + SILENT, "training.precision", "float32"),
 )
 # how and where it is computed, which the paper leaves to the machine

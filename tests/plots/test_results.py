@@ -11,8 +11,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
 from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.comparisons import compare_systems
 from mammo_utils.evaluation.runs import read_runs
-from mammo_utils.evaluation.tables import blocks_table, compare_systems, results_table
+from mammo_utils.evaluation.tables import blocks_table, results_table
 from mammo_utils.metrics import auc
 from mammo_utils.plots import results as draw
 from mammo_utils.plots.style import COLOURS
