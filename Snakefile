@@ -5,7 +5,7 @@ from mammo_utils.provenance import code_hash
 from mammo_utils.workflow.plan import Plan
 
 PLAN = Plan(config, workflow)
-NOTEBOOKS = ["01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention"]
+NOTEBOOKS = ["01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention", "07_decisions"]
 OUTCOMES = [PLAN.outcome(name) for name in NOTEBOOKS]
 TRAINED = [PLAN.outcome(f"04_train-{run}") for run in PLAN.runs]
 COMPILED = PLAN.outcome("compile_scan")
@@ -147,6 +147,17 @@ rule attention:
         PLAN.depends("06_attention"),
     shell:
         PLAN.supervised("06_attention")
+
+
+rule decisions:
+    input:
+        TRAINED,
+    output:
+        PLAN.outcome("07_decisions"),
+    params:
+        PLAN.depends("07_decisions"),
+    shell:
+        PLAN.supervised("07_decisions")
 
 
 rule report:

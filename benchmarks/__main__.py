@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="file for the record; ablations that are in it stay")
+    parser.add_argument("--json", type=Path, help="file for the record; parts in it that are not measured now stay")
     parser.add_argument("--readme", action="store_true", help="measure nothing; update README from the stored record")
     a = parser.parse_args(arguments)
     if a.readme:
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(specs[0].training.threads)
         try:
             if "ablations" in parts:
-                record["ablations"] = compare_ablations(specs[0], a.seeds, study.evaluation.resamples, a.compile)
+                record["ablations"] = compare_ablations(specs[0], a.seeds, study.evaluation, a.compile)
             if "batch_norm" in parts:
                 record["batch_norm"] = [measure_batch_norm(spec) for spec in specs]
         except (ValueError, FileNotFoundError) as error:  # the message is for the user
@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
         record["images"] = [compare_preprocessing(a.files, 512, a.threads, a.rounds)]
     print("\n".join(describe(record)))
     if a.json:
-        write_json(a.json, (read_json(a.json) if a.json.is_file() else {}) | record)
+        old = read_json(a.json) if a.json.is_file() else {}
+        write_json(a.json, old | {part: found for part, found in record.items() if found or part not in old})
 
 
 def find_cpu_name() -> str:

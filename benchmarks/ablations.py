@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.epochs import list_variants
+from mammo_utils.config import Evaluation
 from mammo_utils.evaluation.bootstrap import Sample, interval, paired_difference
 from mammo_utils.evaluation.runs import probabilities
 from mammo_utils.provenance import environment
@@ -43,7 +44,7 @@ def train_and_predict(spec: RunSpec, data: RunData, task: str) -> Sample:
 
 
 def compare_ablations(
-    spec: RunSpec, seeds: Sequence[int], resamples: int = 1000, compiled: bool = False
+    spec: RunSpec, seeds: Sequence[int], evaluation: Evaluation, compiled: bool = False
 ) -> dict[str, Any]:
     """Measure the AUC of each variant of `list_variants` and its difference to the first.
 
@@ -54,7 +55,7 @@ def compare_ablations(
     Args:
         spec: The run.
         seeds: Seeds of the trainings.
-        resamples: Resamples of the bootstrap.
+        evaluation: The study's settings of the bootstrap.
         compiled: Whether to train with compiled encoders, too.
     """
     task = "birads" if spec.task_mode == "birads" else "diagnosis"
@@ -67,10 +68,11 @@ def compare_ablations(
         samples = [train_and_predict(variant.model_copy(update={"seed": s}), data[store], task) for s in seeds]
         found = replace(samples[0], probabilities=np.concatenate([sample.probabilities for sample in samples]))
         first = first or found
-        auc = interval(found, "auc", resamples=resamples)
-        difference = paired_difference(found, first, "auc", resamples=resamples)
+        bootstrap = {"resamples": evaluation.resamples, "seed": evaluation.seed}
+        auc = interval(found, "auc", **bootstrap)
+        difference = paired_difference(found, first, "auc", **bootstrap)
         row = {key: [i.value, i.low, i.high] for key, i in (("auc", auc), ("difference", difference))}
-        row["auc_of_seeds"] = [interval(sample, "auc", resamples=0).value for sample in samples]
+        row["auc_of_seeds"] = [interval(sample, "auc", resamples=0, seed=0).value for sample in samples]
         rows.append({"name": name, **row})
         by_seed = " ".join(f"{value:.3f}" for value in row["auc_of_seeds"])
         print(f"  {name:40}AUC {auc}, difference {difference}; by seed {by_seed}", flush=True)

@@ -58,7 +58,7 @@ def measure_batch_norm(spec: RunSpec, data: RunData | None = None) -> dict[str, 
         hook = model.register_forward_pre_hook(keep_buffers)
         train_epoch(model, exams, optimizer, weights, settings, spec.seed, epoch, settings.batch_size)
         hook.remove()
-        batches = list(exams.epoch(spec.seed, epoch, settings.batch_size, settings.augmentation))
+        batches = list(exams.epoch(spec.seed, epoch, settings))
         full = [batch for batch in batches if len(batch.exams) == settings.batch_size]
         for name in VARIANTS:
             scored = copy.deepcopy(model)

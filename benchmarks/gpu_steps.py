@@ -274,9 +274,9 @@ def measure_repeatability(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
                 weights = {task: torch.ones(n, device=device) for task, n in model.classes.items()}
                 optimizer = make_optimizer(model, settings, SYSTEMS[name].learning_rate)
                 loss, _ = train_epoch(model, exams, optimizer, weights, settings, 0, 1, plan.batch)
-                probabilities, _ = predict(model, exams, settings)
+                logits, _ = predict(model, exams, settings)
                 flat = torch.cat([p.detach().double().flatten().cpu() for p in model.parameters()])
-                found.append((flat.numpy(), np.concatenate([p.ravel() for p in probabilities.values()]), loss))
+                found.append((flat.numpy(), np.concatenate([p.ravel() for p in logits.values()]), loss))
             (w, p, loss), (v, q, other) = found
             row = {"system": name, "precision": precision, "exams": plan.exams, "loss": abs(loss - other)}
             rows.append(row | {"weights": float(abs(w - v).max()), "predictions": float(abs(p - q).max())})

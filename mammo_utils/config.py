@@ -123,9 +123,10 @@ class ModelSettings(Frozen):
     )
     width: Annotated[float, Field(ge=0.125, le=1, multiple_of=0.125)] = 1.0  # share of every layer's channels
     block: Literal["shuffle", "inner"] = "shuffle"
-    fusion: Literal["gated", "concat", "mean"] = "gated"  # Eq. 8-10
+    fusion: Literal["gated", "concat", "mean", "per_breast", "sigmoid"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
     dropout: Fraction = 0.5  # §4.3
+    drop_path: Fraction = 0.0  # probability in the last state space block; rises from 0 in the first
     backend: Literal["auto", "reference", "cpu", "mamba_ssm", "triton"] = "auto"
 
 
@@ -161,6 +162,8 @@ class Training(Frozen):
     batch_norm: Literal["running", "recomputed"] = "running"  # statistics used in evaluation; see the README's Choices
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
     augmentation: Augmentation = Augmentation()
+    recombine: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a batch's exams exchange right breasts
+    view_dropout: Fraction = 0.0  # probability that a present view is dropped in training, never all of an exam
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of all but the scan; auto: bfloat16 on a GPU
     # (float32 on a GPU keeps torch's default, TF32 convolutions)

@@ -8,7 +8,9 @@ import filecmp
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -179,6 +181,40 @@ def is_alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def map_processes(function: Callable, *values: Iterable, workers: int) -> Iterator:
+    """Map a function over values as `map` does, in new processes if there is more than one worker.
+
+    The processes end with this one, and on Ctrl-C without a word: only the command itself reports it.
+
+    Args:
+        function: A module's function.
+        *values: Its arguments, as for `map`.
+        workers: Number of processes.
+    """
+    if workers <= 1:
+        yield from map(function, *values)
+        return
+    # New processes instead of forks, because a fork of a process with threads (torch's, numba's, a kernel's) can hang.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    # A process inherits the mask: until `_start_worker` runs, an interrupt waits and cannot break an import.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        try:
+            calls = [pool.submit(function, *arguments) for arguments in zip(*values, strict=True)]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for call in calls:  # unlike `pool.map`, which cancels calls while the pool's own thread ends them
+            yield call.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    exit_with_parent()
 
 
 def exit_with_parent(interval: float = 0.5) -> None:

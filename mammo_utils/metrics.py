@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax as _softmax
+from scipy.stats import rankdata
 from sklearn.metrics import f1_score, roc_auc_score
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits (..., K), in float64, in which the small ones do not become 0."""
+    return _softmax(np.asarray(logits, np.float64), axis=-1)
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -24,7 +31,9 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     labels, probabilities = select_labelled(labels, probabilities)
     if explain_undefined(labels, probabilities.shape[1]):
         return float("nan")
-    return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in scored_classes(probabilities)]))
+    return float(
+        np.mean([roc_auc_score(labels == k, rank_scores(probabilities, k)) for k in scored_classes(probabilities)])
+    )
 
 
 def f1_macro(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -37,6 +46,17 @@ def f1_macro(labels: np.ndarray, probabilities: np.ndarray) -> float:
     if explain_undefined(labels, n_classes):
         return float("nan")
     return float(f1_score(labels, probabilities.argmax(1), labels=range(n_classes), average="macro", zero_division=0))
+
+
+def rank_scores(probabilities: np.ndarray, k: int) -> np.ndarray:
+    """Return the score of class k by which breasts are ranked, from probabilities (..., K).
+
+    It is p_k, except where p_k has been rounded to 1. There the other probabilities still differ, and the score rises
+    as their sum falls, so that predictions with unequal logits are not tied.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    others = np.maximum(np.delete(probabilities, k, axis=-1).sum(-1), np.finfo(np.float64).tiny)
+    return np.where(probabilities[..., k] > 1 - 1e-9, -np.log(others), probabilities[..., k])  # -log(1e-9) > 1
 
 
 def explain_undefined(labels: np.ndarray, n_classes: int) -> str:
@@ -68,7 +88,33 @@ def select_labelled(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
     return labels, probabilities
 
 
-# --- the same metrics of weighted breasts, for all resamples at once ------------------------------------
+# --- what the intervals need ----------------------------------------------------------------------------
+
+
+def auc_influence(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Compute each breast's influence on the AUC; summed by patient and squared, they estimate its variance.
+
+    The influence of a positive is (V - AUC) / m, where V is the share of negatives with a lower score (a tie counts
+    half) and m the number of positives; that of a negative likewise (DeLong et al. 1988; Obuchowski 1997). With more
+    than two classes it is averaged over the one-vs-rest areas.
+
+    Args:
+        labels: (n,) class indices, without -1; every class occurs.
+        probabilities: (n, K).
+
+    Returns:
+        (n,); its sum is 0.
+    """
+    classes = scored_classes(probabilities)
+    return np.mean([_binary_influence(labels == k, rank_scores(probabilities, k)) for k in classes], axis=0)
+
+
+def _binary_influence(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    m, n = positive.sum(), (~positive).sum()
+    ranks, placement = rankdata(scores), np.empty(len(scores))
+    placement[positive] = (ranks[positive] - rankdata(scores[positive])) / n
+    placement[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / m
+    return (placement - placement[positive].mean()) / np.where(positive, m, n)
 
 
 def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -84,7 +130,8 @@ def weighted_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndar
     Returns:
         (R,), NaN where a class has no weight.
     """
-    areas = [_weighted_binary_auc(labels == k, probabilities[:, k], weights) for k in scored_classes(probabilities)]
+    classes = scored_classes(probabilities)
+    areas = [_weighted_binary_auc(labels == k, rank_scores(probabilities, k), weights) for k in classes]
     return np.mean(areas, axis=0)
 
 
@@ -121,20 +168,37 @@ def weighted_f1_macro(labels: np.ndarray, probabilities: np.ndarray, weights: np
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one sample of breasts, and of many weightings of that sample at once.
+    """A metric of one sample of breasts, and what its interval is computed from: one of the last two.
 
     Attributes:
         title: Its name in tables and figures.
         value: (labels (n,), probabilities (n, K)) -> float.
-        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,); NaN where undefined.
+        weighted: (labels (n,), probabilities (n, K), weights (R, n)) -> (R,), the metric of each bootstrap resample, in
+            which a breast occurs `weights` times; NaN where undefined.
+        influence: (labels (n,), probabilities (n, K)) -> (n,), each breast's influence on a metric between 0 and 1.
+        by_class: Whether it rests on each class, so that an interval needs patients of each.
     """
 
     title: str
     value: Callable[[np.ndarray, np.ndarray], float]
-    weighted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    weighted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    influence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    by_class: bool = True
+
+
+def mean_metric(title: str, of_breast: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Metric:
+    """Make a metric that is the mean of a number of each breast: (labels (n,), probabilities (n, K)) -> (n,)."""
+
+    def value(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        return float(np.mean(of_breast(labels, probabilities))) if len(labels) else float("nan")
+
+    def weighted(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return weights @ of_breast(labels, probabilities) / weights.sum(1)
+
+    return Metric(title, value, weighted, by_class=False)
 
 
 METRICS: dict[str, Metric] = {  # §4.4
-    "auc": Metric("AUC", auc, weighted_auc),
+    "auc": Metric("AUC", auc, influence=auc_influence),
     "f1_macro": Metric("F1-Macro", f1_macro, weighted_f1_macro),
 }

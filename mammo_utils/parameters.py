@@ -82,6 +82,7 @@ NOTEBOOKS: dict[str, type[NotebookParameters]] = {
     "04_train": TrainParameters,
     "05_results": NotebookParameters,
     "06_attention": AttentionParameters,
+    "07_decisions": NotebookParameters,
 }
 
 

@@ -35,6 +35,8 @@ from mammo_utils.vocabulary import SYSTEMS
 
 # settings that leave a run's numbers alone
 FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store")
+# settings that are newer than runs on disk: left out of a run's hash at the value that those runs had
+NEWER = {"model.width": 1.0, "model.drop_path": 0.0, "training.recombine": 0.0, "training.view_dropout": 0.0}
 PREPARED = ("data", "images", "split")  # sections of the settings that notebooks 01 and 02 prepare the data by
 
 
@@ -201,7 +203,8 @@ class RunSpec(Frozen):
         Threads, processes, device, precision, memory format, fused and compiled kernels are included. They change the
         order of sums, so a run started with one value cannot continue with another.
         """
-        return hash_of(decisive_settings(self.model_dump(mode="json"), self.system))
+        settings = decisive_settings(self.model_dump(mode="json"), self.system)
+        return hash_of({k: v for k, v in settings.items() if k not in NEWER or NEWER[k] != v})
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

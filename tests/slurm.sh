@@ -6,6 +6,7 @@
 #   .venv/bin/pip install '.[slurm]' && tests/slurm.sh .venv/bin/python
 # It starts munged, slurmctld and slurmd with their files in a temporary folder, and stops them at the end.
 set -euo pipefail
+[ -e /etc/slurm/slurm.conf ] && { echo "This machine already has a Slurm configuration, /etc/slurm/slurm.conf."; exit 1; }
 cd "$(dirname "$0")/.."
 PYTHON=$(realpath -s "${1:-.venv/bin/python}")
 export PATH="$(dirname "$PYTHON"):$PATH" OMP_NUM_THREADS=1
@@ -29,9 +30,9 @@ end() {
     set +e # stop the rest even if some processes have already ended
     lost
     [ -n "${STUDY:-}" ] && kill -9 "$STUDY" 2>/dev/null
-    pkill -f "^slurmctld -f $HERE"
+    kill "$(cat "$HERE/slurmctld.pid")"
     [ "$(readlink /etc/slurm/slurm.conf)" = "$SLURM_CONF" ] && rm /etc/slurm/slurm.conf
-    [ -n "${OWN_MUNGE:-}" ] && pkill -x munged
+    [ -n "${OWN_MUNGE:-}" ] && kill "$(cat /run/munge/munged.pid)"
     rm -rf "$HERE" results/slurm-killed results/slurm-whole data/slurm
 }
 trap end EXIT
@@ -71,7 +72,6 @@ $(slurmd -C | head -1) State=UNKNOWN
 PartitionName=all Nodes=$NODE Default=YES MaxTime=INFINITE State=UP
 EOF
 mkdir -p /etc/slurm # srun inside a job looks here, because SLURM_CONF does not reach it
-[ -e /etc/slurm/slurm.conf ] && { echo "This machine already has a Slurm configuration, /etc/slurm/slurm.conf."; exit 1; }
 ln -s "$SLURM_CONF" /etc/slurm/slurm.conf
 slurmctld -f "$SLURM_CONF"
 node

@@ -7,7 +7,8 @@ import pytest
 from mammo_utils.config import ParameterError
 from mammo_utils.io import project_root
 from mammo_utils.parameters import NOTEBOOKS, check_parameters, freeze_parameters
-from mammo_utils.study import RunSpec, load_study
+from mammo_utils.provenance import hash_of
+from mammo_utils.study import RunSpec, changed_settings, decisive_settings, load_study
 from mammo_utils.vocabulary import SYSTEMS
 from tests.conftest import CHECKOUT
 
@@ -62,6 +63,18 @@ def test_settings_take_the_place_of_the_files():
     assert study.training.learning_rate["resnet50"] == 1e-4, "the others keep the paper's"
 
 
+def test_drop_path_changes_the_identity_of_a_run_only_where_it_is_not_0():
+    run = load_study("config/demo.yaml").run("hybrid_shared", "multi", "1v5", 0)
+    settings = decisive_settings(run.model_dump(mode="json"), run.system)
+    assert settings.pop("model.drop_path") == 0 and run.hash == hash_of(settings), "as before the setting existed"
+    other = load_study("config/demo.yaml", ["name=mine", "model.drop_path=0.1"]).run("hybrid_shared", "multi", "1v5", 0)
+    assert other.hash != run.hash
+    assert changed_settings(run, other) == {"model.drop_path": 0.1} and changed_settings(other, run)
+    record = run.model_dump(mode="json")
+    del record["model"]["drop_path"]
+    assert changed_settings(record, run) == {}, "a record that is older than the setting"
+
+
 def test_yamls_null_is_the_name_of_a_knob():
     study = load_study("config/demo.yaml", ["data.synthetic={n_exams: 9, null: true}"])
     assert study.data.synthetic.null and study.data.synthetic.n_exams == 9
@@ -94,6 +107,8 @@ def test_the_hash_follows_what_decides_the_numbers_alone():
     changed = {of("training.epochs=3"), of("images.size=32"), of("split.seed=3"), of("data.synthetic.seed=9"), run.hash}
     assert len(changed) == 5
     assert run.model_copy(update={"seed": 1}).hash != run.hash
+    assert of("training.recombine=0", "training.view_dropout=0") == run.hash, "half-done runs without them continue"
+    assert len({run.hash, of("training.recombine=0.5"), of("training.view_dropout=0.5")}) == 3
     assert of("training.learning_rate={resnet18: 0.5}") != run.hash
 
 

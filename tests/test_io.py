@@ -10,12 +10,22 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mammo_utils import io
-from mammo_utils.io import atomic_write, available_cpus, exit_with_parent, folder_lock, is_locked, read_json, write_json
+from mammo_utils.io import (
+    atomic_write,
+    available_cpus,
+    exit_with_parent,
+    folder_lock,
+    is_locked,
+    map_processes,
+    read_json,
+    write_json,
+)
 from tests.conftest import CHECKOUT
 from tests.workflow.processes import gone, processes_of
 
@@ -128,6 +138,40 @@ def test_a_killed_process_leaves_no_worker_of_its_pool(tmp_path):
     assert all(gone(process) for process in processes_of(mark))
 
 
+ENDING = ("exit_with_parent", "_start_worker")
+
+
+def sleep_and_mark(folder, number):
+    (folder / f"{number}-{os.getpid()}").touch()
+    time.sleep(0.2)
+
+
+def map_forever(folder):
+    try:
+        list(map_processes(sleep_and_mark, [Path(folder)] * 500, range(500), workers=2))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+
+@pytest.mark.parametrize("moment", ["import", "work"])
+def test_an_interrupt_is_reported_once_and_by_no_worker(tmp_path, moment):
+    code = "import sys; from tests.test_io import map_forever\nif __name__ == '__main__': map_forever(sys.argv[1])"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    mark = str(tmp_path / "mark")
+    options |= {"env": {**os.environ, "MAMMO_TEST_MARK": mark, "PYTHONPATH": str(CHECKOUT)}}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+    ready = (lambda: len(list(tmp_path.iterdir())) > 5) if moment == "work" else (lambda: len(processes_of(mark)) > 2)
+    while not ready() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "stopped\n"
+    assert len(list(tmp_path.iterdir())) < 50 and all(gone(worker) for worker in processes_of(mark))
+
+
 def test_every_pool_of_processes_ends_with_its_parent():
     pools = {}
     for file in (file for name in ("mammo_utils", "benchmarks", "tests") for file in (CHECKOUT / name).rglob("*.py")):
@@ -135,7 +179,7 @@ def test_every_pool_of_processes_ends_with_its_parent():
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ProcessPoolExecutor"):
                 pools[f"{file}:{node.lineno}"] = {k.arg: ast.unparse(k.value) for k in node.keywords}
     assert len(pools) >= 4
-    assert not [place for place, words in pools.items() if words.get("initializer") != "exit_with_parent"]
+    assert not [place for place, words in pools.items() if words.get("initializer") not in ENDING]
 
 
 def test_a_user_without_a_name_can_import_the_package():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from mammo_utils.metrics import auc, explain_undefined, f1_macro
+from mammo_utils.metrics import auc, explain_undefined, f1_macro, softmax, weighted_auc
 
 
 def answers(n, k, seed=0):
@@ -54,3 +54,15 @@ def test_predictions_that_are_not_finite_or_do_not_match_raise():
         auc(labels, p[:4])
     with pytest.raises(ValueError, match="label 2 has no column among 2"):
         f1_macro(np.array([0, 2]), np.full((2, 2), 0.5))
+
+
+def test_predictions_that_round_to_0_or_1_keep_the_ranks_of_their_logits():
+    """float32 turns log-odds above 17 into a probability of 1, float64 those above 37."""
+    odds = np.array([-90.0, -60.0, -45.0, -20.0, 20.0, 45.0, 60.0, 90.0])
+    labels = np.array([0, 0, 1, 0, 1, 0, 1, 1])
+    logits = np.stack([-odds / 2, odds / 2], axis=1).astype(np.float32)
+    p = softmax(logits)
+    assert auc(labels, p) == roc_auc_score(labels, odds) == 13 / 16
+    assert weighted_auc(labels, p, np.ones((1, 8)))[0] == 13 / 16
+    rounded = p.astype(np.float32)
+    assert auc(labels, np.stack([1 - rounded[:, 1], rounded[:, 1]], 1)) != 13 / 16, "what was reported before"

@@ -56,6 +56,7 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "reduced by a factor of 0.5", "training.factor", 0.5),
     ("§4.3", "if the metric did not improve for 10 epochs", "training.patience", 10),
     ("§4.3", "Dropout (p=0.5) in the fusion head", "model.dropout", 0.5),
+    ("§2.1", "drop path " + SILENT, "model.drop_path", 0.0),
     ("§4.3", "gradient clipping with a maximum norm of 1.0", "training.clip", 1.0),
     ("§4.3", "a maximum of 100 epochs", "training.epochs", 100),
     ("§4.3", "batch size " + SILENT, "training.batch_size", 8),
@@ -63,6 +64,8 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "reduced ... if the metric did not improve", "training.schedule", "plateau"),
     ("§4.3", "no average of the weights is mentioned " + SILENT, "training.average", 0.0),
     ("§4.3", "batch norm in evaluation " + SILENT, "training.batch_norm", "running"),
+    ("§4.3", "no exchange of breasts is mentioned " + SILENT, "training.recombine", 0.0),
+    ("§4.3", "no views are dropped " + SILENT, "training.view_dropout", 0.0),
     ("§4.3", "no mixed precision is mentioned " + SILENT, "training.precision", "float32"),
 )
 # how and where it is computed, which the paper leaves to the machine

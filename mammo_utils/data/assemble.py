@@ -7,13 +7,12 @@ from pathlib import Path
 
 from mammo_utils.data.cohort import EXCLUDED, STEPS, USED, Cohort, DataError, check, exam_table, table
 from mammo_utils.data.exclusions import apply_rule, exclusion_rows
-from mammo_utils.data.kinds import choose_study, explain_preference, preference
+from mammo_utils.data.kinds import OTHER_STUDY, choose_study, explain_preference, preference
 from mammo_utils.data.label_tables import NO_ROW, UNLABELLED, Labels
 from mammo_utils.io import display_path
 
 SECOND = "a second image of the same view"
 COPY = "the same UID as another file"
-OTHER_STUDY = "from another study of the patient; an exam uses only one study"
 
 
 def assemble(

@@ -11,7 +11,7 @@ import pydicom
 from pydicom import filereader, uid
 
 from mammo_utils.data import kinds
-from mammo_utils.data.folders import NOT_PERMITTED, PACKED, is_packed, is_writable, name_below, walk_below
+from mammo_utils.data.folders import NOT_PERMITTED, PACKED, is_packed, name_below, walk_below
 
 LARGEST_FILE = 128 * 2**20  # bytes; mammograms have up to about 60 MB
 SMALLEST_SIDE = 8  # pixels; no picture has fewer
@@ -105,10 +105,7 @@ def read_headers(
             others.append((path, f"of another kind, not read: {path.suffix.lower()[:20] or 'without suffix'}"))
     headers = []
     for done, path in enumerate(paths, 1):
-        if is_writable(folder, path):
-            header, reason = read_header(path, tagged)
-        else:
-            reason = "its name is not UTF-8; rename it"
+        header, reason = read_header(path, tagged)
         if reason:
             unusable.append((path, reason))
         else:
@@ -168,6 +165,8 @@ def _parse_header(dataset: pydicom.Dataset, tagged: bool) -> tuple[dict[str, Any
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if rows * columns > LARGEST_IMAGE or min(rows, columns) < SMALLEST_SIDE:
         return {}, f"{rows} x {columns} pixels is not the size of a mammogram"
+    if not 0 <= (bits := int(dataset.get("BitsStored") or 0)) <= 64:
+        return {}, "its BitsStored is out of range, so it is no mammogram"
     sides, views = _read_side_tags(dataset), _read_view_tags(dataset)  # the first tag of each counts
     notes = [
         f"{what}: " + ", ".join(f"{tag} is {value}" for tag, value in tags.items())
@@ -192,7 +191,7 @@ def _parse_header(dataset: pydicom.Dataset, tagged: bool) -> tuple[dict[str, Any
         "view": "" if projection else next(iter(views.values()), ""),
         "rows": rows,
         "columns": columns,
-        "bits_stored": int(dataset.get("BitsStored") or 0),
+        "bits_stored": bits,
         "photometric": _text(dataset, "PhotometricInterpretation"),
         "transfer_syntax": str(syntax or ""),
         "note": "; ".join(notes),

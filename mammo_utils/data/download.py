@@ -25,7 +25,7 @@ import pydicom
 from mammo_utils.data.cbis_ddsm import CASE_DESCRIPTION
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.dicom import read_headers
-from mammo_utils.data.folders import walk_below
+from mammo_utils.data.folders import path_below, walk_below
 from mammo_utils.data.label_tables import WORKBOOK, find_label_tables, read_workbook
 from mammo_utils.data.outlines import LARGEST, NAME
 from mammo_utils.io import display_path, project_root
@@ -148,7 +148,7 @@ def check_folder(
     truncated = [
         f"{h['path']}: {h['size']:,} bytes for {h['rows']} x {h['columns']} pixels; it is cut off, download it again"
         for h in headers
-        if h["transfer_syntax"] in UNCOMPRESSED and h["size"] < _smallest_size(folder / h["path"], h)
+        if h["transfer_syntax"] in UNCOMPRESSED and h["size"] < _smallest_size(path_below(folder, h["path"]), h)
     ]
     findings += _shorten(truncated, "files are cut off")
     patients = Counter({header["image"]: header["patient"] for header in headers}.values())  # copies count once

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from mammo_utils.data.cohort import EXCLUDED, STEPS, USED, Cohort, check, exam_table, table
+from mammo_utils.data.kinds import NO_STUDY, OTHER_STUDY
 from mammo_utils.data.split import find_duplicates, patient_groups, select_subset
 from mammo_utils.vocabulary import SIDES, VIEWS
 
@@ -98,6 +99,11 @@ def exclude_images(cohort: Cohort, reasons: dict[str, str], replacements: Collec
     names = _breast_names(breasts)
     without_image = set(names) - set(_breast_names(images[images["status"] == USED]))
     bare = _exclude(breasts, names, dict.fromkeys(without_image, "none of its images can be used"), "pixels")
+    # An older study takes no part in this: labels may belong to the study that was chosen.
+    left = images["exam"].isin(images.loc[images["status"] == USED, "exam"])
+    other = (images["reason"] == OTHER_STUDY) & ~left & images["exam"].isin(images.loc[lost, "exam"])
+    images.loc[other, "reason"] = NO_STUDY
+    excluded.loc[excluded["what"].isin(images.loc[other, "path"]) & (excluded["kind"] == "image"), "reason"] = NO_STUDY
     rows = exclusion_rows(images[lost], breasts[bare])
     return apply_rule(_update(replace(cohort, excluded=excluded), images, breasts, rows), "pixels")
 

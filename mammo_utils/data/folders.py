@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -73,11 +74,12 @@ def hint_packed(folder: Path, files: list[Path]) -> str:
     return f" Unpack {packed[0]}{f' and {len(packed) - 1} more' if packed[1:] else ''} first." if packed else ""
 
 
-def is_writable(folder: Path, path: Path) -> bool:
-    """Whether a path below `folder` is UTF-8, so that it can be written to a table and found again by it."""
-    return path.relative_to(folder).as_posix() == name_below(folder, path)
-
-
 def name_below(folder: Path, path: Path) -> str:
-    """A path relative to `folder`, with /, for tables. Bytes that are not UTF-8 (zips made on Windows) are escaped."""
-    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
+    r"""A path relative to `folder`, with /, for tables. Bytes that are not UTF-8 (zips of Windows) become \xe9."""
+    name = os.fsencode(path.relative_to(folder).as_posix()).replace(b"\\x", b"\\x5cx")  # so that no two are the same
+    return name.decode("utf-8", "backslashreplace")
+
+
+def path_below(folder: Path, name: str) -> Path:
+    """The path below `folder` that has this name in tables, the inverse of `name_below`."""
+    return folder / os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), name.encode()))

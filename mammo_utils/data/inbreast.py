@@ -4,7 +4,8 @@ The files are those of the release, at any depth: `AllDICOMs/<image>_<patient>_M
 `INbreast.csv`, one row per image (the release's `INbreast.xls` has the same rows; save it as csv). Only the file names
 identify patients. Tags have neither side nor view: both are in the csv, and in the names, where ML is MLO. Outlines
 (`AllXML`) are not read. A patient is an exam; of a patient with a follow-up, only the images of the latest
-"Acquisition date" are used. Labels, of a breast the highest of its images (they differ in a few breasts):
+"Acquisition date" are used; an image without a date belongs to the patient's only study. Labels, of a breast the
+highest of its images (they differ in a few breasts):
 
 | column | label |
 |---|---|
@@ -20,15 +21,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from mammo_utils.data.assemble import OTHER_STUDY, assemble
+from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort
 from mammo_utils.data.image_tables import place_image, read_images
+from mammo_utils.data.kinds import OTHER_STUDY
 from mammo_utils.data.label_tables import UNLABELLED, Labels
 from mammo_utils.vocabulary import DENSITIES
 
 TITLE, TABLE = "INbreast", "INbreast.csv"
 COLUMNS = ("File Name", "Laterality", "View", "Acquisition date", "ACR", "Bi-Rads")
 FILE = re.compile(r"(?P<image>\d+)_(?P<patient>[0-9a-f]+)_MG_(?P<side>[LR])_(?P<view>[A-Z]+)_ANON", re.IGNORECASE)
+UNDATED = "its row has no Acquisition date, and the patient has several studies"
 BIRADS = re.compile(r"[1-6]|4[abc]", re.IGNORECASE)
 
 
@@ -47,17 +50,23 @@ def read_inbreast(folder: Path, *, cohort: str, progress: Callable[[int, int], N
         folder, TITLE, TABLE, COLUMNS, ("Laterality", "Bi-Rads"), progress, lambda stem: stem.split("_")[0]
     )
     headers = [_place(header) for header in headers]
-    placed = [header for header in headers if not header["refused"]]
-    latest: dict[str, str] = {}
-    for header in placed:
-        latest[header["patient"]] = max(latest.get(header["patient"], ""), header["record"]["Acquisition date"])
+    dates: dict[str, set[str]] = {}  # of each patient's studies
+    for header in headers:
+        if not header["refused"] and (date := header["record"]["Acquisition date"]):
+            dates.setdefault(header["patient"], set()).add(date)
     labels: Labels = {}
-    for header in placed:
-        row = header["record"]
-        if row["Acquisition date"] != latest[header["patient"]]:
-            header["refused"] = OTHER_STUDY
+    rated = set()  # breasts with a usable image
+    for header in headers:
+        breast, row = (header["patient"], header["side"]), header["record"]
+        if row and all(breast):
+            labels.setdefault(breast, dict(UNLABELLED))  # also of a breast without a usable image
+        if header["refused"]:
             continue
-        label = labels.setdefault((header["patient"], header["side"]), dict(UNLABELLED))
+        label, studies, date = labels[breast], dates.get(header["patient"], {""}), row["Acquisition date"]
+        if date != max(studies) and (date or len(studies) > 1):
+            header["refused"] = OTHER_STUDY if date else UNDATED
+            continue
+        rated.add(breast)
         if not BIRADS.fullmatch(row["Bi-Rads"]):
             reason = f"the BI-RADS {row['Bi-Rads'][:20]!r} is unknown"
             excluded.append({"kind": "annotation", "what": row["File Name"], "reason": reason})
@@ -66,7 +75,7 @@ def read_inbreast(folder: Path, *, cohort: str, progress: Callable[[int, int], N
         else:
             label["birads"] = max(label["birads"], int(row["Bi-Rads"][0]))
         label["density"] = dict(zip("1234", DENSITIES, strict=True)).get(row["ACR"], label["density"])
-    for label in labels.values():
+    for label in (labels[breast] for breast in rated):
         if label["birads"] < 0 and label["diagnosis"] < 0:
             label["reason"] = "none of its rows has a known BI-RADS"
     return assemble(TITLE, folder, headers, labels, excluded, rule=cohort)

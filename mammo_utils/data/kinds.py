@@ -8,7 +8,8 @@ Of several images of one view the first in this order is used; each other one is
 3. the larger one, in pixels;
 4. the one whose UID comes first.
 
-An exam has the images of one study only, the latest in which a full view can be used.
+An exam has the images of one study only, the latest in which a full view can be used. This is decided by the headers:
+an older study does not replace one whose pixels turn out to be unusable, because its labels may be others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MODIFIERS = {  # view modifiers of DICOM (CID 4015): SNOMED CT codes and the old
     **dict.fromkeys(("399209000", "R-102D5"), "an implant-displaced view"),
     **dict.fromkeys(("399110001", "R-102C2"), "a tangential view"),
 }
+OTHER_STUDY = "from another study of the patient; an exam uses only one study"
+NO_STUDY = "from another study of the patient; none of the images of the chosen study can be used"
 FULL, IMPLANT, MODIFIED, CAPTURE, OTHER = range(5)  # ranks, the best first
 
 

@@ -97,6 +97,7 @@ def read_workbook(path: Path) -> tuple[Labels, dict[str, float], list[dict]]:
     """
     labels, ages = {}, {}
     records, unusable = read_records(path, COLUMNS, ("LeftRight", "classification"), SHEET, ("Exclusion reasons",))
+    records = fill_blanks(records, "ID", "LeftRight", COLUMNS[3:])
     for exam, side, record in _iterate_breasts(records, "the workbook", ages, unusable):
         label = _make_label(record["classification"].lower(), CLASSES, EXCLUDED_CLASSES)
         density, birads = record["Breast density"].lower(), record["BI-RADS Category"]
@@ -120,6 +121,7 @@ def read_clinical(paths: list[Path]) -> tuple[Labels, dict[str, float], list[dic
     for path in paths:
         records, rejected = read_records(path, CLINICAL_COLUMNS, ("LeftRight", "classification"))
         unusable += rejected
+        records = fill_blanks(records, "ID1", "LeftRight", CLINICAL_COLUMNS[3:])
         for exam, side, record in _iterate_breasts(records, path.name, ages, unusable):
             label = _make_label(record["classification"].lower(), tuple(COMPATIBLE), {})
             add_label(labels, (exam, side), label, "CMMD's sheet")
@@ -154,6 +156,26 @@ def add_label(labels: Labels, key: tuple[str, str], label: dict[str, Any], table
     if labels.get(key, label) != label:
         label = UNLABELLED | {"kind": "", "reason": f"{table} has conflicting rows for this breast"}
     labels[key] = label
+
+
+def fill_blanks(records: list[dict[str, str]], exam: str, side: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Fill blank cells from the first row of the same breast that has a value; values are never replaced.
+
+    Args:
+        records: The rows of a table.
+        exam: Column of the exam.
+        side: Column of the side.
+        columns: Columns that belong to the breast and not to one image.
+    """
+    found: dict[tuple[str, str, str], str] = {}
+    for row in records:
+        for column in columns:
+            if row[column]:
+                found.setdefault((row[exam], row[side].upper(), column), row[column])
+    return [
+        row | {column: row[column] or found.get((row[exam], row[side].upper(), column), "") for column in columns}
+        for row in records
+    ]
 
 
 def _make_label(kind: str, accepted: tuple[str, ...], reasons: dict[str, str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import pandas as pd
 from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort
 from mammo_utils.data.image_tables import Record, place_images, read_images
-from mammo_utils.data.label_tables import UNLABELLED, Labels, add_label
+from mammo_utils.data.label_tables import UNLABELLED, Labels, add_label, fill_blanks
 from mammo_utils.vocabulary import DENSITIES, SIDES
 
 TITLE, TABLE = "RSNA 2022", "train.csv"
@@ -48,7 +48,7 @@ def read_rsna(folder: Path, *, cohort: str, progress: Callable[[int, int], None]
     headers = place_images(headers, "patient_id", "laterality", "view")
     labels: Labels = {}
     ages: dict[str, float] = {}
-    for row in rows.values():
+    for row in fill_blanks(list(rows.values()), "patient_id", "laterality", COLUMNS[5:]):
         if (side := row["laterality"].upper()) in SIDES:
             add_label(labels, (row["patient_id"], side), _make_label(row), "the csv")
         if 0 <= (age := pd.to_numeric(row["age"], errors="coerce")) <= 130:

@@ -21,7 +21,7 @@ from pathlib import Path
 from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort
 from mammo_utils.data.image_tables import Record, place_images, read_images
-from mammo_utils.data.label_tables import UNLABELLED, Labels, add_label
+from mammo_utils.data.label_tables import UNLABELLED, Labels, add_label, fill_blanks
 from mammo_utils.vocabulary import DENSITIES, SIDES
 
 TITLE, ANNOTATIONS = "VinDr-Mammo", "breast-level_annotations.csv"
@@ -49,7 +49,7 @@ def read_vindr_mammo(folder: Path, *, cohort: str, progress: Callable[[int, int]
 
 def _make_labels(rows: Iterable[Record]) -> Labels:
     labels: Labels = {}
-    for row in rows:
+    for row in fill_blanks(list(rows), "study_id", "laterality", COLUMNS[4:]):
         side = row["laterality"].upper()
         if side not in SIDES:
             continue  # the image is listed with this reason

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mammo_utils.evaluation.bootstrap import Sample
-from mammo_utils.io import read_json
+from mammo_utils.io import display_path, read_json
+from mammo_utils.metrics import softmax
 from mammo_utils.study import RunSpec, Study
 from mammo_utils.training.run_state import METRICS, RunState, run_state
 from mammo_utils.vocabulary import TASKS
@@ -129,6 +130,23 @@ def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:
     )
 
 
+def read_views(run: RunResult) -> pd.DataFrame:
+    """Predictions of the reported part from every subset of an exam's views, see `training.views.subset_predictions`.
+
+    Raises:
+        FileNotFoundError: An earlier version trained the run; the message names the file.
+    """
+    path = run.spec.folder / "views.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"{display_path(path)} is missing; delete the run's folder and train the run again.")
+    return pd.read_parquet(path)
+
+
+def with_views(runs: Sequence[RunResult]) -> list[RunResult]:
+    """The finished runs that have `views.parquet`; those of an earlier version lack it."""
+    return [run for run in runs if run.finished and (run.spec.folder / "views.parquet").is_file()]
+
+
 # --- from predictions to samples ------------------------------------------------------------------------
 
 
@@ -140,7 +158,7 @@ def categories(run: RunResult, task: str) -> tuple[int, ...]:
 
 
 def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "both") -> pd.DataFrame:
-    """Predictions of the breasts that have a label of the task.
+    """Predictions of the breasts that have a label of the task, sorted by exam and side.
 
     Args:
         run: A finished run.
@@ -150,24 +168,30 @@ def labelled_breasts(run: RunResult, task: str, part: str = "", side: str = "bot
     """
     table = run.predictions
     kept = (table["part"] == (part or run.reported)) & (table[task] >= 0)
-    return table[kept if side == "both" else kept & (table["side"] == side)]
+    kept &= (table["side"] == side) | (side == "both")
+    return table[kept].sort_values(["exam", "side"], ignore_index=True)
 
 
 def probabilities(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.ndarray:
-    """Probabilities (n, K) from rows of a prediction table, one column per class.
+    """Probabilities (n, K) from rows of a prediction table, one column per class, in float64 from the logits.
+
+    The stored float32 probabilities are used only if the table has no logits.
 
     Args:
         table: Predictions of n breasts.
         task: "diagnosis" or "birads".
         classes: The classes, see `categories`.
     """
+    logits = [f"{task}_logit_{c}" for c in classes]
+    if set(logits) <= set(table):
+        return softmax(table[logits])
     if task == "diagnosis":
         return np.stack([1 - table["diagnosis_p"], table["diagnosis_p"]], axis=1)
     return table[[f"birads_p{c}" for c in classes]].to_numpy()
 
 
 def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "both") -> Sample:
-    """Labels and probabilities of one system trained with one or more seeds.
+    """Labels and probabilities of one system trained with one or more seeds, in the order of `labelled_breasts`.
 
     Args:
         runs: Runs that differ in their seed only.
@@ -178,7 +202,7 @@ def sample(runs: Sequence[RunResult], task: str, part: str = "", side: str = "bo
     Raises:
         ValueError: The seeds were not evaluated on the same breasts.
     """
-    tables = [labelled_breasts(run, task, part, side).sort_values(["exam", "side"]) for run in runs]
+    tables = [labelled_breasts(run, task, part, side) for run in runs]
     key = ["exam", "side", "group", task]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if not np.array_equal(tables[0][key].to_numpy(str), table[key].to_numpy(str)):

@@ -136,9 +136,7 @@ def pool_baselines(folds: Sequence[list[Baseline]]) -> list[Baseline]:
     return pooled
 
 
-def baseline_table(
-    baselines: Mapping[tuple[str, str], list[Baseline]], *, resamples: int, seed: int = 0
-) -> pd.DataFrame:
+def baseline_table(baselines: Mapping[tuple[str, str], list[Baseline]], *, resamples: int, seed: int) -> pd.DataFrame:
     """Tabulate the metrics of baselines with their intervals over patients.
 
     Args:

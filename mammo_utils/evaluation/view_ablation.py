@@ -1,7 +1,7 @@
-"""What a trained system does with its views: the weights of its gate, and its predictions without each view.
+"""What a trained system predicts from some of its views, and what weight it gives to views that are absent.
 
-A view's weight (Eq. 9) describes how the features were mixed, not why. What a view contributes to the predictions is
-measured by removing it.
+All of it is read from a run's files. Removing a view shows what the predictions depend on, with two limits: most of the
+15 subsets never occur in training, and a gate that gives a view no weight makes its removal have no effect.
 """
 
 from __future__ import annotations
@@ -13,185 +13,137 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
 from mammo_utils.config import Training
-from mammo_utils.evaluation.bootstrap import Interval, Sample, mean_interval, paired_difference
-from mammo_utils.evaluation.runs import RunResult
-from mammo_utils.metrics import auc
+from mammo_utils.evaluation.bootstrap import interval, paired_difference
+from mammo_utils.evaluation.gate import log_odds_shares, main_task
+from mammo_utils.evaluation.runs import RunResult, categories, probabilities, read_views, sample, with_views
+from mammo_utils.metrics import softmax
+from mammo_utils.models.system import System
+from mammo_utils.study import Study
 from mammo_utils.training.dataset import ExamSet
-from mammo_utils.training.predict import predict
-from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
+from mammo_utils.training.views import ALL_VIEWS, VIEW_SUBSETS, classify, encode, shown_views
+from mammo_utils.vocabulary import VIEWS
 
 
-def view_weights(run: RunResult, exams: pd.DataFrame) -> pd.DataFrame:
-    """List the gate's weights in the reported part, one row per breast and view.
-
-    `exams` is the cohort's exam table, for the class of each breast. Columns: exam, group, side, class, complete (all
-    four views are present), view, weight, present.
-    """
-    table = run.predictions[run.predictions["part"] == run.reported].reset_index(drop=True)
-    classes = [exams.at[exam, f"{side}_class"] for exam, side in zip(table["exam"], table["side"], strict=True)]
-    complete = table[[f"present_{view}" for view in VIEWS]].all(axis=1)
-    breasts = table[["exam", "group", "side"]].assign(**{"class": classes, "complete": complete})
-    columns = [{"view": v, "weight": table[f"weight_{v}"], "present": table[f"present_{v}"]} for v in VIEWS]
-    return pd.concat([breasts.assign(**values) for values in columns], ignore_index=True)
-
-
-def weight_table(weights: pd.DataFrame, *, resamples: int, seed: int = 0) -> pd.DataFrame:
-    """Average the weight of each view by class and side of the breast, over exams with all four views.
-
-    Args:
-        weights: The table made by `view_weights`.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        One row per class and side: n_exams and, for each view, its mean weight and the ends of its interval,
-        `<view>_low` and `<view>_high`. The four means of a row sum to 1.
-    """
-    complete, rows = weights[weights["complete"]], []
-    for name, side in product(CLASSES, SIDES):
-        breasts = complete[(complete["class"] == name) & (complete["side"] == side)]
-        if len(breasts):
-            row: dict[str, Any] = {"class": name, "side": side, "n_exams": breasts["exam"].nunique()}
-            for view, cell in breasts.groupby("view"):
-                groups = cell["group"].to_numpy()
-                row |= _prefix(view, mean_interval(cell["weight"], groups, resamples=resamples, seed=seed))
-            rows.append(row)
-    columns = [f"{view}{end}" for view in VIEWS for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["class", "side", "n_exams", *columns])
-
-
-def absent_weight(weights: pd.DataFrame) -> dict[str, float]:
-    """Average the weight of absent and of present views over exams that lack a view: n_exams, absent, present.
+def absent_weight(run: RunResult) -> dict[str, float]:
+    """Average the weight of absent and of present views over exams of the reported part that lack a view.
 
     With missing="zeros" (the paper) an absent view may get weight; with "masked" its weight is exactly 0.
-    """
-    views = weights[~weights["complete"]].drop_duplicates(["exam", "view"])
-    absent, present = (float(views.loc[views["present"] == state, "weight"].mean()) for state in (False, True))
-    return {"n_exams": views["exam"].nunique(), "absent": absent, "present": present}
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Predictions of one task for the same n breasts with all views of an exam and without one of them.
-
-    Attributes:
-        view: The removed view.
-        before: The predictions with all views.
-        after: The predictions without the view.
-        sides: (n,) "L" or "R".
-        exams: (n,) exam of each breast.
-    """
-
-    view: str
-    before: Sample
-    after: Sample
-    sides: np.ndarray
-    exams: np.ndarray
-
-
-def remove_views(model: nn.Module, exams: ExamSet, settings: Training) -> dict[str, list[Removal]]:
-    """Predict again without each view, which is made absent as in training (zeros, and the presence mask).
-
-    Args:
-        model: A system in eval mode.
-        exams: The exams; a view is removed from those that have it and at least one other view.
-        settings: Training settings, for the batch size and precision.
 
     Returns:
-        Task -> one `Removal` for each view that was removed from any exam.
+        n_exams, absent, present.
     """
-    complete, _ = predict(model, exams, settings)
-    removals: dict[str, list[Removal]] = {task: [] for task in complete}
-    present = exams.present.cpu().numpy()
-    for index, view in enumerate(VIEWS):
-        positions = np.flatnonzero(present[:, index] & (present.sum(1) > 1))
-        if not len(positions):
-            continue
-        chosen = select_exams(exams, positions)
-        reduced, _ = _predict_shown(model, chosen, [other != view for other in VIEWS], settings)
-        sides = np.tile(SIDES, len(chosen))
-        names, groups = (np.repeat(np.array(values, dtype=str), 2) for values in (chosen.names, chosen.groups))
-        for task, probabilities in complete.items():
-            labels = chosen.labels[task].cpu().numpy().ravel()  # (2E,)
-            both = np.stack([probabilities[positions], reduced[task]]).reshape(2, 1, len(labels), -1)
-            before, after = (Sample(labels, p, groups).select(labels >= 0) for p in both)
-            removals[task].append(Removal(view, before, after, sides[labels >= 0], names[labels >= 0]))
-    return removals
+    exams = run.predictions[run.predictions["part"] == run.reported].drop_duplicates("exam")
+    weights, present = (exams[[f"{kind}_{view}" for view in VIEWS]].to_numpy() for kind in ("weight", "present"))
+    lacking = ~present.astype(bool).all(1)
+    weights, present = weights[lacking], present[lacking].astype(bool)
+    means = {
+        k: float(weights[of].mean()) if of.any() else np.nan for k, of in (("absent", ~present), ("present", present))
+    }
+    return {"n_exams": int(lacking.sum()), **means}
 
 
-def select_exams(exams: ExamSet, positions: np.ndarray) -> ExamSet:
-    """Select exams by position, in the order of `positions`."""
-    index = torch.as_tensor(positions, device=exams.rows.device)
-    return replace(
-        exams,
-        names=tuple(exams.names[i] for i in positions),
-        groups=tuple(exams.groups[i] for i in positions),
-        rows=exams.rows[index],
-        labels={task: labels[index] for task, labels in exams.labels.items()},
-    )
+def present_views(views: pd.DataFrame) -> np.ndarray:
+    """The subset of views that the exam of each row has (see `VIEW_SUBSETS`), (n,) int."""
+    return views[[f"present_{view}" for view in VIEWS]].to_numpy(int) @ (1 << np.arange(len(VIEWS)))
 
 
-def removal_table(removals: dict[str, list[Removal]], *, resamples: int, seed: int = 0) -> pd.DataFrame:
-    """Tabulate the effect of removing each view, one row per task, view and side of the breast.
+def subset_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
+    """Score each finished run from every subset of the views.
 
     Args:
-        removals: The result of `remove_views`.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
+        runs: The runs of the study; those without `views.parquet` are left out.
+        study: The study, for the settings of the bootstrap.
 
     Returns:
-        auc, auc_without and auc_change with its paired interval; and the mean change in the probability of the highest
-        class (malignant, or the highest BI-RADS category) with its interval, for breasts of that class
-        (change_of_class) and for all others (change_of_others).
+        One row per run, task and subset. `views` is the subset (see `VIEW_SUBSETS`) and `shown` its names; `trained`
+        whether exams with just these views, or with views dropped at random, occur in training. `auc` with its
+        interval, and the paired `change` from all four views, are over the `n_exams` exams that have all four;
+        `auc_all` is over all `n_all` exams that have those of the subset. Ends of intervals are `<measure>_low` and
+        `<measure>_high`.
     """
-    rows, bootstrap = [], {"resamples": resamples, "seed": seed}
-    listed = [(task, removal) for task, of_task in removals.items() for removal in of_task]
-    for (task, removal), side in product(listed, ("both", *SIDES)):
-        selected = (removal.sides == side) | (side == "both")
-        if not selected.any():
-            continue
-        before, after = removal.before.select(selected), removal.after.select(selected)
-        row = {"task": task, "view": removal.view, "side": side}
-        row |= {"n_exams": len(set(removal.exams[selected])), "n_breasts": int(selected.sum())}
-        row["auc"], row["auc_without"] = (auc(s.labels, s.probabilities[0]) for s in (before, after))
-        change = paired_difference(after, before, "auc", **bootstrap)
-        row |= _prefix("auc_change", change) | {"reason": change.reason}
-        gain = (after.probabilities - before.probabilities)[0, :, -1]  # (n,) of the highest class
-        highest = before.labels == before.probabilities.shape[2] - 1
-        for name, breasts in (("change_of_class", highest), ("change_of_others", ~highest)):
-            row |= _prefix(name, mean_interval(gain[breasts], before.groups[breasts], **bootstrap))
-        rows.append(row)
+    bootstrap = {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
+    rows = []
+    for run in with_views(runs):
+        views = read_views(run)
+        four = present_views(views) == ALL_VIEWS
+        met = {int(subset) for subset in run.metrics.get("train_views", {})}
+        for task, subset in product(run.tasks, VIEW_SUBSETS):
+            row: dict[str, Any] = {"run": run.id, "task": task, "views": subset}
+            row["shown"] = " + ".join(v for v, there in zip(VIEWS, shown_views(subset), strict=True) if there)
+            row["trained"] = subset in met or run.spec.training.view_dropout > 0
+            chosen = views["views"] == subset
+            same, everyone, whole = (
+                replace(run, predictions=views[rows_of])
+                for rows_of in (chosen & four, chosen, four & (views["views"] == ALL_VIEWS))
+            )
+            found = {"auc": interval(sample([same], task), "auc", **bootstrap)}
+            more = len(everyone.predictions) > len(same.predictions)
+            found["auc_all"] = interval(sample([everyone], task), "auc", **bootstrap) if more else found["auc"]
+            found["change"] = paired_difference(sample([same], task), sample([whole], task), "auc", **bootstrap)
+            for name, of in found.items():
+                row |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
+            row |= {"n_exams": same.predictions["exam"].nunique(), "n_all": everyone.predictions["exam"].nunique()}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _prefix(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+# --- one exam ---------------------------------------------------------------------------------------------
 
 
-def predict_with_views(
-    model: nn.Module, exams: ExamSet, position: int, shown: Sequence[bool], settings: Training
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Predict one exam from some of its views.
+@dataclass(frozen=True)
+class ExamPrediction:
+    """The prediction for one exam from some of its views.
+
+    Attributes:
+        probabilities: Task -> (2, K) by side.
+        weights: (4,) of the views.
+        contributions: (2, 4) by side and view, to the log-odds of the first task, see `gate.CompleteExams`.
+    """
+
+    probabilities: dict[str, np.ndarray]
+    weights: np.ndarray
+    contributions: np.ndarray
+
+
+def stored_prediction(run: RunResult, views: pd.DataFrame, exam: str, shown: Sequence[bool]) -> ExamPrediction:
+    """Look up what a run predicts for one exam from some of its views; all NaN if none of them is shown.
 
     Args:
-        model: A system in eval mode.
-        exams: The set that the exam belongs to.
-        position: Its position in the set.
+        run: The run.
+        views: What `read_views` returns for it.
+        exam: The exam's research ID.
         shown: (4,) one bool per view; a view that the exam lacks stays absent.
-        settings: Training settings, for the precision.
-
-    Returns:
-        Task -> probabilities (2, K) by side, and the gate's weights (4,).
     """
-    probabilities, weights = _predict_shown(model, select_exams(exams, np.array([position])), shown, settings)
-    return {task: values[0] for task, values in probabilities.items()}, weights[0]
+    rows, task = views[views["exam"] == exam].sort_values("side"), main_task(run)
+    subset = int(present_views(rows)[0]) & sum(1 << i for i, there in enumerate(shown) if there)
+    classes = {task: categories(run, task) for task in run.tasks}
+    found = rows[rows["views"] == (subset or rows["views"].iloc[0])]
+    parts = [found[[f"{task}_from_{view}_{k}" for k in classes[task]]].to_numpy() for view in VIEWS]  # (2, K) each
+    prediction = ExamPrediction(
+        {task: probabilities(found, task, of) for task, of in classes.items()},
+        found[[f"weight_{view}" for view in VIEWS]].to_numpy(float)[0],
+        log_odds_shares(np.stack(parts, axis=1)),
+    )
+    if subset:
+        return prediction
+    nothing = {task: np.full_like(p, np.nan) for task, p in prediction.probabilities.items()}
+    return ExamPrediction(nothing, np.full(len(VIEWS), np.nan), np.full_like(prediction.contributions, np.nan))
 
 
-def _predict_shown(model: nn.Module, exams: ExamSet, shown: Sequence[bool], settings: Training):
-    """Predict with the views shown (4,) only."""
-    rows = torch.where(torch.tensor(list(shown), device=exams.rows.device), exams.rows, -1)
-    return predict(model, replace(exams, rows=rows), settings)
+def predict_exams(model: System, exams: ExamSet, settings: Training) -> list[ExamPrediction]:
+    """Predict exams that belong to no run, from all of their views.
+
+    Args:
+        model: A system.
+        exams: The exams.
+        settings: Training settings, for the batch size and precision.
+    """
+    encoded = encode(model, exams, settings)
+    logits, weights, parts = classify(model, encoded.views, encoded.present, settings.batch_size)
+    shares = log_odds_shares(next(iter(parts.values())))
+    return [
+        ExamPrediction({task: softmax(values[i]) for task, values in logits.items()}, weights[i], shares[i])
+        for i in range(len(exams))
+    ]

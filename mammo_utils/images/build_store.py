@@ -12,11 +12,9 @@ chunk. The store's bytes depend neither on that nor on the number of workers.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +26,7 @@ import pandas as pd
 from mammo_utils.data.assemble import COPY, SECOND
 from mammo_utils.data.cohort import EXCLUDED, USED, Cohort, DataError
 from mammo_utils.data.exclusions import exclude_images
+from mammo_utils.data.folders import path_below
 from mammo_utils.images.grey import UNREADABLE, PixelError, read_pixels
 from mammo_utils.images.preprocess import BOX, pixel_hash, prepare_image
 from mammo_utils.images.store import TABLES, Store, load_store
@@ -35,8 +34,8 @@ from mammo_utils.io import (
     atomic_write,
     available_cpus,
     display_path,
-    exit_with_parent,
     folder_lock,
+    map_processes,
     read_json,
     write_json,
     write_text,
@@ -76,7 +75,7 @@ def build_store(
         DataError: No image can be used, the data folder has gone, or the store cannot be written.
     """
     jobs = _list_jobs(cohort.images)
-    files = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
+    files = _sizes_and_times(cohort.folder, jobs)
     if not any(size for size, _ in files):
         raise DataError(f"{display_path(cohort.folder)} holds none of the images that notebook 01 found; restore it.")
     code = code_hash("mammo_utils.images.preprocess")
@@ -93,8 +92,8 @@ def build_store(
             if store is None:
                 _build(cohort.folder, jobs, folder, identity, sources, settings, workers, progress)
                 store = load_store(folder)
-                now = [_size_and_time(cohort.folder / row["path"]) for job in jobs for row in (job, *job["spares"])]
-                if now != files or store.excluded["reason"].str.startswith(UNREADABLE).any():
+                unread = store.excluded["reason"].str.startswith(UNREADABLE).any()
+                if unread or _sizes_and_times(cohort.folder, jobs) != files:
                     print("Some files could not be read, or changed meanwhile; the next build starts over.", flush=True)
                     (folder / "files.json").unlink()
     except OSError as error:
@@ -114,13 +113,16 @@ def build_store(
     return store
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """A file's size in bytes and its time of change; zeros if it has gone."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return 0, 0
-    return facts.st_size, facts.st_mtime_ns
+def _sizes_and_times(folder: Path, jobs: list[dict]) -> list[tuple[int, int]]:
+    """Size in bytes and time of change of each file; zeros if it has gone."""
+    found = []
+    for path in (path_below(folder, row["path"]) for job in jobs for row in (job, *job["spares"])):
+        try:
+            facts = path.stat()
+            found.append((facts.st_size, facts.st_mtime_ns))
+        except OSError:
+            found.append((0, 0))
+    return found
 
 
 def _load_finished(folder: Path, identity: str, sources: dict[str, str]) -> Store | None:
@@ -158,13 +160,9 @@ def _build(
     options = {name: settings[name] for name in ("size", "window")} | {"mode": settings["resize"]}
     tasks = [(source, chunks[i], names[i], options) for i in waiting]
     workers = min(workers or available_cpus(), len(tasks))
-    # New processes instead of forks, because a fork of a process with torch's or numba's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=exit_with_parent) if workers > 1 else nullcontext()
-    with pool:
-        for count in (pool.map if workers > 1 else map)(_build_chunk, tasks):
-            done += count
-            progress(done, len(jobs))
+    for count in map_processes(_build_chunk, tasks, workers=workers):
+        done += count
+        progress(done, len(jobs))
     content = _join_chunks(names, folder, settings["size"])
     tables = {name: file_hash(folder / name) for name in TABLES}
     write_json(folder / "files.json", sources)
@@ -202,12 +200,13 @@ def _build_chunk(task: tuple[Path, list[dict], Path, dict[str, Any]]) -> int:
     pixels, facts = [], []
     for job in jobs:
         if job["unused"]:
-            facts.append({**job, "reason": "", "sha256": _hash_unused(source / job["path"], options["window"])})
+            sha256 = _hash_unused(path_below(source, job["path"]), options["window"])
+            facts.append({**job, "reason": "", "sha256": sha256})
             continue
         for row in (job, *job["spares"]):  # spares are tried until one can be used
             fact = {**row, "unused": False, "spares": []}
             try:
-                image = prepare_image(source / row["path"], row["side"], mirrored=row["mirrored"], **options)
+                image = prepare_image(path_below(source, row["path"]), row["side"], mirrored=row["mirrored"], **options)
             except PixelError as error:
                 facts.append({**fact, "reason": str(error)})
                 continue

@@ -18,6 +18,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi
 from scipy import ndimage
 
 from mammo_utils.data.dicom import LARGEST_IMAGE, Refused, read_dataset
+from mammo_utils.data.folders import path_below
 from mammo_utils.images.decoder import DecoderError, decompress
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits per value of common detectors and scanners
@@ -96,7 +97,7 @@ def read_first(folder: Path, images: pd.DataFrame, window: bool = False) -> tupl
     """
     for _, row in images.iterrows():
         try:
-            return row, read_pixels(folder / row["path"], window)
+            return row, read_pixels(path_below(folder, row["path"]), window)
         except PixelError as error:
             print(f"not shown: {row['path']}: {error}")
     raise PixelError(f"None of {len(images)} images can be used.")
@@ -142,7 +143,10 @@ def _interpret(words: np.ndarray, dataset: pydicom.Dataset, window: bool) -> Gre
     slope = _number(dataset, "RescaleSlope") or 1
     zero = 0  # what is added to the stored values
     if least < 0:
-        zero, bits = _find_zero(least, most, bits, (_number(dataset, "RescaleIntercept") or 0) / slope, notes)
+        seen = _bright_air(values, padding)
+        bright = dataset.PhotometricInterpretation == "MONOCHROME1" if seen is None else seen
+        intercept = (_number(dataset, "RescaleIntercept") or 0) / slope
+        zero, bits = _find_zero(least, most, bits, intercept, bright, notes)
         values, most = values.astype(np.int32) + zero, most + zero
     elif most >= 2**bits:
         values, bits = _fit_bits(values, most, bits, dataset, notes)
@@ -263,8 +267,8 @@ def _extend_sign(words: np.ndarray, bits: int, padding: np.ndarray | None, notes
     return values
 
 
-def _find_zero(least: int, most: int, bits: int, intercept: float, notes: list[str]) -> tuple[int, int]:
-    """What to add to signed values from `least` < 0 to `most` so that the scale starts at 0, and its bits."""
+def _find_zero(least: int, most: int, bits: int, intercept: float, bright: bool, notes: list[str]) -> tuple[int, int]:
+    """What to add to signed values from `least` < 0 to `most`, air the `bright` end or not, and the scale's bits."""
     if 0 <= least + intercept and most + intercept < 2**bits:
         return round(intercept), bits
     half = 2 ** (bits - 1)
@@ -272,8 +276,9 @@ def _find_zero(least: int, most: int, bits: int, intercept: float, notes: list[s
         return half, bits
     notes.append(f"values from {least} to {most} do not fit {bits} signed bits")
     bits = _depth(2 * max(-least, most + 1) - 1)
-    if most - least < 2 ** (bits - 1):  # they do not lie around 0
-        return -least, _depth(most - least)
+    if most - least < 2 ** (bits - 1):  # they do not lie around 0, and only air is known to be an end of the scale
+        bits = _depth(most - least)
+        return (2**bits - 1 - most if bright else -least), bits
     return 2 ** (bits - 1), bits
 
 
@@ -324,7 +329,7 @@ def _bright_air(values: np.ndarray, padding: np.ndarray | None) -> bool | None:
 def _apply_window(
     values: np.ndarray, bits: int, zero: int, falling: bool, dataset: pydicom.Dataset, notes: list[str]
 ) -> tuple[np.ndarray, int]:
-    """The values after the header's VOI LUT or first window, in 16 bits; unchanged if it has neither."""
+    """The values after the header's VOI LUT or first window, in 16 bits; unchanged without a useful one."""
     inputs = apply_modality_lut(np.arange(2**bits) - zero, dataset)
     centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
     if dataset.get("VOILUTSequence"):
@@ -342,4 +347,8 @@ def _apply_window(
         notes.append("its header has no window")
         return values, bits
     outputs = np.rint(65535 * np.clip(outputs, 0, 1)).astype(np.uint16)
-    return (65535 - outputs if falling else outputs)[values], 16
+    windowed = (65535 - outputs if falling else outputs)[values]
+    if windowed.min() == windowed.max():
+        notes.append("its header's window makes all pixels equal, so it is not applied")
+        return values, bits
+    return windowed, 16

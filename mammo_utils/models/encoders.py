@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -52,16 +53,23 @@ class VSSM(Encoder):
     """A pure state space encoder (§2.1.2): patch embedding, then stages of SS-Conv-SSM blocks.
 
     Between stages, patch merging halves the sides and doubles the channels. `width` is the channels of the first stage,
-    `patch` the side of a patch in pixels; for `variant` and `backend` see `SSConvSSM` and `selective_scan`.
+    `patch` the side of a patch in pixels; for `variant` and `backend` see `SSConvSSM` and `selective_scan`. `drop_path`
+    is that of the last block; it rises linearly from 0 in the first.
     """
 
     def __init__(
-        self, blocks: int = 4, width: int = 96, patch: int = 4, variant: str = "shuffle", backend: str = "auto"
+        self,
+        blocks: int = 4,
+        width: int = 96,
+        patch: int = 4,
+        variant: str = "shuffle",
+        backend: str = "auto",
+        drop_path: float = 0.0,
     ):
         super().__init__()
         depths = stage_depths(blocks, "vssm_blocks")
         self.embedding = PatchEmbedding(width, patch)
-        self.stages = _build_stages(depths, width, variant, backend)
+        self.stages = _build_stages(depths, width, variant, backend, drop_path)
         self.out_features = width * 2 ** (len(depths) - 1)
 
     def feature_map(self, x: Tensor) -> Tensor:
@@ -73,8 +81,8 @@ class Hybrid(Encoder):
     """The paper's hybrid (§2.1.3): the early layers of ResNet-18, then stages of SS-Conv-SSM blocks on their map.
 
     `cut` is the last layer of ResNet-18 that is kept, which the paper does not name; for `weights` see
-    `load_resnet_weights` ("" for random ones), for `width` `build_resnet`. Two blocks are half as many as in the VSSM
-    (§4.2).
+    `load_resnet_weights` ("" for random ones), for `width` `build_resnet`, for `drop_path` `VSSM`. Two blocks are half
+    as many as in the VSSM (§4.2).
     """
 
     def __init__(
@@ -85,13 +93,14 @@ class Hybrid(Encoder):
         variant: str = "shuffle",
         backend: str = "auto",
         width: float = 1.0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         if cut not in CUT_CHANNELS:
             raise ValueError(f"ResNet-18 cannot be cut after {cut!r}; accepted are {', '.join(CUT_CHANNELS)}.")
         depths, channels = stage_depths(blocks, "hybrid_blocks"), int(width * CUT_CHANNELS[cut])
         self.cnn = build_resnet(18, cut, weights, width)
-        self.stages = _build_stages(depths, channels, variant, backend)
+        self.stages = _build_stages(depths, channels, variant, backend, drop_path)
         self.out_features = channels * 2 ** (len(depths) - 1)
 
     def feature_map(self, x: Tensor) -> Tensor:
@@ -108,13 +117,14 @@ def stage_depths(blocks: int, setting: str) -> tuple[int, ...]:
     return (1,) * blocks if blocks <= 4 else (1, 1, blocks - 3, 1)
 
 
-def _build_stages(depths: tuple[int, ...], width: int, variant: str, backend: str) -> nn.Sequential:
+def _build_stages(depths: tuple[int, ...], width: int, variant: str, backend: str, drop_path: float) -> nn.Sequential:
     """Build the stages, (batch, H, W, width) -> (batch, h, w, D); each has twice the channels of the one before."""
     modules: list[nn.Module] = []
+    rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())  # a single block has 0
     for stage, depth in enumerate(depths):
         channels = width * 2**stage
         modules += [PatchMerging(channels // 2)] if stage else []
-        modules += [SSConvSSM(channels, variant=variant, backend=backend) for _ in range(depth)]
+        modules += [SSConvSSM(channels, variant=variant, backend=backend, drop_path=next(rates)) for _ in range(depth)]
     return nn.Sequential(*modules)
 
 
@@ -168,6 +178,6 @@ def build_resnet(depth: int, last: str, weights: str | Path = "", width: float =
 ENCODERS: dict[str, Callable[[ModelSettings], Encoder]] = {  # the `encoder` of a system's entry -> its builder
     "resnet18": lambda s: ResNet(18, s.weights, s.width),
     "resnet50": lambda s: ResNet(50, s.weights, s.width),
-    "vssm": lambda s: VSSM(s.vssm_blocks, int(96 * s.width), variant=s.block, backend=s.backend),
-    "hybrid": lambda s: Hybrid(s.hybrid_blocks, s.resnet_cut, s.weights, s.block, s.backend, s.width),
+    "vssm": lambda s: VSSM(s.vssm_blocks, int(96 * s.width), variant=s.block, backend=s.backend, drop_path=s.drop_path),
+    "hybrid": lambda s: Hybrid(s.hybrid_blocks, s.resnet_cut, s.weights, s.block, s.backend, s.width, s.drop_path),
 }

@@ -134,10 +134,10 @@ def scan_paths(
     batch, length, channels = u.shape
     K, _, states = A.shape
     if backend == "triton":
-        from mammo_utils.models.kernels.triton_kernel import Scan2D
+        from mammo_utils.models.kernels import triton_kernel
 
         A, D, delta_bias = _cast(torch.float32, A.transpose(1, 2), D, delta_bias)  # A (K, N, D)
-        return Scan2D.apply(u, delta, A, B, C, D.contiguous(), delta_bias.contiguous(), paths[: K // 2])
+        return triton_kernel.scan(u, delta, A, B, C, D, delta_bias, paths[: K // 2])[0]
     work = torch.promote_types(u.dtype, torch.float32)
     u, delta, A, B, C, D, delta_bias = _cast(work, u, delta, A, B, C, D, delta_bias)
     if backend == "cpu":

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from mammo_utils.models.selective_scan import scan_paths
 
@@ -139,9 +140,14 @@ class SSConvSSM(nn.Module):
     version of the published code (VSSBlock at commit c5e8798): the convolutions neither begin with a batch norm nor end
     with a ReLU, the scanned half has a residual connection of its own, and a 1x1 convolution takes the place of the
     shuffle.
+
+    In training, the scanned half of an image is left out with probability `drop_path` (stochastic depth), else divided
+    by 1 - `drop_path`.
     """
 
-    def __init__(self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto"):
+    def __init__(
+        self, channels: int, states: int = 16, variant: str = "shuffle", backend: str = "auto", drop_path: float = 0.0
+    ):
         super().__init__()
         if channels % 2:
             raise ValueError(f"The block splits its channels in two halves; {channels} is odd.")
@@ -150,6 +156,7 @@ class SSConvSSM(nn.Module):
         half, self.variant = channels // 2, variant
         self.norm = nn.LayerNorm(half)
         self.ss2d = SS2D(half, states, backend=backend)
+        self.drop_path = StochasticDepth(drop_path, "row")
         layers = [
             nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
             nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
@@ -167,7 +174,7 @@ class SSConvSSM(nn.Module):
         left, right = x.chunk(2, dim=-1)  # (batch, H, W, C/2) each
         convolved = self.convolutions(left.permute(0, 3, 1, 2))  # (batch, C/2, H, W)
         convolved = convolved.permute(0, 2, 3, 1)  # (batch, H, W, C/2)
-        scanned = self.ss2d(self.norm(right))  # (batch, H, W, C/2)
+        scanned = self.drop_path(self.ss2d(self.norm(right)))  # (batch, H, W, C/2)
         if self.mix is not None:
             joined = torch.cat([convolved, scanned + right], dim=-1)  # (batch, H, W, C)
             return x + self.mix(joined.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # -> (batch, C, H, W) -> as x

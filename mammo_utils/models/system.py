@@ -20,7 +20,8 @@ from mammo_utils.vocabulary import SIDES, SYSTEMS, TASK_MODES
 class System(nn.Module):
     """Four views in, the diagnosis and the BI-RADS class of each breast out (Figure 1).
 
-    Each view's feature vector goes through the fusion, then dropout, then one linear head per breast and task.
+    Each view's feature vector goes through the fusion, then dropout, then one linear head per breast and task (one per
+    task if the fusion is per breast).
 
     Args:
         encoders: One for all views (shared), or one for the CC views and one for the MLO views (view-specific).
@@ -35,9 +36,8 @@ class System(nn.Module):
         self.fusion = fusion
         self.classes = dict(classes)
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleDict(
-            {f"{side}_{task}": nn.Linear(fusion.out_features, n) for task, n in classes.items() for side in SIDES}
-        )
+        names = {self._head_name(side, task): n for task, n in classes.items() for side in SIDES}
+        self.heads = nn.ModuleDict({name: nn.Linear(fusion.out_features, n) for name, n in names.items()})
 
     def forward(self, images: Tensor, present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Classify both breasts of each exam.
@@ -49,14 +49,53 @@ class System(nn.Module):
         Returns:
             The logits of each active task, (batch, 2, classes) for L and R, and the views' weights, alpha (batch, 4).
         """
-        v = self.encode_views(images, present)
+        return self.classify(self.encode_views(images, present), present)
+
+    def classify(self, v: Tensor, present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Fuse encoded views and classify both breasts.
+
+        Args:
+            v: (batch, 4, D), what `encode_views` returns.
+            present: (batch, 4) bool.
+
+        Returns:
+            As `forward`.
+        """
         fused, alpha = self.fusion(v, present.to(v.device, non_blocking=True))  # v_fused of Eq. 10
-        fused = self.dropout(fused)
+        return self.apply_heads(self.dropout(fused)), alpha
+
+    def apply_heads(self, fused: Tensor) -> dict[str, Tensor]:
+        """Logits of each active task, (batch, 2, classes), from the fused views (see `Fusion.join`)."""
         logits = {}
         for task in self.classes:
-            sides = [self.heads[f"{side}_{task}"](fused) for side in SIDES]  # (batch, classes) each
-            logits[task] = torch.stack(sides, dim=1)  # (batch, 2, classes)
-        return logits, alpha
+            own = fused.unbind(1) if self.fusion.per_breast else (fused, fused)
+            sides = [self.heads[self._head_name(s, task)](x) for s, x in zip(SIDES, own, strict=True)]
+            logits[task] = torch.stack(sides, dim=1)  # (batch, classes) each -> (batch, 2, classes)
+        return logits
+
+    def contributions(self, v: Tensor, alpha: Tensor) -> dict[str, Tensor]:
+        """Split the logits of each task exactly into one contribution per view, (batch, 2, 4, classes).
+
+        The heads are linear: a logit is the sum over views of alpha times the head's weights times v, plus the head's
+        bias. The mean over classes is subtracted, because it changes no probability; the contributions of a view to
+        two classes then differ by its share of their log-odds.
+
+        Args:
+            v: (batch, 4, D), what `encode_views` returns; 0 where a view does not count.
+            alpha: (batch, 4), the views' weights.
+        """
+        bias = self.apply_heads(self.fusion.join(torch.zeros_like(v), alpha))
+        parts: dict[str, list[Tensor]] = {task: [] for task in self.classes}
+        for i in range(v.shape[1]):
+            alone = torch.zeros_like(v)
+            alone[:, i] = v[:, i]
+            for task, logits in self.apply_heads(self.fusion.join(alone, alpha)).items():
+                parts[task].append(logits - bias[task])
+        stacked = {task: torch.stack(found, dim=2) for task, found in parts.items()}
+        return {task: found - found.mean(-1, keepdim=True) for task, found in stacked.items()}
+
+    def _head_name(self, side: str, task: str) -> str:
+        return task if self.fusion.per_breast else f"{side}_{task}"
 
     def encode_views(self, images: Tensor, present: Tensor) -> Tensor:
         """Encode each view as a vector, (batch, 4, D); views that do not count are skipped and stay 0."""

@@ -1,9 +1,9 @@
-"""Figures of notebook 06: view weights, removed views, predictions for one exam, and a widget that removes views."""
+"""Figures of notebook 06: recombined exams, contributions beside weights, subsets of views, and single exams."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,13 +11,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
 
-from mammo_utils.config import Training
-from mammo_utils.evaluation.view_ablation import predict_with_views
+from mammo_utils.evaluation.gate import CompleteExams
+from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
 from mammo_utils.training.dataset import ExamSet
-from mammo_utils.vocabulary import CLASSES, SIDES, VIEWS
+from mammo_utils.training.views import VIEW_SUBSETS, shown_views
+from mammo_utils.vocabulary import SIDES, VIEWS
 
 COMBINATIONS = {  # the views that the system receives
     "all views": (True, True, True, True),
@@ -26,69 +26,144 @@ COMBINATIONS = {  # the views that the system receives
     "left alone": (True, True, False, False),
     "right alone": (False, False, True, True),
 }
+SHARES = {  # of the recombined exams -> title
+    "both_seen": "two cancers:\nboth flagged",
+    "one_right": "one cancer:\nit alone flagged",
+    "none_flagged_wrong": "no cancer:\nany flagged",
+}
+
+
+# --- all runs -------------------------------------------------------------------------------------------
 
 
 @styled
-def draw_weights(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the mean weight of each view by class and side with 95 % intervals; `table` is made by `weight_table`."""
-    labels = {"x": "class of the breast", "y": "mean weight α (Eq. 9)"}
-    figure, axes = make_panels(title, ["left breast", "right breast"], (4, 3.4), **labels, sharey=True)
-    for axis, side in zip(axes, SIDES, strict=True):
-        rows = table[table["side"] == side].set_index("class")
-        rows = rows.loc[[name for name in CLASSES if name in rows.index]]
-        for offset, view in enumerate(VIEWS):
-            x = np.arange(len(rows)) + (offset - 1.5) * 0.2
-            axis.bar(x, rows[view], width=0.18, color=COLOURS[view], label=view)
-            axis.vlines(x, rows[f"{view}_low"], rows[f"{view}_high"], color="k", linewidth=1)
-        axis.axhline(0.25, **CHANCE_LINE)
-        axis.set_xticks(range(len(rows)), [f"{name}\nexams: {n}" for name, n in rows["n_exams"].items()])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+def draw_recombination(table: pd.DataFrame, names: Mapping[str, str], title: str) -> Figure:
+    """Draw what recombining the breasts of two patients changes, one line per run.
+
+    Args:
+        table: Made by `recombination_table`.
+        names: Run -> its label.
+        title: Title of the figure.
+    """
+    panels = ["AUC of the breasts", *SHARES.values()]
+    figure, axes = make_panels(title, panels, (2.3, 1.4 + 0.32 * len(table)), sharey=True)
+    y = np.arange(len(table))
+    for column, look in (("auc", "none"), ("recombined_auc", "k")):
+        axes[0].hlines(y, table[f"{column}_low"], table[f"{column}_high"], colors="0.6" if look == "none" else "k")
+        label = "in their own exams" if look == "none" else "recombined"
+        axes[0].scatter(
+            table[column], y, 28, facecolors=look if look == "k" else "w", edgecolors="k", zorder=3, label=label
+        )
+    axes[0].axvline(0.5, **CHANCE_LINE)
+    for axis, column in zip(axes[1:], SHARES, strict=True):
+        wanted = "#0072B2" if column != "none_flagged_wrong" else "#D55E00"
+        draw_intervals(axis, table[column], table[f"{column}_low"], table[f"{column}_high"], y, wanted)
+        axis.set(xlim=(-0.04, 1.04), xlabel="share of exams")
+    axes[0].set_yticks(y, [names.get(run, run) for run in table["run"]])
+    axes[0].set_ylim(len(table) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
 
 
 @styled
-def draw_removals(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the effects of removing each view; `table` has the rows of `removal_table` of one task and one side each."""
-    labels = {
-        "auc_change": "change in AUC",
-        "change_of_class": "mean change in probability,\nbreasts of the highest class",
-        "change_of_others": "mean change in probability,\nother breasts",
-    }
-    figure, axes = make_panels(title, [""] * 3, (3, 3.4), sharey=True)
-    y = table["view"].map(VIEWS.index) + table["side"].map({"L": -0.14, "R": 0.14})
-    for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        intervals = table[column], table[f"{column}_low"], table[f"{column}_high"]
-        draw_intervals(axis, *intervals, y, list(table["side"].map(COLOURS)))
-        axis.axvline(0, **CHANCE_LINE)
-        axis.set_xlabel(label)
-    axes[0].set_yticks(range(len(VIEWS)), [f"without {view}" for view in VIEWS])
-    axes[0].invert_yaxis()
-    handles = [plt.Line2D([], [], marker="o", color=COLOURS[side]) for side in SIDES]
-    figure.legend(handles, ["left breasts", "right breasts"], loc="outside lower center", ncols=2)
+def draw_subsets(table: pd.DataFrame, looks: Mapping[str, tuple[str, str]], title: str) -> Figure:
+    """Draw the AUC from each of the 15 subsets of views, with the views of each as dots below.
+
+    Args:
+        table: Rows of `subset_table` of one task.
+        looks: Run -> its label and colour.
+        title: Title of the figure.
+    """
+    order = sorted(VIEW_SUBSETS, key=lambda subset: (-subset.bit_count(), subset))
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(8.5, 4.8), sharex=True, layout="constrained", height_ratios=(3, 1)
+    )
+    runs = [run for run in looks if run in set(table["run"])]
+    for i, run in enumerate(runs):
+        rows = table[table["run"] == run].set_index("views").loc[order]
+        x = np.arange(len(order)) + (i - (len(runs) - 1) / 2) * 0.7 / max(len(runs), 2)
+        label, colour = looks[run]
+        above.vlines(x, rows["auc_low"], rows["auc_high"], colors=colour, linewidth=1, alpha=0.6)
+        above.plot(x, rows["auc"], "o", color=colour, markersize=4, label=label)
+    above.axhline(0.5, **CHANCE_LINE)
+    above.set_ylabel("AUC, exams with four views")
+    shown = np.array([shown_views(subset).numpy() for subset in order])  # (15, 4)
+    trained = table.groupby("views")["trained"].any()
+    for column, subset in enumerate(order):
+        rows = np.flatnonzero(shown[column])
+        below.plot([column] * len(rows), rows, color="k", linewidth=1)
+        if trained.get(subset, False):
+            for axis in (above, below):
+                axis.axvspan(column - 0.5, column + 0.5, color="#F0E442", alpha=0.35, linewidth=0)
+    for view, name in enumerate(VIEWS):
+        faces = np.where(shown[:, view], COLOURS[name], "0.9")
+        below.scatter(np.arange(len(order)), [view] * len(order), 34, faces, zorder=3)
+    below.set_yticks(range(len(VIEWS)), VIEWS)
+    below.set(
+        ylim=(3.6, -0.6), xticks=[], xlim=(-0.6, len(order) - 0.4), xlabel="shaded: subsets that occur in training"
+    )
+    below.spines[:].set_visible(False)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(title)
     return figure
+
+
+# --- one run ----------------------------------------------------------------------------------------------
+
+
+@styled
+def draw_contributions(exams: CompleteExams, title: str) -> Figure:
+    """Draw the weights of the views beside their contributions to each breast's log-odds, for exams with one cancer.
+
+    Args:
+        exams: Exams with four views.
+        title: Title of the figure.
+    """
+    panels = ["weight α (Eq. 9)", "contribution to the left\nbreast's log-odds", "to the right breast's"]
+    figure, axes = plt.subplots(2, 3, figsize=(8, 4.6), sharey="col", layout="constrained")
+    known = exams.positive.min(1) >= 0
+    for row, name in enumerate(("left", "right")):
+        chosen = known & (exams.positive[:, row] == 1) & (exams.positive[:, 1 - row] == 0)
+        axes[row, 0].set_ylabel(f"cancer in the {name} breast\n({chosen.sum()} exams)")
+        values = (exams.alpha, exams.contributions[:, 0], exams.contributions[:, 1])
+        for axis, panel, of_views in zip(axes[row], panels, values, strict=True):
+            if row == 0:
+                axis.set_title(panel)
+            if panel != panels[0]:
+                axis.axhline(0, color="0.6", linewidth=0.8)
+            spread = np.linspace(-0.25, 0.25, max(chosen.sum(), 1))[: chosen.sum()]
+            for i, view in enumerate(VIEWS):
+                axis.plot(i + spread, of_views[chosen, i], ".", color=COLOURS[view], markersize=4, alpha=0.6)
+                if chosen.any():
+                    axis.hlines(of_views[chosen, i].mean(), i - 0.35, i + 0.35, colors="k", linewidth=1.5)
+            axis.set_xticks(range(len(VIEWS)), VIEWS)
+            axis.axvspan(2 * row - 0.5, 2 * row + 1.5, color="0.92", zorder=0, linewidth=0)  # the views with the cancer
+    figure.suptitle(title)
+    return figure
+
+
+# --- one exam ---------------------------------------------------------------------------------------------
 
 
 @styled
 def draw_prediction(
-    exams: ExamSet,
-    position: int,
-    visible: Sequence[bool],
-    probabilities: Mapping[str, np.ndarray],
-    weights: np.ndarray,
-    title: str,
+    exams: ExamSet, position: int, visible: Sequence[bool], prediction: ExamPrediction, title: str
 ) -> Figure:
-    """Draw one exam as the system receives it, with the weights of its views and the prediction for each breast.
+    """Draw one exam as the system receives it, with what each view weighs and contributes, and the predictions.
 
     Args:
         exams: The exams.
         position: Index of the exam.
         visible: (4,), False for a removed view.
-        probabilities: Task -> (2, K) by side.
-        weights: (4,) of the views.
+        prediction: From the visible views.
         title: Title of the figure.
     """
-    names = [f"{view}\nα = {weight:.2f}" for view, weight in zip(VIEWS, weights, strict=True)]
-    figure, axes = make_panels(title, [*names, *(f"probability, {task}" for task in probabilities)], (2.1, 2.9))
+    names = [
+        f"{view}: α = {weight:.2f}\nL {left:+.1f}, R {right:+.1f}"
+        for view, weight, left, right in zip(VIEWS, prediction.weights, *prediction.contributions, strict=True)
+    ]
+    probabilities = prediction.probabilities
+    figure, axes = make_panels(title, [*names, *(f"probability, {task}" for task in probabilities)], (2.1, 3))
     for index in range(4):
         _draw_view(axes[index], exams, position, index, bool(visible[index]))
     for axis, (task, values) in zip(axes[4:], probabilities.items(), strict=True):
@@ -113,15 +188,14 @@ def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, visible: b
 
 @styled
 def draw_combinations(
-    model: nn.Module, exams: ExamSet, position: int, settings: Training, title: str
+    exams: ExamSet, position: int, predict: Callable[[Sequence[bool]], ExamPrediction], title: str
 ) -> tuple[Figure, pd.DataFrame]:
     """Draw the weights and predictions for one exam with each of COMBINATIONS of its views.
 
     Args:
-        model: The trained system.
         exams: The exams.
         position: Index of the exam.
-        settings: Training settings, for the device and the batch size.
+        predict: The views shown -> the prediction for this exam.
         title: Title of the figure.
 
     Returns:
@@ -129,9 +203,9 @@ def draw_combinations(
     """
     rows = []
     for name, visible in COMBINATIONS.items():
-        probabilities, weights = predict_with_views(model, exams, position, visible, settings)
-        row: dict = {"views": name, **{f"α {view}": weight for view, weight in zip(VIEWS, weights, strict=True)}}
-        for task, values in probabilities.items():
+        found = predict(visible)
+        row: dict = {"views": name, **{f"α {view}": weight for view, weight in zip(VIEWS, found.weights, strict=True)}}
+        for task, values in found.probabilities.items():
             highest = "malignant" if task == "diagnosis" else f"BI-RADS {exams.categories[-1]}"
             row |= {f"P({highest}) {side}": values[i, -1] for i, side in enumerate(SIDES)}
         rows.append(row)
@@ -158,13 +232,12 @@ def draw_combinations(
     return figure, table
 
 
-def explore_views(model: nn.Module, exams: ExamSet, settings: Training, note: str):
+def explore_views(exams: ExamSet, predict: Callable[[str, Sequence[bool]], ExamPrediction], note: str):
     """Make a widget in which one chooses an exam, removes views and sees the prediction and the weights.
 
     Args:
-        model: The trained system.
         exams: The exams to choose from.
-        settings: Training settings, for the device and the batch size.
+        predict: (research ID, the views shown) -> the prediction.
         note: Shown above every figure, such as "synthetic cohort".
 
     Returns:
@@ -181,9 +254,10 @@ def explore_views(model: nn.Module, exams: ExamSet, settings: Training, note: st
         for box, available in zip(boxes, present, strict=True):
             box.disabled = not available
         visible = [box.value and not box.disabled for box in boxes]
-        title = f"{exams.names[choice.value]} ({note})" + ("" if any(visible) else ": no view, no information")
-        prediction = predict_with_views(model, exams, choice.value, visible, settings)
-        figure, buffer = draw_prediction(exams, choice.value, visible, *prediction, title), io.BytesIO()
+        name = exams.names[choice.value]
+        title = f"{name} ({note})" + ("" if any(visible) else ": no view, no prediction")
+        figure = draw_prediction(exams, choice.value, visible, predict(name, visible), title)
+        buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
         plt.close(figure)  # else the notebook would show it once more
         picture.value = buffer.getvalue()

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mammo_utils.data.cohort import EXCLUDED, Cohort
+from mammo_utils.data.folders import path_below
 from mammo_utils.images.grey import PixelError, read_pixels, rescale
 from mammo_utils.images.preprocess import resize
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, show_image, styled
@@ -38,7 +39,7 @@ def read_exam(cohort: Cohort, exam: str) -> dict[str, np.ndarray]:
     images = {}
     for row in cohort.images[(cohort.images["exam"] == exam) & (cohort.images["status"] == "used")].to_dict("records"):
         try:
-            images[row["view"]] = rescale(read_pixels(cohort.folder / row["path"]))
+            images[row["view"]] = rescale(read_pixels(path_below(cohort.folder, row["path"])))
         except PixelError:
             continue
     return images

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from mammo_utils.evaluation.bootstrap import LEVEL, Sample, group_weights
 from mammo_utils.evaluation.runs import RunResult
-from mammo_utils.metrics import METRICS, scored_classes
+from mammo_utils.metrics import METRICS, rank_scores, scored_classes
 from mammo_utils.plots.data import draw_sheet
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, styled
 from mammo_utils.training.dataset import DEVIATION, MEAN
@@ -27,7 +27,9 @@ GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are averag
 
 
 @styled
-def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str, *, resamples: int) -> Figure:
+def draw_roc(
+    samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str, *, resamples: int, seed: int
+) -> Figure:
     """Draw one panel per system: its ROC curve with the pointwise 95 % band over patients, the others thin behind it.
 
     Args:
@@ -35,6 +37,7 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         aucs: System -> its AUC and interval as text.
         title: Title of the figure.
         resamples: Bootstrap resamples of the band.
+        seed: Of the resamples.
     """
     names = [SYSTEMS[system].title for system in samples]
     labels = {"x": "false positive rate", "y": "true positive rate"}
@@ -44,7 +47,7 @@ def draw_roc(samples: Mapping[str, Sample], aucs: Mapping[str, str], title: str,
         colour = SYSTEMS[system].colour
         axis.axline((0, 0), slope=1, **CHANCE_LINE)
         axis.plot(GRID, np.stack(list(curves.values()), axis=1), color="0.8", linewidth=0.7)
-        resampled = roc_curve(sample, group_weights(sample.groups, resamples, seed=0))
+        resampled = roc_curve(sample, group_weights(sample.groups, resamples, seed))
         resampled = resampled[~np.isnan(resampled).any(1)]
         if len(resampled):
             low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -62,7 +65,7 @@ def roc_curve(sample: Sample, weights: np.ndarray) -> np.ndarray:
     NaN where a class has no weight.
     """
     curves = [
-        _binary_curve(sample.labels == k, probabilities[:, k], weights)
+        _binary_curve(sample.labels == k, rank_scores(probabilities, k), weights)
         for probabilities in sample.probabilities
         for k in scored_classes(probabilities)
     ]
@@ -256,4 +259,61 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(5))
     axes[0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+@styled
+def draw_levels(levels: pd.DataFrame, title: str) -> Figure:
+    """Draw the AUC of each system by breast (filled) and by exam (hollow), with 95 % intervals over patients.
+
+    Args:
+        levels: Rows of one subset of `levels_table`, with one rule of aggregation per task.
+        title: Title of the figure.
+    """
+    panels = _split(levels)
+    names = [system for system in SYSTEMS if system in set(levels["system"])]
+    figure, axes = make_panels(title, list(panels), (3.3, 0.9 + 0.4 * len(names)), x="AUC", sharey=True)
+    for axis, rows in zip(axes, panels.values(), strict=True):
+        for system, pair in rows.groupby("system", sort=False):
+            colour, y = SYSTEMS[system].colour, names.index(system) + 0.15 * np.array([-1, 1])
+            pair = pair.set_index("level").reindex(["breast", "exam"])
+            axis.hlines(y, pair["low"], pair["high"], colors=colour, alpha=0.6)
+            axis.plot(pair["value"], y, color=colour, linewidth=1)
+            axis.scatter(pair["value"], y, 25, [colour, "w"], edgecolors=colour, zorder=3)
+        axis.axvline(0.5, **CHANCE_LINE)
+    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    black = {"color": "k", "marker": "o", "markersize": 5, "linestyle": ""}
+    handles = [Line2D([], [], **black, label="breasts"), Line2D([], [], **black, mfc="w", label="exams")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def draw_ordinal(ordinal: pd.DataFrame, title: str) -> Figure:
+    """Draw the shares of BI-RADS answers that are exact, one step off and further off, one bar per system and answer.
+
+    Args:
+        ordinal: Rows of one subset of `ordinal_table`.
+        title: Title of the figure.
+    """
+    modes = list(ordinal["task_mode"].unique())
+    names = [(s, a) for s in SYSTEMS if s in set(ordinal["system"]) for a in ordinal["answer"].unique()]
+    size = (3.8, 0.9 + 0.28 * len(names))
+    figure, axes = make_panels(title, modes, size, x="share of breasts", sharey=True)
+    for axis, mode in zip(axes, modes, strict=True):
+        rows = ordinal[ordinal["task_mode"] == mode].set_index(["metric", "system", "answer"])["value"]
+        left = np.zeros(len(names))
+        for metric, label, grey in (
+            ("exact", "exact", "0.3"),
+            ("adjacent", "one step off", "0.6"),
+            ("off", "further off", "0.85"),
+        ):
+            width = rows.loc[metric].reindex(names).fillna(0).to_numpy()
+            axis.barh(range(len(names)), width, left=left, color=grey, label=label)
+            left += width
+        axis.set_xlim(0, 1)
+    axes[0].set_yticks(range(len(names)), [f"{SYSTEMS[system].title}, {answer}" for system, answer in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

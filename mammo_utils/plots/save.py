@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mammo_utils.io import atomic_write, folder_lock, read_json, write_json
 from mammo_utils.plots.style import DPI, STYLE
-from mammo_utils.provenance import commit, file_hash, function_hash, notebook_hash
+from mammo_utils.provenance import code_hash, commit, file_hash, function_hash, hash_of, notebook_hash
 
 MANIFEST = "manifest.json"
 MARK = "synthetic cohort"
@@ -69,10 +69,10 @@ def save_figure(
 
 
 def drawing_code(drawn_by: str) -> str:
-    """Hash the function `module:name` that draws a figure; "" if it no longer exists."""
+    """Hash the function `module:name` that draws a figure and the style of all figures; "" if it no longer exists."""
     module, _, name = drawn_by.partition(":")
     try:
-        return function_hash(getattr(import_module(module), name))
+        return hash_of([function_hash(getattr(import_module(module), name)), code_hash("mammo_utils.plots.style")])
     except (ImportError, AttributeError, ValueError):
         return ""
 

@@ -15,16 +15,14 @@ appear at once, when its folder is moved into place, so that the same command co
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mammo_utils.io import available_cpus, exit_with_parent, folder_lock, read_json, write_json, write_text
+from mammo_utils.io import available_cpus, folder_lock, map_processes, read_json, write_json, write_text
 from mammo_utils.provenance import code_hash
 from mammo_utils.synthetic import headers, tables
 from mammo_utils.synthetic.anatomy import draw_exam
@@ -123,18 +121,10 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _write_exams(folder: Path, exams: list[Exam], settings: Settings, workers: int) -> Iterator[None]:
-    """Draw and write exams, yielding after each one."""
+    """Draw and write exams; the iterator advances after each one."""
     n = len(exams)
     workers = min(workers or available_cpus(), max(1, n // 8))
-    if workers <= 1:
-        for exam in exams:
-            yield _write_exam(folder, exam, settings)
-        return
-    # spawned, because a process with threads (a notebook's kernel) can hang when forked
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=exit_with_parent) as pool:
-        chunk = max(1, min(16, n // 50))
-        yield from pool.map(_write_exam, [folder] * n, exams, [settings] * n, chunksize=chunk)
+    return map_processes(_write_exam, [folder] * n, exams, [settings] * n, workers=workers)
 
 
 def _write_exam(folder: Path, exam: Exam, settings: Settings) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mammo_utils.config import Augmentation
+from mammo_utils.config import Training
 from mammo_utils.images.store import Store
 from mammo_utils.training.augment import draw_affine_maps, sample_affine
 from mammo_utils.vocabulary import SIDES, VIEWS
@@ -133,26 +133,66 @@ class ExamSet:
         for exams, pixels in self._read_ahead(torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]):
             yield self.batch(exams, pixels=pixels)
 
-    def epoch(
-        self, seed: int, epoch: int, batch_size: int, augmentation: Augmentation, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[Batch]:
+    def epoch(self, seed: int, epoch: int, settings: Training, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Every exam once, shuffled and augmented: a function of (seed, epoch) alone.
 
         Args:
             seed: The run's seed.
             epoch: From 1.
-            batch_size: Exams per full batch.
-            augmentation: Ranges of the augmentation.
+            settings: Exams per full batch, the ranges of the augmentation, and the probabilities that breasts are
+                recombined and that views are dropped.
             share: (rank, number of processes n): this process gets exams rank, rank + n, ... of each batch, which may
                 be none.
         """
         generator = torch.Generator().manual_seed(derive_seed("batches", seed, epoch))
         order = torch.randperm(len(self), generator=generator)
-        maps = draw_affine_maps(len(self), augmentation, generator)
-        batches = order.split(batch_size)
-        own = self._read_ahead(exams[share[0] :: share[1]] for exams in batches)
+        maps = draw_affine_maps(len(self), settings.augmentation, generator)
+        batches = order.split(settings.batch_size)
+        shown = self
+        if settings.recombine:
+            shown = shown.recombine(batches, settings.recombine, _generator("recombine", seed, epoch))
+        if settings.view_dropout:
+            shown = shown.drop_views(settings.view_dropout, _generator("view_dropout", seed, epoch))
+        own = shown._read_ahead(exams[share[0] :: share[1]] for exams in batches)
         for full_exams, (exams, pixels) in zip(batches, own, strict=True):
-            yield self.batch(exams, maps, full_exams, pixels)
+            yield shown.batch(exams, maps, full_exams, pixels)
+
+    def recombine(self, batches: Iterable[torch.Tensor], probability: float, generator: torch.Generator) -> ExamSet:
+        """Exchange right breasts, with their labels, between the complete exams of a batch. Not in the paper.
+
+        Afterwards the two breasts of an exam are of two patients, so that one no longer predicts the other.
+
+        Args:
+            batches: Positions of the exams of each batch.
+            probability: That the exams of a batch exchange their right breasts; then each complete one gets another's.
+            generator: Of the draws, one per batch.
+        """
+        source = torch.arange(len(self))  # the exam that an exam's right breast comes from
+        complete = self.present.all(1)
+        for exams in batches:
+            if torch.rand((), generator=generator) < probability:
+                exchanged = exams[complete[exams]]
+                source[exchanged] = exchanged.roll(1)
+        rows = torch.cat([self.rows[:, :2], self.rows[source, 2:]], dim=1)
+        labels = {task: torch.stack([of[:, 0], of[source, 1]], dim=1) for task, of in self.labels.items()}
+        return replace(self, rows=rows, labels=labels)
+
+    def drop_views(self, probability: float, generator: torch.Generator) -> ExamSet:
+        """Drop present views at random, never all of an exam. Not in the paper.
+
+        A breast that has lost both views loses its labels, as absent breasts have none: otherwise the system would
+        learn to read them from the other breast.
+
+        Args:
+            probability: That a view is dropped.
+            generator: Of the draws.
+        """
+        draws = torch.rand(self.rows.shape, generator=generator).masked_fill(~self.present, -1)
+        kept = draws >= probability
+        kept |= draws == draws.max(1, keepdim=True).values  # if all would be dropped, the highest draw stays
+        rows = torch.where(kept & self.present, self.rows, -1)
+        lost = (rows < 0).unflatten(1, (2, 2)).all(2)  # (E, 2)
+        return replace(self, rows=rows, labels={task: of.masked_fill(lost, -1) for task, of in self.labels.items()})
 
     def _read_ahead(self, parts: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Yield each part's exams and stored views; a thread reads the next part meanwhile.
@@ -173,6 +213,10 @@ class ExamSet:
 
     def _labels(self, exams: torch.Tensor) -> dict[str, torch.Tensor]:
         return {task: labels[exams].to(self.device, non_blocking=True) for task, labels in self.labels.items()}
+
+
+def _generator(purpose: str, *numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(purpose, *numbers))
 
 
 @lru_cache

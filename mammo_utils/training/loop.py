@@ -173,7 +173,7 @@ def train_epoch(
     """
     model.train()
     total, steps = torch.zeros((), device=exams.device), []
-    batches = exams.epoch(seed, epoch, settings.batch_size, settings.augmentation, rank_and_size())
+    batches = exams.epoch(seed, epoch, settings, rank_and_size())
     for step, batch in enumerate(batches):
 
         def attempt(micro: int, step: int = step, batch: Batch = batch) -> torch.Tensor:

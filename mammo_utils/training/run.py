@@ -16,7 +16,7 @@ from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, make_split, select_subset
 from mammo_utils.images.store import load_store
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
-from mammo_utils.metrics import METRICS
+from mammo_utils.metrics import METRICS, softmax
 from mammo_utils.models.system import System, build_system
 from mammo_utils.prepared import check_prepared
 from mammo_utils.provenance import environment, file_hash, hash_of, training_code
@@ -26,7 +26,8 @@ from mammo_utils.training.dataset import ExamSet, derive_seed, make_exam_set, pl
 from mammo_utils.training.distributed import rank_and_size, run_distributed
 from mammo_utils.training.loop import prepare_model, train
 from mammo_utils.training.memory import TrainingError, precision
-from mammo_utils.training.predict import predict, prediction_table
+from mammo_utils.training.predict import prediction_table
+from mammo_utils.training.views import Features, classify, count_subsets, encode, save_features, subset_predictions
 from mammo_utils.vocabulary import SUBSETS, TASKS
 
 
@@ -187,17 +188,17 @@ def train_and_save(
         identity={"config": spec.hash, "data": data.hash, **made_by},
         on_epoch=report_epoch,
     )
-    tables = [
-        prediction_table(exams, part, *predict(model, exams, spec.training, rows[-1]["micro_batch"]))
+    features = {
+        part: encode(model, exams, spec.training, rows[-1]["micro_batch"])
         for part, exams in data.parts.items()
         if part != "train"
-    ]
+    }
     if first:
-        write_results(spec, model, data, rows, best_epoch, pd.concat(tables, ignore_index=True))
+        write_results(spec, model, data, rows, best_epoch, features)
 
 
 def write_results(
-    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, predictions: pd.DataFrame
+    spec: RunSpec, model: System, data: RunData, rows: list[dict], best_epoch: int, features: dict[str, Features]
 ) -> None:
     """Write the results of a trained run.
 
@@ -207,12 +208,22 @@ def write_results(
         data: Its exams.
         rows: One row per epoch.
         best_epoch: From 1.
-        predictions: Rows of `predict.prediction_table` for the parts other than "train".
+        features: Part other than "train" -> its encoded views.
     """
+    tables = []
+    for part, encoded in features.items():
+        logits, weights, _ = classify(model, encoded.views, encoded.present, spec.training.batch_size)
+        tables.append(prediction_table(data.parts[part], part, logits, weights))
+    predictions, reported = pd.concat(tables, ignore_index=True), data.reported
+    views = subset_predictions(model, data.parts[reported], reported, features[reported], spec.training)
     with atomic_write(spec.folder / "epochs.csv") as file:
         pd.DataFrame(rows).to_csv(file, index=False)
     with atomic_write(spec.folder / "predictions.parquet") as file:
         predictions.to_parquet(file, index=False)
+    with atomic_write(spec.folder / "views.parquet") as file:
+        views.to_parquet(file, index=False)
+    with atomic_write(spec.folder / "features.safetensors") as file:
+        save_features(features[reported], file)
     with atomic_write(spec.folder / "weights.safetensors") as file:
         save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, file)
     metrics = {
@@ -229,6 +240,7 @@ def write_results(
         "seconds": sum(row["seconds"] for row in rows),
         "parameters": sum(p.numel() for p in model.parameters()),
         "exams": {part: len(exams) for part, exams in data.parts.items()},
+        "train_views": count_subsets(data.parts["train"].present),
         "parts": {part: score_part(table, data.parts[part]) for part, table in predictions.groupby("part")},
         "files": {name: file_hash(spec.folder / name) for name in run_state.FILES},
     }
@@ -240,12 +252,9 @@ def score_part(predictions: pd.DataFrame, exams: ExamSet) -> dict[str, dict[str,
     scores = {}
     for task in (task for task in TASKS if task in predictions):
         known = predictions[predictions[task] >= 0]
-        if task == "diagnosis":
-            p = known["diagnosis_p"].to_numpy()
-            labels, probabilities = known[task].to_numpy(), pd.DataFrame({0: 1 - p, 1: p}).to_numpy()
-        else:
-            labels = known[task].map({c: i for i, c in enumerate(exams.categories)}).to_numpy()
-            probabilities = known[[f"birads_p{c}" for c in exams.categories]].to_numpy()
+        classes = (0, 1) if task == "diagnosis" else exams.categories
+        labels = known[task].map({c: i for i, c in enumerate(classes)}).to_numpy()
+        probabilities = softmax(known[[f"{task}_logit_{c}" for c in classes]])
         scores[task] = {name: metric.value(labels, probabilities) for name, metric in METRICS.items()}
         scores[task] |= {"n_breasts": len(known), "n_exams": known["exam"].nunique()}
     return scores

@@ -16,7 +16,8 @@ from mammo_utils.io import display_path, is_locked, read_json
 from mammo_utils.provenance import file_hash, training_code
 from mammo_utils.study import RunSpec, changed_settings, flatten
 
-FILES = ("config.json", "environment.json", "epochs.csv", "predictions.parquet", "weights.safetensors")
+FIRST_FILES = ("config.json", "environment.json", "epochs.csv", "predictions.parquet", "weights.safetensors")
+FILES = (*FIRST_FILES, "views.parquet", "features.safetensors")  # the last two are newer than some finished runs
 METRICS, CHECKPOINT, PROGRESS = "metrics.json", "checkpoint.pt", "progress.json"
 
 
@@ -107,7 +108,7 @@ def damage(folder: Path) -> str:
     hashes = _read(folder / METRICS).get("files")
     hashes = hashes if isinstance(hashes, dict) else None
     wrong = {} if hashes else {METRICS: "is not readable"}
-    for name in FILES if hashes else ():
+    for name in [name for name in FILES if name in hashes or name in FIRST_FILES] if hashes else ():
         if not (folder / name).is_file():
             wrong[name] = "is missing"
         elif _cached_hash(folder / name) != hashes.get(name):

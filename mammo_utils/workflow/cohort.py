@@ -40,6 +40,7 @@ def main() -> None:
     except ValueError as error:  # the project's own errors are one sentence each
         sys.exit(str(error))
     except KeyboardInterrupt:
+        print("synthetic cohort: stopped", flush=True)
         sys.exit(128 + signal.SIGINT)
     if options.outcome:
         write_json(options.outcome, {"outcome": "done", "reason": ""})

@@ -64,7 +64,7 @@ def _changes(entry: dict[str, Any]) -> Iterator[str]:
     """What a figure depends on and has changed: the function that draws it, its notebook, the training of its runs."""
     figure, notebook = entry["figure"], entry["notebook"]
     if entry["code"] != drawing_code(entry["drawn_by"]):
-        yield f"The function that draws {figure} has changed."
+        yield f"The function that draws {figure}, or the style of all figures, has changed."
     if any(code != training_code(backend) for backend, code in entry["training"].items()):
         yield f"The training code of the runs in {figure} has changed."
     if entry["notebook_hash"] != notebook_hash(notebook):

@@ -17,8 +17,9 @@ from nbconvert import HTMLExporter
 
 from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import load_cohort
+from mammo_utils.evaluation.bootstrap import ONE_TRAINING
 from mammo_utils.evaluation.runs import read_runs
-from mammo_utils.evaluation.tables import results_table, run_list, settings_table
+from mammo_utils.evaluation.tables import RECOMBINATION, results_table, run_list, settings_table, with_intervals
 from mammo_utils.io import read_json, write_text
 from mammo_utils.metrics import METRICS
 from mammo_utils.plots.save import read_manifest
@@ -26,7 +27,7 @@ from mammo_utils.provenance import environment
 from mammo_utils.study import Study, load_study
 from mammo_utils.workflow.study_state import failures
 
-ORDER = "05 06 01 02 03"  # order in which the notebooks' figures are shown
+ORDER = "05 07 06 01 02 03"  # order in which the notebooks' figures are shown
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""
@@ -84,6 +85,12 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be decided")
         parts.append("<p>What the study claims, checked against these numbers:</p>")
         parts.append(_html(checks.replace({"holds": {True: "yes", False: "no"}}).set_index("claim")))
+    records = [study.folder / name for name in ("results.json", "decisions.json")]
+    sentences = [s for file in records if file.is_file() for s in read_json(file).get("summary", [])]
+    if sentences:
+        parts.append(f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>")
+    if (study.folder / "views.json").is_file():
+        parts.append("<h2>Is each breast read from its own views?</h2>" + _recombination(study))
     parts.append("<h2>Notebooks as they ran</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
     parts.append("</ul><p>Widgets need a kernel, so a static figure stands in for each. Equations need a network.</p>")
@@ -121,12 +128,22 @@ def _results(study: Study, runs: list) -> str:
     ).fillna("")
     wide.columns.name = None
     first = rows.iloc[0]
-    note = (
-        f"<p>On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and "
-        f"{first['n_breasts']} breasts; 95 % intervals by bootstrap over patients "
-        f"({study.evaluation.resamples} resamples).</p>"
+    note = f"On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and {first['n_breasts']} "
+    note += f"breasts of {first['n_patients']} patients; 95 % intervals over patients"
+    note += f" ({ONE_TRAINING})." if first["n_seeds"] == 1 else "."
+    if first["part"] == "validation":
+        note += " The same part chose the epoch, so the values are optimistic."
+    return f"<p>{note}</p>" + _html(wide.reset_index().set_index("system"))
+
+
+def _recombination(study: Study) -> str:
+    """What notebook 06 recorded of exams whose breasts are of two patients."""
+    record = read_json(study.folder / "views.json")
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["statements"])
+    table = with_intervals(pd.DataFrame(record["recombination"]), RECOMBINATION)
+    return f"<p>Exams recombined of two patients' breasts; 95 % intervals over patients.</p><ul>{sentences}</ul>" + (
+        _html(table) if len(table) else ""
     )
-    return note + _html(wide.reset_index().set_index("system"))
 
 
 def _html(table: pd.DataFrame) -> str:

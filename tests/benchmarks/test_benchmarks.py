@@ -177,9 +177,12 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     sizes = ["--lengths", "20", "--batch", "1", "--channels", "4", "--states", "2", "--rounds", "1", "--sides", "4"]
     parts = ["scans", "ss2d", "steps"]
+    earlier = {"scans": ["old"], "images": [{"size": 1}], "ablations": {"a": 1}, "epochs": []}
+    (tmp_path / "record.json").write_text(json.dumps(earlier))
     command.main([*parts, *sizes, "--size", "32", "--json", str(tmp_path / "record.json")])
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "record.json").read_text())
+    assert all(record[part] == earlier[part] for part in ("images", "ablations", "epochs")), "not measured now"
     for row in record["scans"][0]["rows"] + record["ss2d"][0]["rows"]:
         assert row["name"] in printed and row["forward_backward_ms"] > 0
     assert [row["system"] for row in record["steps"]] == list(steps.SYSTEMS)

@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 
+import pydicom
 import pytest
 
 from mammo_utils.data.cohort import DataError
@@ -37,6 +38,21 @@ def test_a_number_too_large_for_a_float_is_listed(tmp_path):
     path.write_text(json.dumps(values))
     listed = read_cohort("cmmd", folder).excluded
     assert listed["reason"].eq("lesion 1 has no label or no points {x, y}").sum() == 1
+
+
+@pytest.mark.parametrize("tag", ["Rows", "Columns", "BitsStored"])
+@pytest.mark.parametrize("value", [1e300, -1e300, 2.0**62, -1.0])
+def test_a_senseless_number_in_a_header_is_listed(tmp_path, tag, value):
+    """Where no column of a table can hold it, it must not end the reading of the others."""
+    folder = build_release(tmp_path)
+    path = folder / "CMMD" / "series-4" / "1-1.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset[tag] = pydicom.DataElement(tag, "FD", value)
+    dataset.save_as(path)
+    cohort = read_cohort("cmmd", folder)
+    listed = cohort.excluded.set_index("what").at["CMMD/series-4/1-1.dcm", "reason"]
+    assert ("BitsStored is out of range" if tag == "BitsStored" else "is not the size of a mammogram") in listed
+    assert len(listed) < 1000 and len(cohort.exams) > 1
 
 
 @pytest.mark.parametrize("fault", ["blown up", "a million rows"])

@@ -309,6 +309,30 @@ def test_rsna_excludes_a_breast_whose_rows_contradict_each_other_or_have_no_labe
         read_cohort("rsna", rsna)
 
 
+def test_a_blank_cell_beside_a_value_of_the_same_breast_is_no_contradiction(rsna):
+    table = rsna / "train.csv"
+    text = table.read_text()
+    table.write_text(  # 10006 R: BI-RADS and density only in the row of its CC; 10011 L: cancer only in that of its MLO
+        text.replace("1864590858,R,MLO,61.0,0,1,0,2.0,0,C", "1864590858,R,MLO,61.0,0,,0,,0,").replace(
+            "220375232,L,CC,61.0,0,0,0,1", "220375232,L,CC,61.0,,0,0,"
+        )
+    )
+    cohort = read_cohort("rsna", rsna)
+    columns = ["class", "diagnosis", "birads", "density", "status"]
+    breasts = cohort.breasts.set_index(["exam", "side"])[columns]
+    assert breasts.loc[("10006", "R")].tolist() == ["benign", 0, 2, "heterogeneous", "used"]
+    assert breasts.loc[("10011", "L")].tolist() == ["", 0, 1, "", "used"]
+    table.write_text(text.replace("1864590858,R,MLO,61.0,0,1,0,2.0,0,C", "1864590858,R,MLO,61.0,0,1,0,1,0,C"))
+    reasons = read_cohort("rsna", rsna).breasts.set_index(["exam", "side"])["reason"]
+    assert reasons["10006", "R"] == "the csv has conflicting rows for this breast", "BI-RADS 1 and 2"
+
+
+def test_a_blank_cell_of_vindr_takes_the_breasts_other_value(vindr):
+    table = vindr / "breast-level_annotations.csv"
+    table.write_text(table.read_text().replace("image00,L,CC,BI-RADS 1,DENSITY C", "image00,L,CC,,DENSITY C"))
+    assert read_cohort("vindr", vindr).exams.at["study0", "L_birads"] == 1
+
+
 # --- INbreast -----------------------------------------------------------------------------------------------
 
 INBREAST = ("Patient ID", "Patient age", "Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads")
@@ -361,6 +385,35 @@ def test_inbreast_has_birads_of_each_breast_and_the_patient_from_the_name(inbrea
         "another projection: FB, neither CC nor MLO",
         "from another study of the patient; an exam uses only one study",
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (("R", "FB", "201001", "3", "2"), "another projection: FB, neither CC nor MLO"),
+        (("R", "MLO", "200802", "3", "2"), "from another study of the patient; an exam uses only one study"),
+        (("R", "MLO", "", "3", "2"), "its row has no Acquisition date, and the patient has several studies"),
+    ],
+)
+def test_inbreast_gives_the_true_reason_of_a_breast_without_a_usable_image(inbreast, row, reason):
+    folder = inbreast / "INbreast Release 1.0"
+    write_dicom(folder / "AllDICOMs" / f"50990001_8f4b_MG_R_{row[1]}_ANON.dcm", "removed", "R", "MLO", 90)
+    keep_tags(folder / "AllDICOMs" / f"50990001_8f4b_MG_R_{row[1]}_ANON.dcm", VINDR_TAGS, Modality="MG")
+    with (folder / "INbreast.csv").open("a") as file:
+        file.write(";".join(["removed", "removed", *row[:3], "50990001", *row[3:]]) + "\n")
+    cohort = read_cohort("inbreast", inbreast)
+    breast = cohort.breasts.set_index(["exam", "side"]).loc[("8f4b", "R")]
+    assert breast["reason"] == "none of its images can be used" and breast["status"] == "excluded"
+    assert reason in cohort.images.set_index(["exam", "side"]).loc[[("8f4b", "R")], "reason"].tolist()
+
+
+def test_inbreast_images_without_a_date_belong_to_the_only_study_of_the_patient(inbreast):
+    table = inbreast / "INbreast Release 1.0" / "INbreast.csv"
+    lines = table.read_text().splitlines()
+    lines = [line.replace(";201001;", ";;") if "22678622" in line or "6d2f" in line else line for line in lines]
+    table.write_text("\n".join(lines))
+    exams = read_cohort("inbreast", inbreast).exams
+    assert exams.loc["53a1", ["L_CC", "L_MLO", "R_CC", "R_MLO"]].all() and exams.at["6d2f", "R_CC"]
 
 
 def test_inbreast_lists_files_and_rows_that_do_not_match(inbreast):

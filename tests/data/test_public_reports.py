@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MediaSto
 
 from mammo_utils.data.cohort import DataError, load_cohort, save_cohort
 from mammo_utils.data.exclusions import exclusion_flow
+from mammo_utils.data.folders import name_below, path_below
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.images.build_store import apply_store, build_store
 from mammo_utils.images.grey import read_pixels
@@ -125,7 +126,7 @@ REPORTS = {
         write_segmentation,
         {"seg.dcm": "no mammogram: its Modality is SEG", **USED},
     ),
-    "not UTF-8": (name_in_latin_1, {"pat\\xe9/1.dcm": "its name is not UTF-8; rename it"}),
+    "not UTF-8": (name_in_latin_1, {"pat\\xe9/1.dcm": "used"}),
     "pylidc#43: files of macOS": (write_junk, USED),
     "Mirai#13: ML is no MLO": (
         lambda r: change(r, ViewPosition="ML"),
@@ -163,6 +164,16 @@ def test_the_input_is_used_or_listed_and_stops_nothing(tmp_path, report):
     assert load_cohort(tmp_path / "found").excluded.equals(cohort.excluded)
     store = build_store(cohort, tmp_path / "store", size=8, workers=1)
     assert len(store.index) == len(used) and apply_store(cohort, store).exams.equals(cohort.exams)
+
+
+@pytest.mark.parametrize(
+    "name", [b"pat\xe9/1.dcm", rb"pat\xe9", rb"a\x5cxe9\xe9.dcm", "é\\x".encode() + b"\xff\\", b"1.dcm"]
+)
+def test_every_name_has_one_path_and_every_path_one_name(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    assert path_below(tmp_path, name_below(tmp_path, path)) == path
+    name_below(tmp_path, path).encode("utf-8")
+    assert name_below(tmp_path, tmp_path / os.fsdecode(b"\xe9")) != name_below(tmp_path, tmp_path / r"\xe9")
 
 
 @pytest.mark.parametrize("meta", [True, False])

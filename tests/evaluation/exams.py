@@ -1,8 +1,7 @@
-"""Small random exams as tensors, and a system that uses one known view."""
+"""Small random exams as tensors."""
 
 import numpy as np
 import torch
-from torch import nn
 
 from mammo_utils.training.dataset import ExamSet
 
@@ -42,17 +41,3 @@ def exam_set_of(n, seed=0, *, signal="none", size=16, missing=0.3, categories=(1
         categories,
         torch.device("cpu"),
     )
-
-
-class LooksAtOneView(nn.Module):
-    """Predicts "malignant" for both breasts from the brightness of view `index`; all present views weigh the same."""
-
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index, self.classes = index, {"diagnosis": 2}
-
-    def forward(self, images, present):
-        score = 20 * images[:, self.index].mean((1, 2, 3))  # (B,)
-        logits = torch.stack([torch.zeros_like(score), score], -1)[:, None].expand(-1, 2, -1)  # (B, 2, 2)
-        weights = present.float() / present.float().sum(1, keepdim=True).clamp(min=1)
-        return {"diagnosis": logits}, weights

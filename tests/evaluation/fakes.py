@@ -10,7 +10,7 @@ import pytest
 from mammo_utils.config import Evaluation
 from mammo_utils.provenance import file_hash, training_code
 from mammo_utils.study import RunSpec, Study, load_study
-from mammo_utils.training.run_state import FILES
+from mammo_utils.training.run_state import FIRST_FILES
 from mammo_utils.vocabulary import SUBSETS, VIEWS
 from tests.conftest import CHECKOUT
 
@@ -95,7 +95,7 @@ def write_run(spec: RunSpec, *, strength: float | None = None, data_hash: str = 
     fields = {"study": spec.study, "system": spec.system, "task_mode": spec.task_mode, "subset": spec.subset}
     metrics = {"run": spec.id, **fields, "seed": spec.seed, "synthetic": True, "reported": "test", "best_epoch": 3}
     metrics |= {"epochs": len(epochs), "exams": {"train": 9}, "parts": counts, "seconds": 12.0, "parameters": 1000}
-    metrics["files"] = {name: file_hash(spec.folder / name) for name in FILES}
+    metrics["files"] = {name: file_hash(spec.folder / name) for name in FIRST_FILES}
     (spec.folder / "metrics.json").write_text(json.dumps(metrics))
 
 

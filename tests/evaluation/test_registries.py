@@ -9,18 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mammo_utils.evaluation.comparisons import check_claims, compare_systems, statements
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.shortcut_baselines import baseline_table, shortcut_baselines
-from mammo_utils.evaluation.tables import (
-    blocks_table,
-    check_claims,
-    compare_systems,
-    results_table,
-    run_list,
-    settings_table,
-    statements,
-)
+from mammo_utils.evaluation.tables import blocks_table, results_table, run_list, settings_table
 from mammo_utils.io import read_json
 from mammo_utils.metrics import METRICS, Metric
 from mammo_utils.study import load_study
@@ -29,6 +22,7 @@ from mammo_utils.vocabulary import SYSTEMS, SystemEntry
 from tests.conftest import CHECKOUT
 from tests.evaluation.exams import exam_set_of
 from tests.evaluation.fakes import write_run
+from tests.evaluation.test_decisions import cohort_of
 
 LENET = SystemEntry(
     title="LeNet",
@@ -64,7 +58,7 @@ def test_an_added_system_is_in_every_table(study):
     runs = read_runs(study)
     assert {run.state for run in runs} == {"done"}
     results = results_table(runs, study)
-    assert len(results[results["system"] == "lenet"]) == (2 + 1) * 2 * 3 and results["value"].notna().all()
+    assert len(results[results["system"] == "lenet"]) == (2 + 1) * (2 * 3 + 1) and results["value"].notna().all()
     layout = paper_layout("1v5", results)
     assert len(layout) == 7
     assert (layout.loc["LeNet"].xs("paper", level="from") == "").all()
@@ -75,7 +69,7 @@ def test_an_added_system_is_in_every_table(study):
     shortcuts = {("1v5", "diagnosis"): shortcut_baselines(exam_parts(), "test", "diagnosis")}
     stated = statements(runs, shortcuts, study)
     assert stated["statement"].str.startswith("lenet (multi, 1v5, diagnosis) ").sum() == 1
-    claims = check_claims(runs, stated, baseline_table(shortcuts, resamples=20))
+    claims = check_claims(runs, stated, baseline_table(shortcuts, resamples=20, seed=0))
     assert claims["count"].iloc[0] == "8 of 8" and claims["count"].iloc[2].endswith("of 6")
     assert set(blocks_table(runs, study)["system"]) == {"hybrid_shared"}, "LeNet has no blocks"
     assert settings_table(study).loc["learning rate, lenet"].tolist() == ["not stated", 1e-3, "yes"]
@@ -122,7 +116,42 @@ def test_an_added_metric_is_in_every_table(study, monkeypatch):
     assert (column["paper"] == "").all() and column.loc["LeNet", "this study"].startswith("0.")
     assert "accuracy" in set(compare_systems(runs, study)["metric"])
     baselines = {("1v5", "diagnosis"): shortcut_baselines(exam_parts(), "test", "diagnosis")}
-    assert (baseline_table(baselines, resamples=20)["metric"] == "accuracy").sum() == 10
+    assert (baseline_table(baselines, resamples=20, seed=0)["metric"] == "accuracy").sum() == 10
+
+
+def run_cells(notebook, settings=SETTINGS):
+    """Run the code cells of a notebook as a script, with other settings."""
+    namespace = {}
+    with pd.option_context("display.max_colwidth", 50, "display.max_rows", 60, "display.max_columns", 20):
+        for cell in json.loads((CHECKOUT / "notebooks" / f"{notebook}.ipynb").read_text("utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), namespace)
+            if "parameters" in cell["metadata"].get("tags", []):
+                namespace["settings"] = settings
+    plt.close("all")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_notebook_07_runs_to_its_end_without_images(study, finished, monkeypatch, tmp_path):
+    """Every table and figure but the gallery is made from run files and the cohort's tables, even of no run."""
+    plt.switch_backend("Agg")
+    shutil.copytree(CHECKOUT / "notebooks", tmp_path / "notebooks")
+    runs = [run for run in read_runs(study) if run.finished]
+    cohort = cohort_of(runs, np.random.default_rng(0))
+    if not finished:
+        shutil.rmtree(study.folder / "runs")
+    monkeypatch.setattr("mammo_utils.data.cohort.load_cohort", lambda folder: cohort)
+    run_cells("07_decisions")
+    record = read_json(study.folder / "decisions.json")
+    figures = {path.stem for path in (study.folder / "figures").glob("*.png")}
+    if not finished:
+        assert not figures and not record["calibration"]
+        return
+    systems = {row["system"] for row in record["calibration"]}
+    assert systems == {"lenet", "resnet18", "hybrid_shared"}
+    kinds = ("reliability", "operating-points", "net-benefit", "subgroups", "plan")
+    expected = {f"{kind}-1v5-{mode}" for kind in kinds for mode in ("multi", "diagnosis")}
+    assert figures == expected | {"conformal-1v5-multi", "heads-1v5"}
 
 
 def test_notebook_05_runs_to_its_end_with_an_added_system(study, monkeypatch, tmp_path):
@@ -132,14 +161,7 @@ def test_notebook_05_runs_to_its_end_with_an_added_system(study, monkeypatch, tm
     shutil.copytree(CHECKOUT / "notebooks", tmp_path / "notebooks")
     data = RunData(parts=exam_parts(), reported="test", hash="d", synthetic=True)
     monkeypatch.setattr("mammo_utils.evaluation.shortcut_baselines.load_data", lambda spec: data)
-    namespace = {}
-    with pd.option_context("display.max_colwidth", 50, "display.max_rows", 60, "display.max_columns", 20):
-        for cell in json.loads((CHECKOUT / "notebooks" / "05_results.ipynb").read_text("utf-8"))["cells"]:
-            if cell["cell_type"] == "code":
-                exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), namespace)
-            if "parameters" in cell["metadata"].get("tags", []):
-                namespace["settings"] = SETTINGS
-    plt.close("all")
+    run_cells("05_results")
     assert "lenet" in set(pd.read_csv(study.folder / "results.csv")["system"])
     record = read_json(study.folder / "results.json")
     assert "lenet" in {row["system"] for row in record["comparisons"]} and not any(
@@ -150,4 +172,4 @@ def test_notebook_05_runs_to_its_end_with_an_added_system(study, monkeypatch, tm
         f"{mode}-{task}" for mode, task in (("multi", "diagnosis"), ("multi", "birads"), ("diagnosis", "diagnosis"))
     ]
     expected = {f"{kind}-1v5-{panel}" for kind in ("roc", "confusion") for panel in panels}
-    assert figures == expected | {f"{kind}-1v5" for kind in ("comparisons", "training", "systems", "blocks")}
+    assert figures == expected | {f"{kind}-1v5" for kind in ("comparisons", "levels", "training", "systems", "blocks")}

@@ -3,7 +3,8 @@
 import numpy as np
 
 from mammo_utils.config import Grid
-from mammo_utils.evaluation.runs import categories, group_by_seed, labelled_breasts, read_runs, sample
+from mammo_utils.evaluation.runs import categories, group_by_seed, labelled_breasts, probabilities, read_runs, sample
+from mammo_utils.metrics import rank_scores
 from mammo_utils.study import load_study
 from tests.evaluation.fakes import write_run
 
@@ -102,3 +103,15 @@ def test_folds_are_pooled_once_all_of_a_seed_are_finished(fake_study, monkeypatc
     assert len(labelled_breasts(seeds[0], "diagnosis")) == 2 * len(one) > 0
     assert set(seeds[0].predictions["part"]) == {"test"}
     assert [run.id for run in read_runs(fake_study) if run.finished] == names[:3], "found without the grid, too"
+
+
+def test_probabilities_come_from_the_logits_if_a_run_has_them(fake_study):
+    spec = fake_study.runs()[0]
+    write_run(spec)
+    run = next(found for found in read_runs(fake_study) if found.id == spec.id)
+    table = labelled_breasts(run, "diagnosis")
+    odds = np.linspace(-200, 200, len(table))
+    with_logits = table.assign(diagnosis_logit_0=0.0, diagnosis_logit_1=odds)
+    found = probabilities(with_logits, "diagnosis", (0, 1))
+    assert (np.diff(rank_scores(found, 1)) > 0).all(), "no ties, in the order of the logits"
+    np.testing.assert_array_equal(probabilities(table, "diagnosis", (0, 1))[:, 1], table["diagnosis_p"])

@@ -1,22 +1,25 @@
 """The tables hold the numbers of the predictions, comparisons are on the same patients, statements are computed."""
 
+import subprocess
+
 import numpy as np
+import pandas as pd
 import pytest
 
+from mammo_utils.config import Grid
 from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.comparisons import check_claims, compare_systems, compare_variants, statements
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import group_by_seed, read_runs, sample
 from mammo_utils.evaluation.shortcut_baselines import Baseline, baseline_table
 from mammo_utils.evaluation.tables import (
     BLOCK_COLUMNS,
     blocks_table,
-    check_claims,
-    compare_systems,
-    compare_variants,
+    class_table,
     results_table,
     run_list,
     settings_table,
-    statements,
+    with_intervals,
 )
 from mammo_utils.metrics import auc
 from mammo_utils.parameters import NotebookParameters
@@ -33,19 +36,43 @@ def demo(fake_study):
 def test_results_have_the_value_its_interval_and_what_it_is_based_on(demo):
     runs = read_runs(demo)
     table = results_table(runs, demo, NotebookParameters(settings=["training.epochs=3"]))
-    assert len(table) == 6 * 2 * 2 * 3 and set(table["side"]) == {"both", "L", "R"}
+    assert len(table) == 6 * 2 * (2 * 3 + 1) and set(table["side"]) == {"both", "L", "R", "mean of sides"}
     row = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side == 'both'").iloc[0]
     answers = sample([next(r for r in runs if r.spec.system == "vssm_shared")], "diagnosis")
     assert row["value"] == auc(answers.labels, answers.probabilities[0])
     assert row["low"] < row["value"] < row["high"] and row["paper"] == 0.9319
     assert (row["n_breasts"], row["n_exams"], row["n_patients"], row["n_seeds"]) == (91, 60, 60, 1)
-    assert row["resamples"] == 100 and row["part"] == "test" and row["synthetic"] and not row["stale"]
+    assert (row["method"], row["reason"]) == ("logit", "one training: its spread is not in the interval")
+    positives = int((answers.labels == 1).sum())
+    assert row["n_by_class"] == f"{91 - positives} / {positives}"
+    assert min(map(int, row["patients_by_class"].split(" / "))) <= 60
+    assert row["part"] == "test" and row["synthetic"] and not row["stale"]
     assert row["command"] == (
         "papermill notebooks/04_train.ipynb out.ipynb -p study config/demo.yaml -p system vssm_shared "
         """-p task_mode multi -p subset 1v5 -p seed 0 -y '{"settings": ["training.epochs=3"]}'"""
     )
     sides = table.query("system == 'vssm_shared' and task == 'diagnosis' and metric == 'auc' and side != 'both'")
-    assert sides["n_breasts"].sum() == 91 and sides["paper"].isna().all()
+    assert sides["paper"].isna().all()
+    sides = sides.set_index("side")
+    assert sides.loc[["L", "R"], "n_breasts"].sum() == sides.at["mean of sides", "n_breasts"] == 91
+    assert sides.at["mean of sides", "value"] == pytest.approx(sides.loc[["L", "R"], "value"].mean())
+    assert sides.at["mean of sides", "low"] > sides["low"].min()
+
+
+def test_the_command_of_a_row_trains_all_of_its_seeds_and_folds(fake_study):
+    split = fake_study.split.model_copy(update={"kind": "kfold", "folds": 3})
+    grid = Grid(systems=("resnet18",), task_modes=("multi",), subsets=("1v5",), seeds=(0, 4), folds=(0, 1, 2))
+    study = fake_study.model_copy(update={"split": split, "grid": grid})
+    for spec in study.runs():
+        write_run(spec)
+    table = results_table(read_runs(study), study)
+    (command,) = set(table["command"])
+    script = f"papermill() {{ echo $*; }}; {command}"
+    lines = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    words = "notebooks/04_train.ipynb out.ipynb -p study config/demo.yaml -p system resnet18 -p task_mode multi"
+    expected = {f"{words} -p subset 1v5 -p seed {seed} -p fold {fold}" for seed in (0, 4) for fold in (0, 1, 2)}
+    assert len(lines) == 6 and set(lines) == expected
+    assert table["runs"].iloc[0].count(",") == 5, "as many as the row is made of"
 
 
 def test_the_papers_values_are_beside_the_studys(demo):
@@ -57,16 +84,22 @@ def test_the_papers_values_are_beside_the_studys(demo):
 
 
 def test_comparisons_are_paired_with_the_reference_and_have_a_question(demo):
-    write_run(demo.run("resnet18", "diagnosis", "1v5", 0), strength=2.5)
+    write_run(demo.run("resnet18", "diagnosis", "1v5", 0), strength=4.0)
     table = compare_systems(read_runs(demo), demo)
     against = table[table["reference"] == "hybrid_shared multi"]
     assert set(against["system"]) == set(demo.grid.systems) - {"hybrid_shared"}
     assert (table["question"].str.endswith("?")).all() and set(table["metric"]) == {"auc", "f1_macro"}
     weak = table.query("system == 'vssm_view_specific' and metric == 'auc'")
-    assert (weak["answer"] == "hybrid_shared better").all() and (weak["high"] < 0).all()
+    assert weak["answer"].tolist() == [
+        "told apart: hybrid_shared better" if p < 0.05 else "not told apart" for p in weak["p_holm"]
+    ]
+    assert (weak["p_holm"] < 0.05).any() and (weak["high"] < 0).all()
+    assert (table["p_holm"] >= table["p"]).all() and (table["p_bh"] >= table["p"]).all()
+    five = table.query("task == 'birads' and metric == 'auc'")
+    assert len(five) == 5 and five["p_holm"].min() == pytest.approx(5 * five["p"].min())
     single = table.query("reference == 'resnet18 multi'")
-    assert (single["answer"] == np.where(single["low"] > 0, "single-task better", "not distinguishable")).all()
-    assert (single["low"] > 0).any()
+    told = single["p_holm"] < 0.05
+    assert (single["answer"] == np.where(told, "told apart: single-task better", "not told apart")).all() and told.any()
     assert set(single["task"]) == {"diagnosis"} and set(single["task_mode"]) == {"diagnosis"}
 
 
@@ -96,9 +129,9 @@ def test_statements_are_computed(demo):
     table = statements(runs, {("1v5", "diagnosis"): [weak]}, demo).set_index(["system", "task_mode", "task"])
     strong = table.loc["hybrid_shared", "multi", "diagnosis"]
     assert strong["beats_chance"] and strong["beats_shortcuts"] and strong["surely_ahead"]
-    assert "beats chance; it beats every shortcut (the paired interval excludes 0)" in strong["statement"]
+    assert "beats chance; its AUC is above that of every shortcut, and told apart from the best" in strong["statement"]
     blind = table.loc["resnet18", "diagnosis", "diagnosis"]
-    assert not blind["beats_chance"] and "is not distinguishable from chance" in blind["statement"]
+    assert not blind["beats_chance"] and "is not told apart from chance" in blind["statement"]
     assert not blind["surely_ahead"]
     assert table.loc["hybrid_shared", "multi", "birads"]["beats_shortcuts"] is None
     assert "no shortcut to compare it with" in table.loc["hybrid_shared", "multi", "birads"]["statement"]
@@ -120,21 +153,46 @@ def test_claims_hold_only_where_the_numbers_do(demo):
         "thumbnails", True, Sample(answers.labels, layer[None], answers.groups), auc(answers.labels, layer), 60
     )
     baselines = {("1v5", "diagnosis"): [weak]}
-    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
-    assert list(table["holds"]) == [True] * 5, table
+    stated = statements(runs, baselines, demo)
+    table = check_claims(runs, stated, baseline_table(baselines, resamples=20, seed=0))
+    ahead = stated.loc[stated["task"] == "diagnosis", "surely_ahead"]
+    assert list(table["holds"]) == [True, True, True, bool(ahead.all()), True], table
+    assert table["count"].iloc[3] == f"{ahead.sum()} of 6"
     good = Sample(answers.labels, np.eye(2)[answers.labels][None], answers.groups)
     baselines = {("1v5", "diagnosis"): [Baseline("thumbnails", True, good, 1.0, 60)]}
     (demo.runs()[0].folder / "metrics.json").unlink()
     runs = read_runs(demo)
-    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20))
+    table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20, seed=0))
     assert list(table["holds"]) == [False, True, True, False, False]
     assert table["exceptions"].iloc[0] == "resnet18-multi-1v5-seed0" and table["count"].iloc[0] == "5 of 6"
     assert table["exceptions"].iloc[4] == "thumbnails 1v5"
 
 
+def test_a_claim_that_one_system_refutes_fails_even_if_another_cannot_be_decided(demo):
+    table = statements(read_runs(demo), {}, demo)
+    table = table.astype({"beats_chance": object, "surely_ahead": object})
+    table.loc[table.index[:2], "beats_chance"] = [None, False]
+    table.loc[table.index[1:4], "beats_chance"] = False
+    holds = check_claims(read_runs(demo), table, baseline_table({}, resamples=20, seed=0))["holds"]
+    assert list(holds)[2:] == [False, None, None]
+
+
+def test_the_auc_of_each_class_is_one_vs_rest(fake_study):
+    write_run(fake_study.run("resnet18", "multi", "1to5", 0))
+    runs = read_runs(fake_study)
+    table = class_table(runs, fake_study)
+    assert table["class"].tolist() == [1, 2, 3, 4, 5] and set(table["task"]) == {"birads"}
+    answers = sample([run for run in runs if run.finished], "birads")
+    first = answers.probabilities[0][:, 0]
+    assert table["value"].iloc[0] == auc((answers.labels == 0).astype(int), np.stack([1 - first, first], axis=-1))
+    assert (table["low"].isna() == (table["patients_class"] < 5)).all(), "too few for an interval"
+    assert (table["n_class"] + table["n_rest"] == len(answers.labels)).all()
+    assert class_table([], fake_study).empty
+
+
 def test_without_runs_no_claim_holds(fake_study):
     runs = read_runs(fake_study)
-    table = check_claims(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20))
+    table = check_claims(runs, statements(runs, {}, fake_study), baseline_table({}, resamples=20, seed=0))
     assert list(table["holds"]) == [False, None, None, None, None]
     assert (run_list(runs)["state"] == "waiting").all()
 
@@ -143,6 +201,7 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study)
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
+    assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", "yes"]
     assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
     assert table.loc["training seeds", "this study"] == 1
 
@@ -186,5 +245,17 @@ def test_a_variant_is_compared_with_its_run_alone(fake_study):
     write_run(fake_study.run("resnet50", "multi", "1v5", 1, variant=["model.fusion=mean"]))  # its run is not trained
     table = compare_variants(read_runs(fake_study), fake_study)
     assert list(table["run"]) == ["resnet18-multi-1v5-seed1"] * 2 and set(table["variant"]) == {"model.fusion=mean"}
-    assert (table["answer"] == "variant better").all() and (table["low"] > 0).all()
+    assert (table["answer"] == "told apart: variant better").all() and (table["low"] > 0).all()
     assert compare_variants([], fake_study).empty
+
+
+def test_measures_are_written_with_their_intervals():
+    table = pd.DataFrame(
+        {"run": ["a", "b"], "x": [0.5, np.nan], "x_low": [0.25, np.nan], "x_high": [1.0, np.nan], "y": 2}
+    )
+    written = with_intervals(table, {"x": "measure", "y": "plain", "z": "not in the table"})
+    assert written.to_dict("index") == {
+        "a": {"measure": "0.500 (0.250 to 1.000)", "plain": "2.000"},
+        "b": {"measure": "", "plain": "2.000"},
+    }
+    assert not len(with_intervals(pd.DataFrame(), {"x": "measure"}))

@@ -1,81 +1,108 @@
-"""The contribution of a view, which is known for a system that looks at one view."""
+"""Predictions from some of the views, where it is known which view holds the answer."""
+
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
+import torch
 
-from mammo_utils.config import Training
-from mammo_utils.evaluation.runs import read_runs
-from mammo_utils.evaluation.view_ablation import (
-    absent_weight,
-    predict_with_views,
-    removal_table,
-    remove_views,
-    select_exams,
-    view_weights,
-    weight_table,
-)
-from tests.evaluation.exams import LooksAtOneView, exam_set_of
-from tests.evaluation.fakes import write_run
+from mammo_utils.config import Evaluation, Training
+from mammo_utils.evaluation.gate import gate_table
+from mammo_utils.evaluation.runs import sample
+from mammo_utils.evaluation.view_ablation import absent_weight, predict_exams, stored_prediction, subset_table
+from mammo_utils.metrics import auc
+from mammo_utils.models.system import build_system
+from mammo_utils.study import Study
+from mammo_utils.training.views import encode, subset_predictions
+from tests.evaluation.exams import exam_set_of
+from tests.evaluation.gates import exams_with_lesions, hand_made_system, predictions_of
 
-SETTINGS = Training(device="cpu", batch_size=7)
-
-
-def test_only_the_view_that_the_system_looks_at_matters():
-    exams = exam_set_of(60, signal="mean")
-    table = removal_table(remove_views(LooksAtOneView(0), exams, SETTINGS), resamples=100)
-    table = table.set_index(["task", "view", "side"])
-    left = table.loc["diagnosis", "L_CC", "L"]
-    assert left["auc"] == 1 and left["auc_without"] == 0.5 and left["auc_change"] == -0.5
-    assert left["n_exams"] == 60 and left["change_of_class"] < 0
-    others = table.drop(index=[("diagnosis", "L_CC", side) for side in ("both", "L", "R")])
-    assert (others["auc_change"] == 0).all() and (others["change_of_class"] == 0).all()
+STUDY = Study(name="x", evaluation=Evaluation(resamples=50))
+POSITIVE = np.random.default_rng(0).integers(0, 2, (60, 2))
 
 
-def test_only_exams_with_the_view_and_another_one_are_used():
-    exams = exam_set_of(40, signal="none", missing=0.5)
-    removals = {r.view: r for r in remove_views(LooksAtOneView(0), exams, SETTINGS)["diagnosis"]}
-    with_right = exams.present[:, 2].numpy()
-    assert set(removals["R_CC"].exams) == {n for n, there in zip(exams.names, with_right, strict=True) if there}
-    lone = select_exams(exams, np.flatnonzero(~with_right))
-    lone.rows[:, 1] = -1  # L_CC is now the only view
-    assert remove_views(LooksAtOneView(0), lone, SETTINGS)["diagnosis"] == []
+@pytest.fixture
+def run(tmp_path):
+    """A per-breast system on exams with four views, ten of which have lost the right breast."""
+    exams, features, _ = exams_with_lesions(POSITIVE)
+    present = features.present.clone()
+    present[:10, 2:] = False
+    rows = torch.where(present, exams.rows, -1)
+    labels = {task: of.clone() for task, of in exams.labels.items()}
+    labels["diagnosis"][:10, 1] = -1
+    exams = replace(exams, rows=rows, labels=labels)
+    features = replace(
+        features, present=present, views=torch.where(present[:, :, None], features.views, features.blank)
+    )
+    run, views = predictions_of(hand_made_system("per_breast", "own views"), exams, features, "per_breast")
+    run.spec.folder = tmp_path
+    views.to_parquet(tmp_path / "views.parquet", index=False)
+    return run, views
 
 
-def test_removing_views_does_not_change_the_exams():
-    exams = exam_set_of(10)
-    before = exams.rows.clone()
-    remove_views(LooksAtOneView(1), exams, SETTINGS)
-    assert (exams.rows == before).all()
+def test_the_auc_of_each_subset_is_that_of_the_breasts_it_shows(run):
+    run, _ = run
+    table = subset_table([run], STUDY)
+    diagnosis = table[table["task"] == "diagnosis"].set_index("views")
+    assert len(diagnosis) == 15 and (diagnosis["n_exams"] == 50).all()
+    assert diagnosis["n_all"].to_dict() == {k: 60 if k < 4 else 50 for k in range(1, 16)}
+    assert diagnosis.loc[15, "auc"] == 1 and (diagnosis.loc[15, ["change", "change_low", "change_high"]] == 0).all()
+    complete = replace(run, predictions=run.predictions[run.predictions["present_R_CC"]])
+    full = sample([complete], "diagnosis")
+    assert diagnosis.loc[15, "auc"] == pytest.approx(auc(full.labels, full.probabilities[0]), abs=1e-12)
+    left = POSITIVE[10:]  # from the left views, right breasts all score the same
+    scores = np.stack([left[:, 0] * 2 - 1.0, np.full(50, -1.0)], axis=1).ravel()
+    assert diagnosis.loc[3, "auc"] == pytest.approx(auc(left.ravel(), np.stack([-scores, scores], 1) / 4 + 0.5))
+    assert diagnosis.loc[3, "change_high"] < 0 and diagnosis.loc[3, "shown"] == "L_CC + L_MLO"
+    assert diagnosis.index[diagnosis["trained"]].tolist() == [3, 15]
+    run.spec.training = Training(view_dropout=0.1)
+    assert subset_table([run], STUDY)["trained"].all()
 
 
-def test_an_exam_is_predicted_from_the_chosen_views():
-    exams = exam_set_of(8, signal="mean", missing=0.0)
-    exam = int(np.flatnonzero(exams.labels["diagnosis"][:, 0].numpy() == 1)[0])
-    with_it, weights = predict_with_views(LooksAtOneView(0), exams, exam, (True, False, True, True), SETTINGS)
-    without, _ = predict_with_views(LooksAtOneView(0), exams, exam, (False, True, True, True), SETTINGS)
-    assert weights.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
-    assert without["diagnosis"][0].tolist() == [0.5, 0.5] and abs(with_it["diagnosis"][0, 1] - 0.5) > 0.01
+def test_runs_of_an_earlier_version_are_left_out(run):
+    run, _ = run
+    (run.spec.folder / "views.parquet").unlink()
+    assert not len(subset_table([run], STUDY)) and not len(gate_table([run], STUDY))
 
 
-def test_weights_by_class_and_side(fake_study):
-    spec = fake_study.runs()[4]
-    write_run(spec)
-    run = next(r for r in read_runs(fake_study) if r.id == spec.id)
-    names = {0: "benign", 1: "malignant"}
-    exams = pd.DataFrame("", index=sorted(set(run.predictions["exam"])), columns=["L_class", "R_class"])
-    for row in run.predictions.itertuples():
-        exams.loc[row.exam, f"{row.side}_class"] = names[row.diagnosis]
-    weights = view_weights(run, exams)
-    assert len(weights) == 4 * 91
-    table = weight_table(weights, resamples=50)
-    views = ["L_CC", "L_MLO", "R_CC", "R_MLO"]
-    assert table[views].sum(1).to_numpy() == pytest.approx(1)
-    assert set(table["class"]) == {"benign", "malignant"}
-    test = run.predictions.query("part == 'test' and side == 'R' and diagnosis == 1")
-    test = test[test[[f"present_{view}" for view in views]].all(axis=1)]
-    row = table.query("`class` == 'malignant' and side == 'R'").iloc[0]
-    assert row["n_exams"] == len(test) and row["R_CC"] == pytest.approx(test["weight_R_CC"].mean())
-    assert row["R_CC_low"] < row["R_CC"] < row["R_CC_high"]
-    absent = absent_weight(weights)
-    assert 0 < absent["absent"] < 1 and absent["n_exams"] == 60 - weights[weights["complete"]]["exam"].nunique()
+def test_the_gate_table_has_a_row_for_each_run(run):
+    row = gate_table([run[0]], STUDY).iloc[0]
+    assert row["fusion"] == "per_breast" and row["n_exams"] == 50 and row["chance"] == 0.5
+    assert row["negative_other"] == row["positive_other"] == 0 and row["positive_own"] > 10
+    assert "left_weight_auc" not in row, "each breast has the same weight in all"
+
+
+def test_an_exam_is_predicted_from_the_chosen_views(run):
+    run, views = run
+    exam = 10 + int(np.flatnonzero(POSITIVE[10:, 0])[0])
+    full = stored_prediction(run, views, f"e{exam}", (True,) * 4)
+    right = stored_prediction(run, views, f"e{exam}", (False, False, True, True))
+    assert full.probabilities["diagnosis"][0, 1] > 0.99 and right.probabilities["diagnosis"][0, 1] < 0.5
+    np.testing.assert_array_equal(full.probabilities["diagnosis"][1], right.probabilities["diagnosis"][1])
+    assert full.contributions[0, :2].max() > 10 and (full.contributions[0, 2:] == 0).all()
+    assert full.weights.tolist() == [0.5] * 4
+    nothing = stored_prediction(run, views, "e0", (False, False, True, True))  # which the exam lacks
+    assert np.isnan(nothing.probabilities["diagnosis"]).all() and np.isnan(nothing.weights).all()
+
+
+def test_absent_views_have_weight_only_where_they_count(run):
+    run, _ = run
+    assert absent_weight(run) == {"n_exams": 10, "absent": 0.5, "present": 0.5}
+    complete = replace(run, predictions=run.predictions[run.predictions["present_R_CC"]])
+    assert absent_weight(complete)["n_exams"] == 0 and np.isnan(absent_weight(complete)["absent"])
+
+
+def test_exams_of_no_run_are_predicted_as_those_of_a_run():
+    torch.manual_seed(0)
+    model, exams, settings = (
+        build_system("resnet18"),
+        exam_set_of(5, size=32, missing=0),
+        Training(device="cpu", batch_size=2),
+    )
+    found = predict_exams(model, exams, settings)
+    table = subset_predictions(model, exams, "test", encode(model, exams, settings), settings)
+    rows = table[(table["exam"] == exams.names[3]) & (table["views"] == table["views"].max())].sort_values("side")
+    assert found[3].probabilities["diagnosis"][:, 1] == pytest.approx(rows["diagnosis_p"], abs=1e-6)
+    assert found[3].weights == pytest.approx(rows.iloc[0].filter(like="weight_").to_numpy(float), abs=1e-6)
+    from_l_cc = rows["diagnosis_from_L_CC_1"] - rows["diagnosis_from_L_CC_0"]
+    assert found[3].contributions[:, 0] == pytest.approx(from_l_cc, abs=1e-6)

@@ -15,6 +15,7 @@ import pytest
 
 from mammo_utils.data.cohort import DataError, load_cohort, save_cohort
 from mammo_utils.data.exclusions import exclude_conflicting_duplicates, exclusion_flow
+from mammo_utils.data.kinds import OTHER_STUDY
 from mammo_utils.data.sources import read_cohort
 from mammo_utils.data.split import check_split, duplicate_views, find_duplicates, make_split, patient_groups
 from mammo_utils.images import build_store as stores
@@ -118,6 +119,24 @@ def test_a_breast_without_a_decodable_image_leaves(release, tmp_path):
     after = apply_store(cohort, build(cohort, tmp_path / "store"))
     breast = after.breasts.set_index(["exam", "side"]).loc[("D1-0002", "L")]
     assert breast[["status", "step"]].tolist() == ["excluded", "pixels"] and "D1-0002" not in after.exams.index
+
+
+def test_an_older_study_does_not_replace_one_without_usable_pixels_and_has_the_exact_reason(release, tmp_path):
+    for number, (study, date) in {4: ("1", "20120102"), 5: ("2", "20100718")}.items():
+        dataset = pydicom.dcmread(release / path_of(number))
+        dataset.StudyInstanceUID, dataset.StudyDate = study, date
+        dataset.save_as(release / path_of(number))
+    blacken(release / path_of(4))
+    cohort = read_cohort("cmmd", release)
+    assert cohort.images.set_index("path").at[path_of(5), "reason"] == OTHER_STUDY
+    store = build(cohort, tmp_path / "store")
+    after = apply_store(cohort, store)
+    reason = "from another study of the patient; none of the images of the chosen study can be used"
+    assert after.images.set_index("path").at[path_of(5), "reason"] == reason and "D1-0002" not in after.exams.index
+    listed = after.excluded.set_index("what")["reason"]
+    assert listed[[path_of(4), path_of(5)]].tolist() == ["every pixel is 0", reason]
+    pd.testing.assert_frame_equal(apply_store(after, store).excluded, after.excluded)
+    assert exclusion_flow(after)["images_left"].iloc[-1] == (after.images["status"] == "used").sum()
 
 
 # --- patients ----------------------------------------------------------------------------------------------

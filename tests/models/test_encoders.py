@@ -5,6 +5,7 @@ import torch
 
 from mammo_utils.models.encoders import VSSM, Hybrid, ResNet, stage_depths
 from mammo_utils.models.ss2d import PatchMerging, SSConvSSM
+from mammo_utils.models.system import build_system
 
 
 def test_blocks_join_the_third_stage_beyond_four():
@@ -23,6 +24,32 @@ def test_the_papers_sizes():
     assert (count(vssm, SSConvSSM), count(vssm, PatchMerging), vssm.out_features) == (4, 3, 768)
     assert (count(hybrid, SSConvSSM), count(hybrid, PatchMerging), hybrid.out_features) == (2, 1, 256)
     assert "layer2" in dict(hybrid.cnn.named_children()) and "layer3" not in dict(hybrid.cnn.named_children())
+
+
+@pytest.mark.parametrize(
+    ("build", "rates"),
+    [
+        (lambda p: VSSM(4, width=8, drop_path=p), [0, 1 / 3, 2 / 3, 1]),
+        (lambda p: VSSM(6, width=8, drop_path=p), [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (lambda p: Hybrid(2, drop_path=p), [0, 1]),
+        (lambda p: Hybrid(1, drop_path=p), [0]),
+    ],
+)
+@pytest.mark.parametrize("p", [0, 0.1])
+def test_drop_path_rises_linearly_over_the_blocks(build, rates, p):
+    found = [m.drop_path.p for m in build(p).modules() if isinstance(m, SSConvSSM)]
+    assert found == pytest.approx([p * rate for rate in rates])
+
+
+@pytest.mark.parametrize(("system", "count"), [("vssm_view_specific", 8), ("hybrid_shared", 2), ("resnet18", 0)])
+def test_the_setting_reaches_the_blocks_and_changes_no_weight(system, count):
+    torch.manual_seed(3)
+    with_path = build_system(system, drop_path=0.1)
+    torch.manual_seed(3)
+    without = build_system(system)
+    assert all(torch.equal(a, b) for a, b in zip(with_path.parameters(), without.parameters(), strict=True))
+    rates = [m.drop_path.p for m in with_path.modules() if isinstance(m, SSConvSSM)]
+    assert len(rates) == count and (not rates or max(rates) == 0.1)
 
 
 ENCODERS = {

@@ -23,7 +23,11 @@ def test_weights_add_up_to_one(kind, missing, v):
     if missing == "masked":
         expected[3] = 0  # no view at all
         assert (weights[~PRESENT] == 0).all() and (weights[PRESENT] > 0).all()
-    torch.testing.assert_close(weights.sum(1), expected)
+    if kind == "per_breast":
+        expected = torch.tensor([[1.0, 1], [1, 1], [0, 1], [0, 0]] if missing == "masked" else [[1.0, 1]] * 4)
+        torch.testing.assert_close(weights.unflatten(1, (2, 2)).sum(2), expected)
+    elif kind != "sigmoid":
+        torch.testing.assert_close(weights.sum(1), expected)
     assert torch.isfinite(fused).all()
 
 
@@ -58,6 +62,31 @@ def test_an_absent_view_has_no_influence_only_where_masked(kind, v):
         assert torch.equal(a, b)
     fusion.masked = False
     assert fusion(other, PRESENT)[0][1:].isnan().any()
+
+
+@pytest.mark.parametrize("missing", ["zeros", "masked"])
+def test_per_breast_weights_and_fused_views_are_those_of_the_own_breast(missing, v):
+    torch.manual_seed(0)
+    fusion = FUSIONS["per_breast"](6, missing)
+    present = torch.ones(4, 4, dtype=torch.bool)
+    other = v.clone()
+    other[:, 2:] = torch.randn(4, 2, 6)
+    (fused, alpha), (changed, beta) = fusion(v, present), fusion(other, present)
+    assert torch.equal(alpha[:, :2], beta[:, :2]) and torch.equal(fused[:, 0], changed[:, 0])
+    assert not torch.equal(alpha[:, 2:], beta[:, 2:]) and fused.shape == (4, 2, 12)
+    swapped, gamma = fusion(v[:, [2, 3, 0, 1]], present)
+    assert torch.equal(swapped[:, [1, 0]], fused) and torch.equal(gamma[:, [2, 3, 0, 1]], alpha), "the same for both"
+
+
+def test_a_sigmoid_gate_weighs_each_view_by_itself(v):
+    torch.manual_seed(0)
+    gate = FUSIONS["sigmoid"](6)
+    before = gate(v, PRESENT)[1]
+    with torch.no_grad():
+        gate.mlp[2].bias[1] += 5
+    after = gate(v, PRESENT)[1]
+    assert torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]]) and (after[:, 1] > before[:, 1]).all()
+    torch.testing.assert_close(before, torch.sigmoid(gate.mlp(v.flatten(1)) - torch.tensor([0.0, 5.0, 0.0, 0.0])))
 
 
 def test_a_constant_added_to_the_logits_changes_nothing(v):

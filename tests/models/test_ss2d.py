@@ -153,6 +153,27 @@ def test_block(variant, naive):
         assert (block(x) - expected).norm() / expected.norm() < 1e-5
 
 
+@pytest.mark.parametrize("variant", ["shuffle", "inner"])
+def test_drop_path_leaves_out_the_scanned_half_of_whole_images_in_training_only(variant):
+    torch.manual_seed(0)
+    block = randomise(SSConvSSM(8, states=4, variant=variant, drop_path=0.4)).train()
+    plain, x = SSConvSSM(8, states=4, variant=variant), torch.randn(60, 3, 4, 8)
+    scans = []
+    block.drop_path.register_forward_hook(lambda module, inputs, output: scans.append((inputs[0], output)))
+    with torch.no_grad():
+        block(x)
+        plain.load_state_dict(block.state_dict())  # with its running statistics
+        before, after = scans[0]
+        kept = after.flatten(1).any(1)
+        assert 0 < kept.sum() < 60 and torch.equal(after[~kept], torch.zeros_like(after[~kept]))
+        torch.testing.assert_close(after[kept], before[kept] / 0.6)
+        assert torch.equal(block.eval()(x), plain.eval()(x)), "nothing is left out in evaluation"
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        plain.train()(x)
+        assert torch.equal(torch.get_rng_state(), state), "with 0 nothing is drawn, so older results stay the same"
+
+
 def test_parameters_of_the_first_published_block():
     """The count of the published block of 48 channels, from its own code."""
     assert sum(p.numel() for p in SSConvSSM(48, variant="inner").parameters()) == 27_912

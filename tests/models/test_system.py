@@ -106,13 +106,50 @@ def test_backends_agree():
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fusion", ["gated", "concat", "mean"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(("task_mode", "tasks"), [("diagnosis", {"diagnosis": 2}), ("birads", {"birads": 5})])
 def test_single_task_systems_have_only_their_heads(fusion, task_mode, tasks):
     model = build_system("hybrid_shared", task_mode=task_mode, n_birads=5, fusion=fusion)
     assert model.classes == tasks
-    assert sorted(model.heads) == [f"L_{task_mode}", f"R_{task_mode}"]
+    shared = fusion == "per_breast"
+    assert sorted(model.heads) == ([task_mode] if shared else [f"L_{task_mode}", f"R_{task_mode}"])
     step(model, batch((32, 32)))
+
+
+@pytest.mark.parametrize("missing", ["zeros", "masked"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_contributions_of_the_views_and_the_bias_add_up_to_the_logits(fusion, missing):
+    torch.manual_seed(0)
+    model = build_system("resnet18", n_birads=5, fusion=fusion, missing=missing).eval()
+    v, present = 3 * torch.randn(3, 4, 512), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]]).bool()
+    v = v.masked_fill(~model.fusion.counting_views(present)[:, :, None], 0.0)
+    with torch.no_grad():
+        logits, alpha = model.classify(v, present)
+        found = model.contributions(v, alpha)
+    for task, n in model.classes.items():
+        names = [task, task] if fusion == "per_breast" else [f"L_{task}", f"R_{task}"]
+        total = found[task].sum(2) + torch.stack([model.heads[name].bias for name in names])
+        centred = [x - x.mean(-1, keepdim=True) for x in (total, logits[task])]
+        torch.testing.assert_close(*centred, rtol=0, atol=5e-6)
+        assert found[task].shape == (3, 2, 4, n)
+        if missing == "masked":
+            assert (found[task].transpose(1, 2)[~present] == 0).all(), "an absent view contributes nothing"
+        if fusion == "per_breast":
+            assert (found[task][:, 0, 2:] == 0).all() and (found[task][:, 1, :2] == 0).all(), "nor the other breast"
+        else:
+            assert (found[task][0] != 0).all()
+
+
+def test_contributions_are_the_weighted_centred_head_by_hand():
+    torch.manual_seed(0)
+    model = build_system("resnet18", task_mode="diagnosis").eval()
+    v = torch.randn(2, 4, 512)
+    with torch.no_grad():
+        _, alpha = model.classify(v, torch.ones(2, 4, dtype=torch.bool))
+        found = model.contributions(v, alpha)["diagnosis"]
+    w = torch.stack([model.heads[f"{side}_diagnosis"].weight for side in "LR"]).unflatten(2, (4, 512))  # (2, K, 4, D)
+    by_hand = torch.einsum("bv,skvd,bvd->bsvk", alpha, w - w.mean(1, keepdim=True), v)
+    torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-6)
 
 
 def test_a_system_follows_the_settings_of_its_study():
@@ -144,7 +181,7 @@ def test_the_backend_is_named():
     [
         ({"system": "vgg"}, "system is 'vgg'; accepted are resnet18"),
         ({"task_mode": "both"}, "task_mode is 'both'"),
-        ({"fusion": "sum"}, "fusion is 'sum': .* 'gated', 'concat' or 'mean'"),
+        ({"fusion": "sum"}, "fusion is 'sum': .* 'gated', 'concat', 'mean', 'per_breast' or 'sigmoid'"),
         ({"missing": "skip"}, "missing is 'skip': .* 'zeros' or 'masked'"),
         ({"backend": "gpu"}, "backend is 'gpu': .* 'mamba_ssm'"),
         ({"block": "mix"}, "block is 'mix': .* 'shuffle' or 'inner'"),

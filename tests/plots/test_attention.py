@@ -1,4 +1,4 @@
-"""Figures of view weights and removed views, and the widget that removes views."""
+"""Figures of recombined exams, contributions, subsets of views and single exams, and the widget."""
 
 import io
 
@@ -9,13 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mammo_utils.config import Training
-from mammo_utils.evaluation.view_ablation import predict_with_views, removal_table, remove_views
+from mammo_utils.evaluation.gate import complete_exams
+from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.plots import attention as draw
-from tests.evaluation.exams import LooksAtOneView, exam_set_of
-
-SETTINGS = Training(device="cpu")
-VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")
+from tests.evaluation.exams import exam_set_of
+from tests.evaluation.gates import exams_with_lesions, hand_made_system, predictions_of
 
 
 @pytest.fixture(autouse=True)
@@ -24,31 +22,54 @@ def _close():
     plt.close("all")
 
 
-def test_weights_are_drawn_for_the_classes_present():
-    row = {"class": "malignant", "side": "L", "n_exams": 5}
-    row |= {f"{view}{end}": 0.25 for view in VIEWS for end in ("", "_low", "_high")}
-    figure = draw.draw_weights(pd.DataFrame([row, {**row, "side": "R", "class": "benign"}]), "weights")
-    assert [axis.get_xticklabels()[0].get_text() for axis in figure.axes] == ["malignant\nexams: 5", "benign\nexams: 5"]
+def predict(shown):
+    """Weights are shared by the views shown; the left breast is malignant if L_CC is shown."""
+    weights = np.array(shown) / max(sum(shown), 1)
+    left = 0.9 if shown[0] else 0.5
+    return ExamPrediction({"diagnosis": np.array([[1 - left, left], [0.5, 0.5]])}, weights, np.ones((2, 4)))
 
 
-def test_removals_are_drawn():
-    table = removal_table(remove_views(LooksAtOneView(0), exam_set_of(30, signal="mean"), SETTINGS), resamples=20)
-    assert len(draw.draw_removals(table[table["side"] != "both"], "removed").axes) == 3
+def test_recombination_is_drawn_with_a_row_for_each_run():
+    measures = ("auc", "recombined_auc", "both_seen", "one_right", "none_flagged_wrong")
+    row = {f"{name}{end}": value for name in measures for end, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))}
+    table = pd.DataFrame([row | {"run": "a"}, row | {"run": "b", "both_seen": np.nan}])
+    figure = draw.draw_recombination(table, {"a": "System A"}, "recombined")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["System A", "b"]
+    assert len(figure.axes) == 4
+
+
+def test_subsets_are_drawn_with_those_of_training_shaded():
+    rows = [
+        {"run": "a", "views": k, "trained": k == 15, "auc": 0.7, "auc_low": 0.6, "auc_high": 0.8} for k in range(1, 16)
+    ]
+    figure = draw.draw_subsets(pd.DataFrame(rows), {"a": ("System A", "k"), "gone": ("Gone", "r")}, "subsets")
+    assert len(figure.axes[0].patches) == 1 and figure.axes[0].patches[0].get_x() == -0.5, "all four views come first"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["System A"]
+
+
+def test_contributions_are_drawn_beside_the_weights():
+    exams, features, _ = exams_with_lesions(np.array([[1, 0], [0, 1], [1, 0], [1, 1]]))
+    run = predictions_of(hand_made_system("gated", "which side"), exams, features, "gated")
+    figure = draw.draw_contributions(complete_exams(*run), "contributions")
+    assert len(figure.axes) == 6
+    assert [figure.axes[i].get_ylabel() for i in (0, 3)] == [
+        "cancer in the left breast\n(2 exams)",
+        "cancer in the right breast\n(1 exams)",
+    ]
 
 
 def test_a_prediction_marks_removed_and_absent_views():
     exams = exam_set_of(12)
     position = int(np.flatnonzero(~exams.present[:, 2].numpy())[0])
     visible = (False, True, False, False)
-    figure = draw.draw_prediction(
-        exams, position, visible, *predict_with_views(LooksAtOneView(0), exams, position, visible, SETTINGS), "x"
-    )
+    figure = draw.draw_prediction(exams, position, visible, predict(visible), "x")
     notes = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
     assert notes == [["removed"], [], ["absent"], ["absent"]]
+    assert figure.axes[1].get_title() == "L_MLO: α = 1.00\nL +1.0, R +1.0"
 
 
 def test_combinations_give_one_row_each():
-    figure, table = draw.draw_combinations(LooksAtOneView(0), exam_set_of(4, missing=0.0), 1, SETTINGS, "x")
+    figure, table = draw.draw_combinations(exam_set_of(4, missing=0.0), 1, predict, "x")
     assert list(table.index) == list(draw.COMBINATIONS)
     assert table.loc["right alone", "α L_CC"] == 0 and table.loc["all views", "α L_CC"] == pytest.approx(0.25)
     assert table.loc["right alone", "P(malignant) L"] == 0.5
@@ -57,7 +78,7 @@ def test_combinations_give_one_row_each():
 
 def test_the_widget_redraws_when_it_is_changed():
     exams = exam_set_of(12)
-    box = draw.explore_views(LooksAtOneView(0), exams, SETTINGS, "made up")
+    box = draw.explore_views(exams, lambda name, shown: predict(shown), "made up")
     choice, *ticks = box.children[0].children
     picture = box.children[1]
     assert isinstance(picture, ipywidgets.Image)

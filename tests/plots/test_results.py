@@ -11,8 +11,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
 from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.comparisons import compare_systems
 from mammo_utils.evaluation.runs import read_runs
-from mammo_utils.evaluation.tables import blocks_table, compare_systems, results_table
+from mammo_utils.evaluation.tables import blocks_table, results_table
 from mammo_utils.metrics import auc
 from mammo_utils.plots import results as draw
 from mammo_utils.plots.style import COLOURS
@@ -35,6 +36,17 @@ def test_the_area_under_the_drawn_curve_is_the_auc(k):
     assert np.trapezoid(curve, draw.GRID) == pytest.approx(auc(labels, p), abs=0.01)
 
 
+def test_the_band_of_a_curve_is_of_the_studys_seed():
+    labels, p = answers(60, 2)
+    found = Sample(labels, p[None], np.arange(60))
+
+    def band(seed):
+        figure = draw.draw_roc({"resnet18": found}, {"resnet18": "0.7"}, "one", resamples=20, seed=seed)
+        return figure.axes[0].collections[0].get_paths()[0].vertices
+
+    assert np.array_equal(band(3), band(3)) and not np.array_equal(band(3), band(4))
+
+
 def test_a_resample_without_a_class_has_no_curve():
     labels, p = np.array([0, 1]), np.eye(2)
     curves = draw.roc_curve(Sample(labels, p[None], np.arange(2)), np.array([[1.0, 1], [2, 0]]))
@@ -55,7 +67,7 @@ def test_every_figure_is_drawn_from_any_subset_of_runs(fake_study):
     runs = [run for run in read_runs(fake_study) if run.finished]
     table = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'")
     samples = {"resnet18": Sample(*_three_classes())}
-    roc = draw.draw_roc(samples, {"resnet18": "0.7"}, "one", resamples=20)
+    roc = draw.draw_roc(samples, {"resnet18": "0.7"}, "one", resamples=20, seed=0)
     assert len(roc.axes) == 1
     assert len(draw.draw_confusions(samples, ["1", "3", "5"], "one").axes) == 1
     assert len(draw.draw_training(runs, "two").axes) == 3
@@ -122,7 +134,7 @@ def test_a_system_added_to_the_registry_alone_is_in_every_figure(fake_study, mon
     samples = {"lenet": Sample(*_three_classes())}
     colour = to_rgba("#123456")
 
-    assert _titles(draw.draw_roc(samples, {"lenet": "0.7"}, "one", resamples=20)) == ["LeNet"]
+    assert _titles(draw.draw_roc(samples, {"lenet": "0.7"}, "one", resamples=20, seed=0)) == ["LeNet"]
     assert _titles(draw.draw_confusions(samples, ["1", "3", "5"], "one")) == ["LeNet"]
     training = draw.draw_training(runs, "one")
     assert "LeNet" in [text.get_text() for text in training.legends[0].get_texts()]

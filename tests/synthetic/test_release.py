@@ -274,3 +274,12 @@ def test_command(tmp_path, capsys):
     assert any(str(value).startswith("Null setting") for value in readme)
     assert main([str(tmp_path / "new"), "--n-exams", "0"]) == 2
     assert "n_exams is 0" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(monkeypatch, tmp_path, capsys):
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mammo_utils.synthetic.__main__.write_release", interrupt)
+    assert main([str(tmp_path / "new")]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues\n"

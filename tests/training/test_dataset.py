@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mammo_utils.config import Augmentation
-from mammo_utils.training.dataset import DEVIATION, MEAN, derive_seed, make_exam_set, place_images
+from mammo_utils.config import Augmentation, Training
+from mammo_utils.training.dataset import DEVIATION, MEAN, ExamSet, derive_seed, make_exam_set, place_images
 from mammo_utils.vocabulary import VIEWS
 
 STILL = Augmentation(rotation=0, translation=0, scale=0, flip=0)
@@ -39,7 +39,7 @@ def test_batch_is_the_normalised_images_with_absent_views_zero(exams):
 
 def test_an_epoch_is_every_exam_once_and_a_function_of_seed_and_epoch(exams):
     def draw(seed, epoch, size):
-        batches = list(exams.epoch(seed, epoch, size, Augmentation()))
+        batches = list(exams.epoch(seed, epoch, Training(batch_size=size)))
         order = torch.cat([b.exams for b in batches])
         return order, torch.cat([b.images for b in batches])[order.argsort()]
 
@@ -52,9 +52,67 @@ def test_an_epoch_is_every_exam_once_and_a_function_of_seed_and_epoch(exams):
 
 
 def test_without_augmentation_an_epoch_holds_the_images_as_they_are(exams):
-    batches = list(exams.epoch(0, 0, 3, STILL))
+    batches = list(exams.epoch(0, 0, Training(batch_size=3, augmentation=STILL)))
     plain = exams.batch(batches[0].exams)
     torch.testing.assert_close(batches[0].images, plain.images, atol=1e-5, rtol=0)
+
+
+def many_exams(n=64, missing=0.3):
+    """Exams whose images and labels name their breast: view v of exam i has the grey value i, label i % 2."""
+    torch.manual_seed(0)
+    present = torch.rand(n, 2, 1).ge(missing).expand(n, 2, 2).reshape(n, 4)
+    present[:, :2] |= ~present.any(1, keepdim=True)
+    images = torch.arange(n, dtype=torch.uint8).repeat_interleave(4)[:, None, None].expand(-1, 4, 4).contiguous()
+    rows = torch.where(present, torch.arange(4 * n).view(n, 4), -1)
+    labels = torch.where(present[:, ::2], torch.arange(n)[:, None] % 2, -1)
+    names = tuple(str(i) for i in range(n))
+    return ExamSet(names, names, images, rows, {"diagnosis": labels}, (1, 5), torch.device("cpu"))
+
+
+def test_a_recombined_exam_has_the_right_breast_of_another_with_its_label():
+    exams = many_exams()
+    settings = Training(batch_size=8, augmentation=STILL, recombine=1)
+    mean, deviation = MEAN[0], DEVIATION[0]
+    for batch in exams.epoch(0, 1, settings):
+        grey = ((batch.images[:, :, 0].mean((2, 3)) * deviation + mean) * 255).round().long()  # the exam it comes from
+        complete = batch.present.all(1)
+        assert torch.equal(batch.present, exams.present[batch.exams])
+        for side, labels in enumerate(batch.labels["diagnosis"].T):
+            own = grey[:, 2 * side : 2 * side + 2]
+            known = labels >= 0
+            assert (own[known] % 2 == labels[known, None]).all() and (own[known, 0] == own[known, 1]).all()
+        left, right = grey[complete, 0], grey[complete, 2]
+        assert torch.equal(left, batch.exams[complete]) and set(right.tolist()) == set(left.tolist())
+        assert (left != right).all() or complete.sum() < 2, "no exam keeps its right breast"
+        assert (grey[~complete] == torch.where(batch.present, batch.exams[:, None], grey)[~complete]).all()
+
+
+@pytest.mark.parametrize("probability", [0.3, 0.99])
+def test_dropped_views_leave_one_and_a_breast_without_views_has_no_label(probability):
+    exams = many_exams(n=200)
+    settings = Training(batch_size=50, augmentation=STILL, view_dropout=probability)
+    batches = list(exams.epoch(0, 1, settings))
+    order = torch.cat([batch.exams for batch in batches])
+    present, before = torch.cat([batch.present for batch in batches]), exams.present[order]
+    assert present.any(1).all() and (before | ~present).all()
+    labels, known = torch.cat([b.labels["diagnosis"] for b in batches]), exams.labels["diagnosis"][order]
+    seen = present.unflatten(1, (2, 2)).any(2)
+    assert torch.equal(labels, torch.where(seen, known, -1))
+    assert torch.cat([b.images for b in batches])[~present].abs().max() == 0
+    dropped = (before & ~present).sum() / before.sum()
+    assert dropped == pytest.approx(0.25 if probability == 0.3 else 0.64, abs=0.06)  # less than p: one view stays
+
+
+def test_a_probability_of_0_draws_nothing_and_others_leave_order_and_augmentation_alone():
+    exams = many_exams()
+    plain, nothing, both = (
+        list(exams.epoch(3, 2, Training(batch_size=8, **options)))
+        for options in ({}, {"recombine": 0, "view_dropout": 0}, {"recombine": 0.5, "view_dropout": 0.2})
+    )
+    for one, other, third in zip(plain, nothing, both, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.exams, third.exams)
+        same = (one.images == third.images).flatten(2).all(2)
+        assert same[third.present][:].float().mean() > 0.3, "views that stay are augmented as before"
 
 
 def test_streams_differ_by_purpose_and_number():

@@ -112,7 +112,7 @@ def test_the_recipe_reaches_the_training(tmp_path, monkeypatch):
     seen = {"weights": [], "augmentation": [], "seeds": []}
     backward, epoch, manual_seed = loop.backward, ExamSet.epoch, torch.manual_seed
     monkeypatch.setattr(loop, "backward", lambda *a: seen["weights"].append(a[3]) or backward(*a))
-    monkeypatch.setattr(ExamSet, "epoch", lambda *a: seen["augmentation"].append(a[4]) or epoch(*a))
+    monkeypatch.setattr(ExamSet, "epoch", lambda *a: seen["augmentation"].append(a[3].augmentation) or epoch(*a))
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seen["seeds"].append(seed) or manual_seed(seed))
     run(tmp_path / "c.pt", epochs=2)
     labels = parts()["train"].labels["diagnosis"]

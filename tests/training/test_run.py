@@ -49,7 +49,7 @@ def test_each_of_the_54_runs_trains_saves_reloads_and_predicts_the_same(small_st
         for part, exams in data.parts.items()
         if part != "train"
     ]
-    pd.testing.assert_frame_equal(saved, pd.concat(tables, ignore_index=True))
+    pd.testing.assert_frame_equal(saved, pd.concat(tables, ignore_index=True), atol=1e-6)  # logits may be near 0
     tasks = {"multi": {"diagnosis", "birads"}}.get(spec.task_mode, {spec.task_mode})
     assert set(metrics["parts"]["test"]) == tasks == set(model.classes)
     first = runs.build(spec).state_dict()

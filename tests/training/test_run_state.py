@@ -12,7 +12,7 @@ import torch
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.io import folder_lock, read_json, write_json
 from mammo_utils.training.run import load_run, train_run
-from mammo_utils.training.run_state import FILES, METRICS, run_state
+from mammo_utils.training.run_state import FILES, FIRST_FILES, METRICS, run_state
 from mammo_utils.workflow.status import run_table
 from mammo_utils.workflow.study_state import outcomes_to_redo
 from tests.evaluation.fakes import write_run
@@ -63,6 +63,18 @@ def test_a_damaged_file_is_seen_everywhere_and_repaired_by_the_same_command(trai
     assert seen, "it was trained again"
     assert_answer(study, spec, "done", "")
     assert (spec.folder / "weights.safetensors").read_bytes() == (copy / "weights.safetensors").read_bytes()
+
+
+def test_a_run_finished_before_a_file_was_introduced_is_kept(trained, in_small_project):
+    study, spec, _ = trained
+    metrics = read_json(spec.folder / METRICS)
+    for name in set(FILES) - set(FIRST_FILES):
+        (spec.folder / name).unlink()
+        del metrics["files"][name]
+    write_json(spec.folder / METRICS, metrics)
+    assert_answer(study, spec, "done", "")
+    shutil.rmtree(spec.folder)
+    train_run(spec)
 
 
 @pytest.mark.parametrize(("damage", "kind"), [(delete, "waiting"), (tear, "damaged")])

@@ -53,9 +53,9 @@ def test_every_change_is_found(published, capsys):
         return [*stale_figures(figures), *altered_figures(figures)]
 
     assert with_entry(sha256="0") == ["one.png is not the file that the study wrote."]
-    assert with_entry(code="0") == ["The function that draws one.png has changed."]
+    assert with_entry(code="0") == ["The function that draws one.png, or the style of all figures, has changed."]
     assert with_entry(drawn_by="mammo_utils.plots.data:draw_nothing") == [
-        "The function that draws one.png has changed."
+        "The function that draws one.png, or the style of all figures, has changed."
     ]
     assert with_entry(training={"cpu": "0"}) == ["The training code of the runs in one.png has changed."]
     assert with_entry(notebook_hash="0") == ["The notebook 05_results has changed since it drew one.png."]

@@ -4,7 +4,11 @@ import shutil
 
 from mammo_utils.data.cohort import load_cohort, save_cohort
 from mammo_utils.data.exclusions import exclude_images
-from mammo_utils.workflow.report import index_page
+from mammo_utils.io import write_json
+from mammo_utils.workflow.report import index_page, print_claims
+
+CLAIMS = {"a": True, "b": False, "c": None}
+CHECK = {"claim": "a", "holds": True, "count": "", "exceptions": ""}
 
 
 def test_the_page_shows_the_exclusions_of_notebook_02(small_study, in_small_project):
@@ -21,3 +25,24 @@ def test_the_page_shows_the_exclusions_of_notebook_02(small_study, in_small_proj
         shutil.rmtree(final)
         final.with_name("kept").rename(final)
     assert f"{used - 1} images used" in page and "every pixel is 0" in page
+
+
+def test_the_page_has_the_sentences_of_notebooks_05_and_07(small_study, in_small_project):
+    for name, sentence in (("results", "0 of 5 comparisons are told apart."), ("decisions", "7 of 90 subgroups")):
+        write_json(small_study.folder / f"{name}.json", {"checks": [CHECK], "summary": [sentence]})
+    try:
+        page = index_page(small_study, [])
+    finally:
+        for name in ("results", "decisions"):
+            (small_study.folder / f"{name}.json").unlink()
+    assert "<li>0 of 5 comparisons are told apart.</li><li>7 of 90 subgroups</li>" in page
+
+
+def test_a_claim_that_cannot_be_decided_is_not_called_wrong(small_study, in_small_project, capsys):
+    checks = [CHECK | {"claim": name, "holds": holds} for name, holds in CLAIMS.items()]
+    write_json(small_study.folder / "results.json", {"checks": checks})
+    try:
+        assert print_claims(small_study) == 1
+    finally:
+        (small_study.folder / "results.json").unlink()
+    assert capsys.readouterr().out.splitlines() == ["holds: a", "DOES NOT HOLD: b", "cannot be decided: c"]

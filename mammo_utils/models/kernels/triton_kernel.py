@@ -1,48 +1,61 @@
 """The four scans of an image on a GPU, in Triton: read in place, in both directions, and added up.
 
-The usual way makes four reordered copies of the image and scans them as four times the channels. Here a path is an
-index of pixels: a tile of T steps by E channels is read through the index where it lies, a path and its reverse run
-on the same tile, and their outputs are added up before they are written.
+A path is an index of pixels, so that the image is never copied in another order. A program is one warp: it takes 32
+neighbouring channels, one a thread, and walks the steps of a chunk one after another with the N states of its channel
+in registers. Rows of neighbouring channels are read whole; sums over states stay within a thread; nothing goes through
+shared memory and nothing waits at a barrier.
 
-The steps are cut into tiles, so that a long scan fills a GPU, and run in three passes (Blelloch 1990, one level):
+Chunks of 64 steps fill the GPU, in three passes (Blelloch 1990, one level):
 
-1. each tile alone, from a state of 0: the state after its last step, and the sum of its deltas;
-2. from tile to tile: the state before each tile, through exp(A * sum of deltas) of the tile before it;
-3. each tile again from its true initial state: the outputs.
+1. each chunk alone, from a state of 0: the state after its last step, and the sum of its deltas;
+2. from chunk to chunk: the state before each, through exp(A * sum of deltas) of the chunk before it;
+3. each chunk again from its true initial state: the outputs.
 
-The backward is the same with time reversed; it recomputes the states. There are no divisions and no atomic additions:
-the same inputs give the same bits. Arithmetic is float32 for all inputs.
+The backward is the same with time reversed. Its third pass first walks the chunk forward and stores the state before
+every fourth step; then it takes the groups of four steps from the last to the first and recomputes their states in
+registers. Arithmetic is float32 for all inputs. The same inputs give the same bits: programs never add to the same
+number, and partial sums of A, B, C, D and bias are added in a fixed order.
+
+The cost of a step of one path, for N = 16 and bfloat16: bytes and exponentials for each channel, instructions for a
+warp, that is 32 channels.
+
+                    bytes read   bytes written   exponentials   instructions   registers   warps
+    forward, 1           7              1             16             116            64        32
+    forward, 3          13              4             16             143            79        25
+    backward, 1          9              1             16             112            72        28
+    backward, 3         58             27             48             579           255         8
+
+Pass 2 adds 1 byte each way; softplus takes one more exponential a pass, and in the last one two. Bytes are counted as
+the loops request them: 16 each way of the backward's third pass are the states within the chunk, and 16 are A, which
+each group reads again from the first-level cache. Its sums over 32 channels, for B and C, take 31 shuffles a step.
+Instructions are those of the loops in the machine code for an H100. Registers, and the warps of the 32 possible that
+they leave room for on a multiprocessor, are recorded in `benchmarks/records/gpu_resources.json`; nothing is spilled.
+The kernel has not been run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, library
 
-STEPS, LANES, WARPS = 32, 32, 4  # steps and channels of a tile, and the warps that share it: few registers spill
+from mammo_utils.models.kernels import refuse_second_derivative, refuse_vmap
+
+LANES = 32  # channels of a program, one in each thread of a warp
+STEPS = 64  # steps of a chunk, which a program walks one after another
+GROUP = 4  # steps whose loads are issued together, and whose states the backward holds in registers
 LOG2E = math.log2(math.e)
+MOST = 2**31 - 1  # the largest offset in 32 bits
 
-
-@triton.jit
-def _combine(a, x, b, y):
-    return a * b, x * b + y
-
-
-@triton.jit
-def _scan(decay, x, REVERSE: tl.constexpr):
-    """Run h_t = decay_t h_(t-1) + x_t down the first axis, or up it if REVERSE."""
-    _, h = tl.associative_scan((decay, x), 0, _combine, reverse=REVERSE)
-    return h
-
-
-@triton.jit
-def _load(pointer, pixels, channels, stride, mask):
-    return tl.load(pointer + pixels[:, None] * stride + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+SCAN, BACKWARD = "mammo_utils::scan_by_triton", "mammo_utils::scan_by_triton_backward"
+INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor bias, Tensor path"
+library.define(SCAN, f"({INPUTS}) -> (Tensor, Tensor, Tensor)")
+library.define(BACKWARD, f"({INPUTS}, Tensor state, Tensor total, Tensor dy) -> Tensor[]")
+scan = torch.ops.mammo_utils.scan_by_triton
 
 
 @triton.jit
@@ -61,115 +74,147 @@ def _softplus(x):
 
 
 @triton.jit
-def _load_steps(delta, bias, pixels, channels, stride, mask):
-    """Return a tile's delta after bias and softplus (0 outside, where a step changes nothing) and softplus's slope."""
-    raw = _load(delta, pixels, channels, stride, mask) + tl.load(bias + channels, mask=mask, other=0.0)
-    value, slope = _softplus(raw)
-    return tl.where(mask, value, 0.0), slope
+def _load(row, mask):
+    return tl.load(row, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _decay(step, a, mask):
-    """Return exp(step A) of a tile; 1 outside, where 0 times an infinite A would be NaN."""
-    return tl.where(mask, tl.exp2(step * a), 1.0)
+def _find_tile(place, N: tl.constexpr, LANES: tl.constexpr):
+    """Return the offsets (N, LANES) of this program's channels at `place` of an array (places, blocks, N, LANES)."""
+    block = place * tl.num_programs(1) + tl.program_id(1)
+    at = block * (N * LANES) + tl.arange(0, N)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    return tl.multiple_of(at, (1, 1))  # else Triton gives 4 neighbours to a thread, and reorders them in the loops
 
 
 @triton.jit
-def _locate(path, p, L, E, S, T: tl.constexpr, LANES: tl.constexpr):
-    """Return this program's image, tile, steps, pixels and channels, and which of them exist."""
-    image, tile = (tl.program_id(0) // S).to(tl.int64), tl.program_id(0) % S
-    t = tile * T + tl.arange(0, T)
+def _locate(L, E, S, T: tl.constexpr, LANES: tl.constexpr):
+    """Return this program's image, chunk, first step, number of steps, channels, and which of these exist."""
+    image, chunk = (tl.program_id(0) // S).to(tl.int64), tl.program_id(0) % S
     e = tl.program_id(1) * LANES + tl.arange(0, LANES)
-    pixels = tl.load(path + p * L + t, mask=t < L, other=0)
-    return image, tile, t, pixels, e, (t < L)[:, None] & (e < E)[None, :]
+    return image, chunk, chunk * T, tl.minimum(T, L - chunk * T), e, e < E
 
 
 @triton.jit
-def _scan_tiles(
-    v, delta, A, B, bias, path, state, total, L, E, S, P,
-    v_b, v_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n,
-    UP: tl.constexpr, REVERSE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """Pass 1: scan a tile from a state of 0 along path p, or its reverse; store the state that the tile ends with.
+def _find_start(first, length, against):
+    """Return where a walk along a path, or against it, starts, and the sign of its steps."""
+    return tl.where(against, first + length - 1, first), tl.where(against, -1, 1)
 
-    UP is the direction of the scan within the tile. In the forward it equals REVERSE, and v is u. In the backward it is
-    the opposite, v is dy and B is C, and the scan gives the gradient that the tile hands to the state before it:
-    decay_t g_t = decay_t (decay_(t+1) g_(t+1) + C_t dy_t).
+
+@triton.jit
+def _add_halves(low, high, lanes, BIT: tl.constexpr):
+    """Add each thread's values to those of the thread whose number differs by BIT: `low` there, or `high` here."""
+    upper = ((lanes & BIT) != 0)[None, :]
+    other = tl.broadcast_to((lanes ^ BIT)[None, :], low.shape)
+    return tl.where(upper, high, low) + tl.gather(tl.where(upper, low, high), other, 1)
+
+
+@triton.jit
+def _sum_lanes(low, high, LANES: tl.constexpr):
+    """Sum each row of (N, LANES) `low` and `high` over the lanes; lane i gets rows i * R to i * R + R, R = 2N / LANES.
+
+    Each exchange halves the rows that a thread holds: 31 shuffles for 32 rows, where 32 separate sums take 160.
     """
-    p = tl.program_id(2).to(tl.int64)  # offsets of a path may exceed 32 bits
-    image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
-    k = p + P if REVERSE else p
-    last = tl.arange(0, T)[:, None] == (0 if UP else T - 1)
-    step, _ = _load_steps(delta + image * d_b + k * d_k, bias + k * E, pixels, e, d_l, mask)
-    x = _load(v + image * v_b, pixels, e, v_l, mask)
-    place = (image * S + tile) * 2 * P + k
-    if UP == REVERSE:
-        x *= step
-        tl.store(total + place * E + e, tl.sum(step, 0), mask=e < E)
-    for n in range(N):
-        decay = _decay(step, tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0), mask)
-        b = tl.load(B + image * b_b + k * b_k + pixels * b_l + n * b_n, mask=t < L, other=0.0).to(tl.float32)
-        h = _scan(decay, x * b[:, None] if UP == REVERSE else decay * (x * b[:, None]), UP)
-        tl.store(state + (place * N + n) * E + e, tl.sum(tl.where(last, h, 0.0), 0), mask=e < E)
+    lanes = tl.arange(0, LANES)
+    x = _add_halves(low, high, lanes, LANES // 2)
+    for i in tl.static_range(2, 6):
+        if LANES >> i > 0:
+            low, high = tl.split(tl.permute(tl.reshape(x, (2, x.shape[0] // 2, LANES)), (1, 2, 0)))
+            x = _add_halves(low, high, lanes, LANES >> i)
+    return x
+
+
+@triton.jit
+def _scan_chunks(
+    v, delta, A, rates, bias, path, state, total, L, E, S, P, v_b, v_l, d_b, d_k, d_l,
+    GRADIENT: tl.constexpr, N: tl.constexpr, T: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Pass 1: scan a chunk from a state of 0; store the state that it ends with and the sum of its deltas.
+
+    If GRADIENT, v is dy, the chunk is walked against its path, and the scan gives the gradient that the chunk hands to
+    the state before it: decay_t g_t = decay_t (decay_(t+1) g_(t+1) + C_t dy_t).
+    """
+    image, chunk, first, length, e, mask = _locate(L, E, S, T, LANES)
+    k = tl.program_id(2).to(tl.int64)
+    start, sign = _find_start(first, length, (k >= P) != GRADIENT)
+    path, delta, v = path + k % P * L, delta + image * d_b + k * d_k + e, v + image * v_b + e
+    rates += (image * 2 * P + k) * L * 2 * N + (N if GRADIENT else 0) + tl.arange(0, N)
+    a = tl.load(A + _find_tile(k, N, LANES))
+    bias_k, h, elapsed = _load(bias + k * E + e, mask), tl.zeros_like(a), tl.zeros((LANES,), tl.float32)
+    for i in tl.range(0, length, loop_unroll_factor=G):
+        pixel = tl.load(path + start + sign * i)
+        step, _ = _softplus(_load(delta + pixel * d_l, mask) + bias_k)
+        x, rate = _load(v + pixel * v_l, mask), tl.load(rates + pixel * 2 * N)
+        decay = tl.exp2(step[None, :] * a)
+        if GRADIENT:
+            h = decay * (h + x[None, :] * rate[:, None])
+        else:
+            h = decay * h + (step * x)[None, :] * rate[:, None]
+            elapsed += step
+    place = (image * S + chunk) * 2 * P + k
+    tl.store(state + _find_tile(place, N, LANES), h)
+    if not GRADIENT:
+        tl.store(total + place * E + e, elapsed, mask=mask)
 
 
 @triton.jit
 def _carry_states(
-    state, total, A, E, P,
-    UP: tl.constexpr, REVERSE: tl.constexpr, S: tl.constexpr, N: tl.constexpr,
-    STATES: tl.constexpr, LANES: tl.constexpr,
+    state, total, A, E, S, P,
+    GRADIENT: tl.constexpr, N: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2: replace the state that each tile ends with by the one that it begins with, from the last tile if UP."""
-    image, p = (tl.program_id(0) // P).to(tl.int64), tl.program_id(0) % P
-    k = p + P if REVERSE else p
-    e, n = tl.program_id(1) * LANES + tl.arange(0, LANES), tl.arange(0, STATES)
-    mask = (n < N)[:, None] & (e < E)[None, :]
-    a = tl.load(A + (k * N + n)[:, None] * E + e[None, :], mask=mask, other=0.0)
-    carry = tl.zeros((STATES, LANES), tl.float32)
-    for i in range(S):
-        place = (image * S + (S - 1 - i if UP else i)) * 2 * P + k
-        at = state + (place * N + n)[:, None] * E + e[None, :]
-        ends = tl.load(at, mask=mask, other=0.0)
-        tl.store(at, carry, mask=mask)
-        decay = tl.exp2(tl.load(total + place * E + e, mask=e < E, other=0.0)[None, :] * a)
-        carry = decay * carry + ends
+    """Pass 2: replace the state that each chunk ends with by the one that it begins with."""
+    image, k = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    e = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    mask = e < E
+    start, sign = _find_start(0, S, (k >= P) != GRADIENT)
+    a = tl.load(A + _find_tile(k, N, LANES))
+    carry = tl.zeros_like(a)
+    for i in range(0, S, G):
+        ends = ()
+        for j in tl.static_range(G):  # all loads before the stores, else each would wait
+            place, inside = (image * S + start + sign * (i + j)) * 2 * P + k, i + j < S
+            end = tl.load(state + _find_tile(place, N, LANES), mask=inside, other=0.0)
+            ends += ((place, inside, end, tl.load(total + place * E + e, mask=mask & inside, other=0.0)),)
+        for j in tl.static_range(G):
+            place, inside, end, elapsed = ends[j]
+            tl.store(state + _find_tile(place, N, LANES), carry, mask=inside)
+            carry = tl.exp2(elapsed[None, :] * a) * carry + end
 
 
 @triton.jit(do_not_specialize=["p"])
 def _write_outputs(
-    u, delta, A, B, C, D, bias, path, state, y, p, L, E, S, P,
-    u_b, u_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
-    ADD: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
+    u, delta, A, rates, D, bias, path, state, y, p, L, E, S, P, u_b, u_l, d_b, d_k, d_l,
+    N: tl.constexpr, T: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Pass 3: y of path p and of its reverse, added up, and added to y if ADD."""
-    p = p.to(tl.int64)
-    image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
-    rows = tl.arange(0, T)[:, None]
-    x_u = _load(u + image * u_b, pixels, e, u_l, mask)
-    at = y + (image * L + pixels)[:, None] * E + e[None, :]
-    out = tl.load(at, mask=mask, other=0.0) if ADD else tl.zeros((T, LANES), tl.float32)
-    for REVERSE in tl.static_range(2):
-        k = p + REVERSE * P
-        first = rows == (T - 1 if REVERSE else 0)
-        step, _ = _load_steps(delta + image * d_b + k * d_k, bias + k * E, pixels, e, d_l, mask)
-        x = step * x_u
-        out += tl.load(D + k * E + e, mask=e < E, other=0.0)[None, :] * x_u
-        place = (image * S + tile) * 2 * P + k
-        for n in range(N):
-            decay = _decay(step, tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0), mask)
-            b = tl.load(B + image * b_b + k * b_k + pixels * b_l + n * b_n, mask=t < L, other=0.0).to(tl.float32)
-            c = tl.load(C + image * c_b + k * c_k + pixels * c_l + n * c_n, mask=t < L, other=0.0).to(tl.float32)
-            start = tl.load(state + (place * N + n) * E + e, mask=e < E, other=0.0)[None, :]
-            h = _scan(decay, x * b[:, None] + tl.where(first, decay * start, 0.0), REVERSE)
-            out += h * c[:, None]
-    tl.store(at, out, mask=mask)
+    """Pass 3: y of path p and of its reverse, elapsed up, and elapsed to y of the paths before p."""
+    image, chunk, first, length, e, mask = _locate(L, E, S, T, LANES)
+    n = tl.arange(0, N)
+    path, u, y = path + p.to(tl.int64) * L, u + image * u_b + e, y + image * L * E + e
+    for reverse in range(2):
+        k = (p + reverse * P).to(tl.int64)  # the offset of a path may exceed 32 bits
+        start, sign = _find_start(first, length, reverse == 1)
+        place = (image * S + chunk) * 2 * P + k
+        delta_k, rates_k = delta + image * d_b + k * d_k + e, rates + (image * 2 * P + k) * L * 2 * N + n
+        a, h = tl.load(A + _find_tile(k, N, LANES)), tl.load(state + _find_tile(place, N, LANES))
+        D_k, bias_k, has_sum = _load(D + k * E + e, mask), _load(bias + k * E + e, mask), mask & (k > 0)
+        for i in range(0, length, G):
+            outputs = ()
+            for j in tl.static_range(G):  # no store among the loads, else each would wait
+                pixel = tl.load(path + start + sign * (i + j))
+                step, _ = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
+                x, before = _load(u + pixel * u_l, mask), _load(y + pixel * E, has_sum)
+                b, c = tl.load(rates_k + pixel * 2 * N), tl.load(rates_k + N + pixel * 2 * N)
+                h = tl.exp2(step[None, :] * a) * h + (step * x)[None, :] * b[:, None]
+                outputs += ((pixel, before + D_k * x + tl.sum(h * c[:, None], 0)),)
+            for j in tl.static_range(G):
+                pixel, output = outputs[j]
+                tl.store(y + pixel * E, output, mask=mask)
 
 
 @triton.jit(do_not_specialize=["p"])
 def _write_gradients(
-    u, delta, A, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, images, L, E, S, P,
-    u_b, u_l, y_b, y_l, d_b, d_k, d_l, b_b, b_k, b_l, b_n, c_b, c_k, c_l, c_n,
-    ADD: tl.constexpr, N: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
+    u, delta, A, rates, D, bias, path, state, grad, dy, inner, du, ddelta, dA, drates, dD, dbias, p, L, E, S, P,
+    u_b, u_l, d_b, d_k, d_l, dd_b, dd_k, dd_l,
+    N: tl.constexpr, T: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Pass 3 of the backward, for path p and its reverse.
 
@@ -177,125 +222,179 @@ def _write_gradients(
     product summed over the states, channels or steps that its left side does not have:
 
         du = g B delta + D dy    ddelta = g (A q + B u)    dB = g delta u    dC = dy h    dA = g q delta
+
+    The chunk is walked along the path once, to store the state before each group of G steps in `inner`, and then
+    against it, group by group.
     """
-    p = p.to(tl.int64)
-    image, tile, t, pixels, e, mask = _locate(path, p, L, E, S, T, LANES)
-    rows = tl.arange(0, T)
-    x_u = _load(u + image * u_b, pixels, e, u_l, mask)
-    d = _load(dy + image * y_b, pixels, e, y_l, mask)
-    at = du + (image * L + pixels)[:, None] * E + e[None, :]
-    d_u = tl.load(at, mask=mask, other=0.0) if ADD else tl.zeros((T, LANES), tl.float32)
-    for REVERSE in tl.static_range(2):
-        k = p + REVERSE * P
-        first = (rows == (T - 1 if REVERSE else 0))[:, None]
-        last = (rows == (0 if REVERSE else T - 1))[:, None]
-        before, after = (t + 1, t - 1) if REVERSE else (t - 1, t + 1)
-        has_before = (before >= tile * T) & (before < tile * T + T) & (before < L)
-        has_after = (after >= tile * T) & (after < tile * T + T) & (after < L)
-        earlier = tl.load(path + p * L + before, mask=has_before, other=0)
-        later = tl.load(path + p * L + after, mask=has_after, other=0)
-        delta_k, bias_k = delta + image * d_b + k * d_k, bias + k * E
-        step, slope = _load_steps(delta_k, bias_k, pixels, e, d_l, mask)
-        mask_before, mask_after = has_before[:, None] & (e < E)[None, :], has_after[:, None] & (e < E)[None, :]
-        x_before, _ = _load_steps(delta_k, bias_k, earlier, e, d_l, mask_before)
-        x_before *= _load(u + image * u_b, earlier, e, u_l, mask_before)
-        step_after, _ = _load_steps(delta_k, bias_k, later, e, d_l, mask_after)
-        x = step * x_u
-        d_step = tl.zeros((T, LANES), tl.float32)
-        d_u += tl.load(D + k * E + e, mask=e < E, other=0.0)[None, :] * d
-        place = (image * S + tile) * 2 * P + k
-        for n in range(N):
-            a = tl.load(A + (k * N + n) * E + e, mask=e < E, other=0.0)
-            B_n, C_n = B + image * b_b + k * b_k + n * b_n, C + image * c_b + k * c_k + n * c_n
-            b = tl.load(B_n + pixels * b_l, mask=t < L, other=0.0).to(tl.float32)[:, None]
-            b_before = tl.load(B_n + earlier * b_l, mask=has_before, other=0.0).to(tl.float32)[:, None]
-            c = tl.load(C_n + pixels * c_l, mask=t < L, other=0.0).to(tl.float32)[:, None]
-            start = tl.load(state + (place * N + n) * E + e, mask=e < E, other=0.0)[None, :]
-            end = tl.load(grad + (place * N + n) * E + e, mask=e < E, other=0.0)[None, :]
-            decay = _decay(step, a, mask)
-            # q scans decay_t h_(t-1) itself, so that h = q + x b at each row; g needs the decay of the step after
-            q = _scan(decay, decay * tl.where(first, start, x_before * b_before), REVERSE)
-            g = _scan(_decay(step_after, a, mask_after), d * c + tl.where(last, end, 0.0), not REVERSE)
-            d_u += g * b * step
-            d_step += g * (a * 0.6931471805599453 * q + b * x_u)
-            tl.store(dA + (place * N + n) * E + e, tl.sum(tl.where(mask, g * q * step, 0.0), 0), mask=e < E)
-            line = ((tl.program_id(1) * images + image) * 2 * P + k) * L + pixels
-            tl.store(dB + line * N + n, tl.sum(g * x, 1), mask=t < L)
-            tl.store(dC + line * N + n, tl.sum(d * (q + x * b), 1), mask=t < L)
-        row = ((image * 2 * P + k) * L + pixels)[:, None] * E + e[None, :]
-        d_step = tl.where(mask, d_step * slope, 0.0)
-        tl.store(ddelta + row, d_step, mask=mask)
-        tl.store(dbias + place * E + e, tl.sum(d_step, 0), mask=e < E)  # before ddelta is rounded
-    tl.store(at, d_u, mask=mask)
+    image, chunk, first, length, e, mask = _locate(L, E, S, T, LANES)
+    n, lanes = tl.arange(0, N), tl.arange(0, LANES)
+    ROWS: tl.constexpr = 2 * N // LANES
+    rows = tl.arange(0, ROWS)[:, None] + ROWS * lanes[None, :]  # of B and C, as `_sum_lanes` leaves them
+    path, u, dy, du = path + p.to(tl.int64) * L, u + image * u_b + e, dy + image * L * E + e, du + image * L * E + e
+    block = tl.program_id(1).to(tl.int64)
+    images, places = tl.num_programs(0) // S, tl.program_id(0).to(tl.int64) * (T // G)
+    for reverse in range(2):
+        k = (p + reverse * P).to(tl.int64)  # the offset of a path may exceed 32 bits
+        start, sign = _find_start(first, length, reverse == 1)
+        place = (image * S + chunk) * 2 * P + k
+        delta_k, ddelta_k = delta + image * d_b + k * d_k + e, ddelta + image * dd_b + k * dd_k + e
+        rates_k = rates + (image * 2 * P + k) * L * 2 * N + n
+        drates_k = drates + ((block * images + image) * 2 * P + k) * L * 2 * N + rows
+        a, h = tl.load(A + _find_tile(k, N, LANES)), tl.load(state + _find_tile(place, N, LANES))
+        D_k, bias_k, has_sum = _load(D + k * E + e, mask), _load(bias + k * E + e, mask), mask & (k > 0)
+        for i in range(0, length, G):
+            tl.store(inner + _find_tile(places + i // G, N, LANES), h)
+            for j in tl.static_range(G):
+                pixel = tl.load(path + start + sign * (i + j))
+                step, _ = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
+                x, b = _load(u + pixel * u_l, mask), tl.load(rates_k + pixel * 2 * N)
+                h = tl.exp2(step[None, :] * a) * h + (step * x)[None, :] * b[:, None]
+        g, d_a = tl.load(grad + _find_tile(place, N, LANES)), tl.zeros_like(a)
+        d_bias, d_D = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.float32)
+        for i in range(length - G, -1, -G):
+            h = tl.load(inner + _find_tile(places + i // G, N, LANES))
+            kept = ()
+            for j in tl.static_range(G):
+                pixel = tl.load(path + start + sign * (i + j))
+                step, slope = _softplus(_load(delta_k + pixel * d_l, mask) + bias_k)
+                x, b = _load(u + pixel * u_l, mask), tl.load(rates_k + pixel * 2 * N)
+                q = tl.exp2(step[None, :] * a) * h
+                h = q + (step * x)[None, :] * b[:, None]
+                kept += ((pixel, step, slope, x, q),)
+            # A is loaded again lest the compiler keep all decays of the group, which do not fit the registers.
+            a = tl.load(A + _find_tile(k, N, LANES))
+            for j in tl.static_range(G - 1, -1, -1):
+                pixel, step, slope, x, q = kept[j]
+                b, c = tl.load(rates_k + pixel * 2 * N), tl.load(rates_k + N + pixel * 2 * N)
+                d, before = _load(dy + pixel * E, mask), _load(du + pixel * E, has_sum)
+                g += d[None, :] * c[:, None]
+                g_q, g_b = g * q, tl.sum(g * b[:, None], 0)
+                d_a += g_q * step[None, :]
+                d_step = (0.6931471805599453 * tl.sum(g_q * a, 0) + g_b * x) * slope
+                d_bias += d_step
+                d_D += d * x
+                h = q + (step * x)[None, :] * b[:, None]
+                sums = _sum_lanes(g * (step * x)[None, :], h * d[None, :], LANES)
+                g *= tl.exp2(step[None, :] * a)
+                tl.store(du + pixel * E, before + D_k * d + g_b * step, mask=mask)
+                tl.store(ddelta_k + pixel * dd_l, d_step, mask=mask)
+                tl.store(drates_k + pixel * 2 * N, sums)
+        tl.store(dA + _find_tile(place, N, LANES), d_a)
+        tl.store(dbias + place * E + e, d_bias, mask=mask)
+        tl.store(dD + place * E + e, d_D, mask=mask)
 
 
-class Scan2D(torch.autograd.Function):
-    """Scans along P paths (P, L) and their P reverses over one image, with softplus; the outputs are added up.
+@library.impl(SCAN, "default")
+def _scan(u, delta, A, B, C, D, bias, path):
+    """Scan along P paths `path` (P, L) and their P reverses over an image, with softplus; add up the outputs.
 
-    Shapes: u (batch, L, E), delta (batch, 2P, L, E), A (2P, N, E), B and C (batch, 2P, L, N), D and bias (2P, E);
-    A, D and bias are float32. Returns (batch, L, E) in float32.
+    Args:
+        u: (batch, L, E).
+        delta: (batch, 2P, L, E).
+        A: (2P, N, E) in float32, as D and bias.
+        B: (batch, 2P, L, N).
+        C: Like B.
+        D: (2P, E).
+        bias: (2P, E).
+        path: (P, L) int64, each row a permutation of the pixels, unchecked.
+
+    Returns:
+        y (batch, L, E) in float32; and for the backward the state before each chunk, and the sum of its deltas.
     """
-
-    @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, bias, path):
-        """Return y; keep the states before the tiles for the backward."""
-        u, delta = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta))
-        path = path.to(torch.int32)
-        scaled = (A * LOG2E).contiguous()  # exp(x) is computed as exp2(x log2 e)
-        batch, length, channels = u.shape
-        K, states, _ = A.shape
-        P, tiles = K // 2, triton.cdiv(length, STEPS)
-        grid = (batch * tiles, triton.cdiv(channels, LANES))
-        state = u.new_empty(batch, tiles, K, states, channels, dtype=torch.float32)
-        total = u.new_empty(batch, tiles, K, channels, dtype=torch.float32)
-        sizes = (length, channels, tiles, P)
-        options = {"N": states, "T": STEPS, "LANES": LANES, "num_warps": WARPS}
-        strides = (*u.stride()[:2], *delta.stride()[:3])
-        _find_states((u, delta, scaled, B, bias, path, state, total), (*sizes, *strides, *B.stride()), options)
-        y = u.new_empty(batch, length, channels, dtype=torch.float32)
-        for p in range(P):
-            _write_outputs[grid](
-                u, delta, scaled, B, C, D, bias, path, state, y, p, *sizes, *strides, *B.stride(), *C.stride(),
-                ADD=p > 0, **options,
-            )  # fmt: skip
-        ctx.save_for_backward(u, delta, scaled, B, C, D, bias, path, state, total)
-        ctx.launch = grid, sizes, options
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        """Return the gradients of all tensors but the path."""
-        u, delta, scaled, B, C, D, bias, path, state, total = ctx.saved_tensors
-        dy = dy.contiguous()
-        batch, length, _ = u.shape
-        K, states, _ = scaled.shape
-        grid, sizes, options = ctx.launch
-        strides = delta.stride()[:3]
-        grad = torch.empty_like(state)
-        numbers = (*sizes, *dy.stride()[:2], *strides, *C.stride())
-        _find_states((dy, delta, scaled, C, bias, path, grad, total), numbers, options, gradient=True)
-        du = torch.empty_like(dy, dtype=torch.float32)
-        ddelta = delta.new_empty(delta.shape)
-        dA, dbias = torch.empty_like(state), torch.empty_like(total)
-        dB, dC = (u.new_empty(grid[1], batch, K, length, states, dtype=torch.float32) for _ in range(2))
-        for p in range(K // 2):
-            _write_gradients[grid](
-                u, delta, scaled, B, C, D, bias, path, state, grad, dy, du, ddelta, dA, dB, dC, dbias, p, batch,
-                *sizes, *u.stride()[:2], *dy.stride()[:2], *strides, *B.stride(), *C.stride(), ADD=p > 0, **options,
-            )  # fmt: skip
-        dD = (dy * u).sum((0, 1)).expand(K, -1)
-        dA, dbias = dA.sum((0, 1)), dbias.sum((0, 1))
-        return du.to(u.dtype), ddelta, dA, dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dD, dbias, None
+    y, state, total = outputs = _make_outputs(u, delta, A)
+    inputs, numbers, constants = _prepare(u, delta, A, B, C, D, bias, path, state)
+    _find_states(inputs[0], inputs, state, total, numbers, constants)
+    with torch.cuda.device_of(u):
+        for p in range(len(path)):
+            _write_outputs[_grid(state)](*inputs, state, y, p, *numbers, **constants)
+    return outputs
 
 
-def _find_states(tensors: tuple[Tensor, ...], numbers: tuple[int, ...], options: dict, gradient: bool = False) -> None:
-    """Run passes 1 and 2: fill `state` with the states before the tiles, or with the gradients after them."""
-    _, _, A, _, _, path, state, total = tensors
-    batch, tiles, _, states, channels = state.shape
-    P, blocks, padded = len(path), triton.cdiv(channels, LANES), triton.next_power_of_2(states)
-    sizes = {"S": tiles, "N": states, "STATES": padded, "LANES": LANES}
-    for reverse in (False, True):
-        up = reverse != gradient
-        _scan_tiles[batch * tiles, blocks, P](*tensors, *numbers, UP=up, REVERSE=reverse, **options)
-        _carry_states[batch * P, blocks](state, total, A, channels, P, UP=up, REVERSE=reverse, **sizes)
+@library.register_fake(SCAN)
+def _make_outputs(u, delta, A, *_):
+    batch, K, length, channels = delta.shape
+    chunks, numbers = (length + STEPS - 1) // STEPS, {"dtype": torch.float32}
+    state = u.new_empty(batch, chunks, K, -(-channels // LANES), _pad(A.shape[1]), LANES, **numbers)
+    return u.new_empty(u.shape, **numbers), state, u.new_empty(batch, chunks, K, channels, **numbers)
+
+
+@library.impl(BACKWARD, "default")
+def _scan_backward(u, delta, A, B, C, D, bias, path, state, total, dy):
+    """Return the gradients of the seven inputs of `scan`."""
+    inputs, numbers, constants = _prepare(u, delta, A, B, C, D, bias, path, state)
+    grid, rates, dy, grad = _grid(state), inputs[3], dy.contiguous(), torch.empty_like(state)
+    _find_states(dy, inputs, grad, total, numbers, constants, gradient=True)
+    du, ddelta, dA, dD, dbias = (torch.empty_like(x) for x in (dy, inputs[1], state, total, total))
+    drates = rates.new_empty(grid[1], *rates.shape)  # each block of channels its own, summed in a fixed order
+    inner = rates.new_empty(grid[0], STEPS // constants["G"], *state.shape[3:])
+    outputs = (du, ddelta, dA, drates, dD, dbias)
+    with torch.cuda.device_of(u):
+        for p in range(len(path)):
+            sizes = (*numbers, *ddelta.stride()[:3])
+            _write_gradients[grid](*inputs, state, grad, dy, inner, *outputs, p, *sizes, **constants)
+    dA, dD, dbias = (x.sum((0, 1)) for x in (dA, dD, dbias))
+    dA = dA.transpose(1, 2).flatten(2)[:, : A.shape[1], : A.shape[2]]  # (K, blocks, N, LANES) -> (K, N, E)
+    dB, dC = (x[..., : B.shape[3]].to(B.dtype, copy=True) for x in drates.sum(0).unbind(3))
+    return [du.to(u.dtype), ddelta, dA.contiguous(), dB.contiguous(), dC.contiguous(), dD, dbias]
+
+
+@library.register_fake(BACKWARD)
+def _make_gradients(u, delta, A, B, C, D, bias, *_):
+    others = (x.new_empty(x.shape) for x in (A, B, C, D, bias))
+    return [u.new_empty(u.shape), torch.empty_like(_in_rows(delta)), *others]
+
+
+def _prepare(u, delta, A, B, C, D, bias, path, state) -> tuple[tuple[Tensor, ...], tuple[int, ...], dict[str, int]]:
+    """Return the tensors, the sizes and strides, and the constants that the kernels share."""
+    (batch, length, channels), (K, states, _), (blocks, N, _) = u.shape, A.shape, state.shape[3:]
+    u, delta = _in_rows(u), _in_rows(delta)
+    scaled = A.new_full((K, N, blocks * LANES), -1.0)  # an infinite delta makes no NaN of the states that are padding
+    scaled[:, :states, :channels] = A * LOG2E  # exp(x) is computed as exp2(x log2 e)
+    scaled = scaled.unflatten(2, (blocks, LANES)).transpose(1, 2).contiguous()  # (K, blocks, N, LANES)
+    rates = A.new_zeros(batch, K, length, 2, N)  # B and C of a pixel in one aligned row, which 8 loads of 16 bytes read
+    rates[..., 0, :states], rates[..., 1, :states] = B, C
+    # The kernels compute a pixel's offset in the index's own type.
+    path = path.to(torch.int64 if length * max(u.stride(1), delta.stride(2), channels, 2 * N) > MOST else torch.int32)
+    numbers = (length, channels, state.shape[1], len(path), *u.stride()[:2], *delta.stride()[:3])
+    constants = {"N": N, "T": STEPS, "G": math.gcd(length, GROUP), "LANES": LANES, "num_warps": 1}
+    return (u, delta, scaled, rates, D.contiguous(), bias.contiguous(), path.contiguous()), numbers, constants
+
+
+def _find_states(v, inputs, state, total, numbers, constants, gradient=False) -> None:
+    """Run passes 1 and 2: fill `state` with the states before the chunks, or with the gradients after them."""
+    _, delta, A, rates, _, bias, path = inputs
+    batch, _, K, *_ = state.shape
+    numbers, constants = (*numbers[:4], *v.stride()[:2], *numbers[6:]), constants | {"GRADIENT": gradient}
+    with torch.cuda.device_of(v):
+        _scan_chunks[*_grid(state), K](v, delta, A, rates, bias, path, state, total, *numbers, **constants)
+        del constants["T"]
+        _carry_states[batch, _grid(state)[1], K](state, total, A, *numbers[1:4], **constants)
+
+
+def _grid(state: Tensor) -> tuple[int, int]:
+    batch, chunks, _, blocks, *_ = state.shape
+    return batch * chunks, blocks
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _pad(states: int) -> int:
+    """Return the rows of a tile: a power of two, and enough that B and C of a pixel fill the lanes."""
+    return max(LANES // 2, triton.next_power_of_2(int(states)))
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple:
+    return *torch.ops.mammo_utils.scan_by_triton_backward(*ctx.saved_tensors, dy), None
+
+
+library.register_autograd(SCAN, _differentiate, setup_context=_keep)
+library.register_autograd(BACKWARD, refuse_second_derivative)
+for _name in (SCAN, BACKWARD):
+    library.register_vmap(_name, refuse_vmap)

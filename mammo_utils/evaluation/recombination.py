@@ -1,0 +1,311 @@
+"""Exams made of two patients' breasts, and gates replaced by others: what a system does without the usual exams.
+
+Nearly every exam with four views has a cancer in one breast and none in the other. A system that answers "which side?"
+is right about such exams, and wrong about exams with two cancers or none. Recombined exams have both kinds in equal
+numbers. They need the encoded views of a run's `features.safetensors` and its gate and heads, but no image.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mammo_utils.evaluation.bootstrap import LEVEL, Interval, Sample, group_weights, interval, paired_difference
+from mammo_utils.evaluation.gate import extreme_share, log_odds, main_task
+from mammo_utils.evaluation.runs import RunResult, categories, labelled_breasts, with_views
+from mammo_utils.metrics import auc, softmax, weighted_auc
+from mammo_utils.models.system import System
+from mammo_utils.study import Study
+from mammo_utils.training.run import load_run
+from mammo_utils.training.views import Features, classify, load_features
+from mammo_utils.vocabulary import SIDES, VIEWS
+
+TRUTHS = ((0, 0), (0, 1), (1, 0), (1, 1))  # whether the left and the right breast of a recombined exam are positive
+N_RECOMBINED = 200  # exams per truth
+N_DRAWS = 5  # of random gates and of permutations
+
+
+@dataclass(frozen=True)
+class Breasts:
+    """The breasts of E exams as `Features` has them.
+
+    Attributes:
+        groups: (E,) patients.
+        positive: (E, 2) by side: 1 for the last class, 0 for another one, -1 without a label.
+        seen: (E, 2), whether both views of the breast are present.
+    """
+
+    groups: np.ndarray
+    positive: np.ndarray
+    seen: np.ndarray
+
+
+def breasts_of(run: RunResult, features: Features) -> Breasts:
+    """Labels and patients of a run's exams, in the order of its features.
+
+    Args:
+        run: The run.
+        features: Its encoded views.
+    """
+    task = main_task(run)
+    table = labelled_breasts(run, task)
+    place = {exam: i for i, exam in enumerate(features.exams)}
+    positive = np.full((len(place), 2), -1)
+    groups = np.array(features.exams, dtype=object)
+    at = table["exam"].map(place).to_numpy(int)
+    positive[at, table["side"].map(SIDES.index).to_numpy(int)] = table[task] == categories(run, task)[-1]
+    groups[at] = table["group"].to_numpy()
+    return Breasts(groups.astype(str), positive, features.present.unflatten(1, (2, 2)).all(2).numpy())
+
+
+# --- recombination ----------------------------------------------------------------------------------------
+
+
+def draw_pairs(breasts: Breasts, n: int, seed: int = 0) -> dict[tuple[int, int], np.ndarray]:
+    """Draw pairs of exams of two patients: the left breast is taken from one, the right breast from the other.
+
+    Args:
+        breasts: The breasts; one is used if it has a label and both of its views.
+        n: Pairs per truth, drawn with replacement.
+        seed: Of the draws.
+
+    Returns:
+        Truth (see `TRUTHS`) -> (n, 2) positions of exams; a truth of which there is no pair is left out.
+    """
+    rng = np.random.default_rng(seed)
+    usable = np.where(breasts.seen, breasts.positive, -1)
+    pairs = {}
+    for left, right in TRUTHS:
+        possible = (usable[:, :1] == left) & (usable[:, 1] == right) & (breasts.groups[:, None] != breasts.groups)
+        if possible.any():
+            found = np.argwhere(possible)
+            pairs[left, right] = found[rng.integers(0, len(found), n)]
+    return pairs
+
+
+def recombine(
+    model: System,
+    features: Features,
+    breasts: Breasts,
+    task: str,
+    *,
+    resamples: int,
+    seed: int = 0,
+    n: int = N_RECOMBINED,
+) -> dict[str, Any]:
+    """Predict exams whose breasts are of two patients, and compare with the same breasts in their own exams.
+
+    Args:
+        model: The run's system in eval mode.
+        features: Its encoded views.
+        breasts: The labels and patients of the same exams.
+        task: The task to predict.
+        resamples: Bootstrap resamples of the patients; a recombined exam counts as often as both of its patients do.
+        seed: Of the draws and of the resamples.
+        n: Exams per truth.
+
+    Returns:
+        Each an `Interval`: `auc`, of the breasts in their own exams; `recombined_auc`, `auc_change`; and shares of the
+        recombined exams, where a breast is flagged if it is more likely positive than not: `both_seen`, of exams with
+        two positive breasts, those with both flagged; `none_flagged_wrong`, of exams with none, those with any flagged;
+        `one_right`, of exams with one, those with that one alone flagged. `n` is the number of exams per truth and
+        `n_breasts` that of the breasts drawn from.
+    """
+    pairs = draw_pairs(breasts, n, seed)
+    usable = breasts.seen & (breasts.positive >= 0)
+    patients, member = np.unique(breasts.groups, return_inverse=True)
+    drawn = group_weights(patients, resamples, seed)[:, member]  # (R, E), how often the patient of each exam is drawn
+
+    as_is = _odds(model, features.views, features.present, task)  # (E, 2)
+    exam = np.nonzero(usable)[0]
+    value, resampled = _auc(breasts.positive[usable], as_is[usable], drawn[:, exam])
+    found: dict[str, Any] = {"auc": _interval(value, resampled)}
+    if pairs:
+        left, right = np.concatenate(list(pairs.values())).T
+        truth = np.repeat(list(pairs), n, axis=0)  # (N, 2)
+        views = torch.cat([features.views[left, :2], features.views[right, 2:]], dim=1)
+        odds = _odds(model, views, torch.ones(len(views), len(VIEWS), dtype=torch.bool), task)
+        weights = drawn[:, left] * drawn[:, right]
+        again, resampled_again = _auc(truth.ravel(), odds.ravel(), np.repeat(weights, 2, axis=1))
+        found["recombined_auc"] = _interval(again, resampled_again)
+        found["auc_change"] = _interval(again - value, resampled_again - resampled)
+        flagged, positives = odds > 0, truth.sum(1)
+        for name, count, hit in (
+            ("both_seen", 2, flagged.all(1)),
+            ("none_flagged_wrong", 0, flagged.any(1)),
+            ("one_right", 1, (flagged == truth).all(1)),
+        ):
+            of = positives == count
+            patients_of = min(len(set(breasts.groups[exams[of]])) for exams in (left, right))
+            found[name] = _share(hit[of], weights[:, of], patients_of)
+    return found | {"n": n, "n_breasts": int(usable.sum())}
+
+
+def _odds(model: System, views: torch.Tensor, present: torch.Tensor, task: str) -> np.ndarray:
+    return log_odds(classify(model, views, present, 256)[0][task])
+
+
+def _auc(positive: np.ndarray, odds: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    p = softmax(np.stack([np.zeros_like(odds), odds], axis=1))
+    value = auc(positive, p)
+    return value, np.full(len(weights), np.nan) if np.isnan(value) else weighted_auc(positive, p, weights)
+
+
+def _share(hit: np.ndarray, weights: np.ndarray, patients: int) -> Interval:
+    """The share of hits with its interval over the patients drawn with `weights` (R, n)."""
+    if not len(hit):
+        return Interval(reason="no such exam")
+    if hit.min() == hit.max():
+        return extreme_share(bool(hit[0]), patients, len(weights))
+    total = weights.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _interval(float(hit.mean()), np.where(total > 0, weights @ hit / total, np.nan))
+
+
+def _interval(value: float, resampled: np.ndarray) -> Interval:
+    defined = resampled[~np.isnan(resampled)]
+    if np.isnan(value) or len(defined) < max(2, len(resampled) / 2):
+        return Interval(value, reason="a class is absent")
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high), len(defined), len(resampled) - len(defined))
+
+
+# --- controls ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def controls(
+    model: System, features: Features, breasts: Breasts, task: str, *, resamples: int, seed: int = 0
+) -> dict[str, Interval]:
+    """Replace the weights of the gate and see whether the AUC changes, over exams with all four views.
+
+    Args:
+        model: The run's system in eval mode, with a gate.
+        features: Its encoded views.
+        breasts: The labels and patients of the same exams.
+        task: The task to predict.
+        resamples: Bootstrap resamples.
+        seed: Of the draws and of the resamples.
+
+    Returns:
+        `gate_auc`, with the trained weights; and the paired changes in AUC with a gate of new random weights
+        (`random_change`), with the weights of another exam (`permuted_change`), each averaged over `N_DRAWS` draws, and
+        with the mean weights of all exams divided evenly among the views that compete (`fixed_change`).
+    """
+    chosen = features.present.all(1)
+    v, positive = features.views[chosen], breasts.positive[chosen.numpy()]
+    known = positive >= 0
+    groups = np.repeat(breasts.groups[chosen.numpy()][:, None], 2, axis=1)[known]
+    present = torch.ones(len(v), len(VIEWS), dtype=torch.bool)
+    alpha = model.fusion.weights(v, present)
+    generator = torch.Generator().manual_seed(seed)
+
+    def sample(weights: Sequence[torch.Tensor]) -> Sample:
+        logits = [model.apply_heads(model.fusion.join(v, a))[task].numpy()[known] for a in weights]
+        odds = [log_odds(values) for values in logits]
+        return Sample(positive[known], np.stack([softmax(np.stack([0 * o, o], 1)) for o in odds]), groups)
+
+    def random_gate() -> torch.Tensor:
+        gate = copy.deepcopy(model.fusion)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            for layer in gate.mlp:
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+        return gate.weights(v, present)
+
+    trained = sample([alpha])
+    others = {
+        "random": sample([random_gate() for _ in range(N_DRAWS)]),
+        "permuted": sample([alpha[torch.randperm(len(alpha), generator=generator)] for _ in range(N_DRAWS)]),
+        "fixed": sample([alpha.mean().expand_as(alpha)]),
+    }
+    bootstrap = {"resamples": resamples, "seed": seed}
+    changes = {f"{k}_change": paired_difference(other, trained, "auc", **bootstrap) for k, other in others.items()}
+    return {"gate_auc": interval(trained, "auc", **bootstrap)} | changes
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def recombination_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
+    """Examine each finished run that has `features.safetensors`, one row per run.
+
+    Args:
+        runs: The runs of the study.
+        study: The study, for the settings of the bootstrap.
+
+    Returns:
+        run, task, n, n_breasts, and the measures of `recombine` and, with a gate, of `controls`; `<measure>_low` and
+        `<measure>_high` are the ends of an interval.
+    """
+    options = {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
+    rows = []
+    for run in with_views(runs):
+        features, (_, model) = load_features(run.spec.folder / "features.safetensors"), load_run(run.spec.folder)
+        breasts, task = breasts_of(run, features), main_task(run)
+        row: dict[str, Any] = {"run": run.id, "task": task}
+        found = recombine(model, features, breasts, task, **options)
+        if model.fusion.gated:
+            found |= controls(model, features, breasts, task, **options)
+        for name, value in found.items():
+            row |= {name: value}
+            if isinstance(value, Interval):
+                row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def state_recombination(table: pd.DataFrame) -> list[str]:
+    """State in sentences what recombination shows; `table` is made by `recombination_table`."""
+    table = table.dropna(subset=["auc_change", "both_seen"]) if "both_seen" in table else table[:0]
+    if not len(table):
+        return ["No run has exams that can be recombined."]
+    n, lower = len(table), table["auc_change_high"] < 0
+    blind, alarmed = table["both_seen"] < 0.5, table["none_flagged_wrong"] > 0.5
+    worst = table.loc[table["auc_change"].idxmin()]
+    return [
+        f"In exams with two cancers, {blind.sum()} of {n} runs flag both breasts less often than not "
+        f"({table['both_seen'].min():.0%} to {table['both_seen'].max():.0%} of the exams).",
+        f"In exams without a cancer, {alarmed.sum()} of {n} runs flag a breast more often than not "
+        f"({table['none_flagged_wrong'].min():.0%} to {table['none_flagged_wrong'].max():.0%}).",
+        f"The AUC of the same breasts is lower in recombined exams in {lower.sum()} of {n} runs, its interval below 0; "
+        f"it changes most in {worst['run']}, by {worst['auc_change']:+.3f}.",
+    ]
+
+
+def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """State in sentences what the weights of gates are worth.
+
+    Args:
+        gates: Made by `gate_table`.
+        table: Made by `recombination_table`.
+    """
+    sentences, answer = [], gates.get("left_weight_auc", pd.Series(dtype=float)).dropna()
+    if len(answer):
+        sentences.append(
+            "The share of the weight on the left views separates cancers of the left from those of the right breast "
+            f"with an AUC of {answer.min():.2f} to {answer.max():.2f}: above 0.5 where the gate favours the diseased "
+            f"breast ({(answer > 0.5).sum()} of {len(answer)} runs), below where it favours the other one."
+        )
+    top = gates.dropna(subset=["top"]) if "top" in gates else gates[:0]
+    if len(top):
+        sentences.append(
+            "The view with the most weight is the one whose removal changes the predictions most in "
+            f"{top['top'].min():.0%} to {top['top'].max():.0%} of the exams; the interval reaches chance in "
+            f"{(top['top_low'] <= top['chance']).sum()} of {len(top)} runs."
+        )
+    fixed = table.dropna(subset=["fixed_change"]) if "fixed_change" in table else table[:0]
+    if len(fixed):
+        sentences.append(
+            f"With equal weights for all views, the AUC changes by {fixed['fixed_change'].min():+.3f} to "
+            f"{fixed['fixed_change'].max():+.3f}; it is lower in {(fixed['fixed_change_high'] < 0).sum()} of "
+            f"{len(fixed)} runs, its interval below 0."
+        )
+    return sentences or ["No run has a gate and exams with four views."]

@@ -1,0 +1,254 @@
+"""Figures of notebook 07: calibration, operating points, subgroups, failures and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from mammo_utils.data.cohort import Cohort
+from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.calibration import equal_count_bins
+from mammo_utils.evaluation.conformal import ALPHA
+from mammo_utils.evaluation.failures import KINDS
+from mammo_utils.evaluation.intervals import wilson_interval
+from mammo_utils.evaluation.operating import net_benefit, recall_all
+from mammo_utils.evaluation.planner import needed_patients
+from mammo_utils.images.preprocess import to_store
+from mammo_utils.images.store import Store
+from mammo_utils.plots.data import read_outlines
+from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
+from mammo_utils.vocabulary import SYSTEMS, VIEWS
+
+
+@styled
+def draw_reliability(samples: Mapping[str, tuple[Sample, Sample | None]], title: str) -> Figure:
+    """Draw the share of malignant breasts by predicted probability, one panel per system.
+
+    Bins have equal counts; a bar is Wilson's 95 % interval over patients. Below, the counts by probability.
+
+    Args:
+        samples: System -> its breasts as trained (filled) and scaled on validation (hollow), None if there is no fit.
+        title: Title of the figure.
+    """
+    names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
+    labels = {"x": "predicted P(malignant)", "y": "share malignant"}
+    figure, axes = make_panels(title, names, (2.5, 2.8), columns=3, **labels, sharey=True)
+    for axis, (system, pair) in zip(axes, samples.items(), strict=True):
+        colour = SYSTEMS[system].colour
+        axis.axline((0, 0), slope=1, **CHANCE_LINE)
+        for sample, face in zip(pair, (colour, "w"), strict=True):
+            if sample is None or not len(sample.labels):
+                continue
+            p, bins = sample.probabilities[0, :, 1], equal_count_bins(sample.probabilities[0, :, 1])
+            points = []
+            for number in np.unique(bins):
+                own = bins == number
+                points.append((p[own].mean(), *wilson_interval(sample.labels[own] == 1, sample.groups[own])))
+            x, y, low, high = np.transpose(points)
+            axis.vlines(x, low, high, colors=colour, linewidth=0.8, linestyles="solid" if face != "w" else "dotted")
+            axis.plot(x, y, color=colour, linewidth=0.8, linestyle="-" if face != "w" else ":")
+            axis.scatter(x, y, 18, face, edgecolors=colour, zorder=3)
+        counts, edges = np.histogram(pair[0].probabilities[0, :, 1], np.linspace(0, 1, 11))
+        axis.bar(edges[:-1], -0.2 * counts / max(counts.max(), 1), 0.095, align="edge", color="0.8")
+        for count, edge in zip(counts, edges, strict=False):
+            axis.text(edge + 0.05, -0.21, count or "", ha="center", va="top", fontsize=6)
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.32, 1.04), yticks=[0, 0.5, 1])
+    black = {"color": "k", "marker": "o", "markersize": 5, "linestyle": ""}
+    handles = [Line2D([], [], **black, label="as trained")]
+    handles.append(Line2D([], [], **black, mfc="w", label="temperature and intercept, fitted on validation"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def draw_operating_points(points: pd.DataFrame, title: str) -> Figure:
+    """Draw what becomes of each aimed specificity: sensitivity and specificity with Wilson's 95 % intervals.
+
+    Args:
+        points: Rows of one subset and level of `operating_table`.
+        title: Title of the figure.
+    """
+    aims = sorted(points["aim"].unique())
+    names = [system for system in SYSTEMS if system in set(points["system"])]
+    panels = [f"aim: specificity {aim:.2f}" for aim in aims]
+    size = (3.6, 0.9 + 0.4 * len(names))
+    figure, axes = make_panels(title, panels, size, x="share of breasts", sharey=True)
+    markers = {"specificity": "o", "sensitivity": "^"}
+    for axis, aim in zip(axes, aims, strict=True):
+        axis.axvline(aim, **CHANCE_LINE)
+        for name, marker in markers.items():
+            for _, rows in points[points["aim"] == aim].groupby("seed"):
+                y = np.array([names.index(system) for system in rows["system"]])
+                y = y + (0.15 if name == "sensitivity" else -0.15)
+                colours = [SYSTEMS[system].colour for system in rows["system"]]
+                axis.hlines(y, rows[f"{name}_low"], rows[f"{name}_high"], colors=colours)
+                axis.scatter(rows[name], y, 28, colours, marker=marker, zorder=3)
+        axis.set_xlim(right=1.02)
+    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    handles = [Line2D([], [], color="k", marker=m, linestyle="", label=name) for name, m in markers.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def draw_net_benefit(samples: Mapping[str, Sample], prevalence: float, title: str) -> Figure:
+    """Draw the net benefit by threshold, at the sample's prevalence and at another one.
+
+    Args:
+        samples: System -> its breasts, of one training.
+        prevalence: The other prevalence of malignant breasts.
+        title: Title of the figure.
+    """
+    own = float(np.mean(next(iter(samples.values())).labels == 1))
+    panels = {own: np.linspace(0.01, 0.99, 99), prevalence: np.linspace(0.1, 5, 99) * prevalence}
+    names = [f"prevalence {own:.0%}, as here", f"prevalence {prevalence:.1%}"]
+    labels = {"x": "threshold probability", "y": "net benefit"}
+    figure, axes = make_panels(title, names, (3.4, 2.8), **labels)
+    for axis, (share, thresholds) in zip(axes, panels.items(), strict=True):
+        for system, sample in samples.items():
+            benefit = net_benefit(sample, thresholds, None if share == own else share)
+            axis.plot(thresholds, benefit, color=SYSTEMS[system].colour, label=SYSTEMS[system].title, linewidth=1)
+        axis.plot(thresholds, recall_all(thresholds, share), color="0.5", linestyle="--", label="recall all")
+        axis.axhline(0, color="0.5", linestyle=":", label="recall none")
+        axis.set_ylim(-0.1 * share, 1.05 * share)
+        axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def draw_failures(failures: pd.DataFrame, store: Store, cohort: Cohort, title: str) -> Figure:
+    """Draw the views of the worst failures as the system receives them: misses at the left, false alarms at the right.
+
+    The outline of a lesion is drawn where the cohort has one. Right breasts are flipped, as in the store.
+
+    Args:
+        failures: Rows of one training of `failures_table`.
+        store: The study's prepared images.
+        cohort: The study's cohort, for the outlines.
+        title: Title of the figure.
+    """
+    most, size = failures.groupby("kind").size().max(), store.settings["size"]
+    shape = {"figsize": (9.6, 0.35 + 1.3 * most), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(most, 2 * len(VIEWS), **shape)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row in failures.itertuples():
+        place = axes[row.rank - 1, KINDS.index(row.kind) * len(VIEWS) :][: len(VIEWS)]
+        outlines = read_outlines(cohort, row.exam)
+        for axis, view, number in zip(place, VIEWS, store.rows_of([row.exam])[0], strict=True):
+            axis.axis("on")
+            show_image(axis, store.images[number] if number >= 0 else None, note="" if number >= 0 else "absent")
+            axis.set_box_aspect(1)
+            plt.setp(axis.spines.values(), visible=False)
+            for _, points in outlines.get(view, []) if number >= 0 else []:
+                axis.fill(*to_store(points, store.index.iloc[number], size).T, fill=False, edgecolor=COLOURS["outline"])
+            if view[0] == row.side:
+                plt.setp(axis.spines.values(), visible=True, color=COLOURS["malignant"], linewidth=1.5)
+            axis.set_title(view, fontsize=6, pad=2)
+        label = f"{row.rank}. {row.kind}\n{row.exam} {row.side}\nP = {row.p:.3f}"
+        place[0].set_ylabel(label, fontsize=6.5, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def draw_subgroups(subgroups: pd.DataFrame, title: str) -> Figure:
+    """Draw AUC and sensitivity by subgroup with 95 % intervals; the numbers are patients, positives and negatives.
+
+    Args:
+        subgroups: Rows of one training of `subgroup_table`.
+        title: Title of the figure.
+    """
+    measures = list(subgroups["measure"].unique())
+    most = subgroups["measure"].value_counts().max()
+    figure, axes = make_panels(title, measures, (4.4, 1 + 0.26 * most))
+    for axis, measure in zip(axes, measures, strict=True):
+        rows = subgroups[subgroups["measure"] == measure].reset_index(drop=True)
+        colours = np.where(rows["answer"] == "told apart", COLOURS["malignant"], "0.2")
+        draw_intervals(axis, rows["value"], rows["low"], rows["high"], rows.index, colours)
+        names = [
+            f"{row.attribute}: {row.group} ({row.n_patients}; {row.n_positive} / {row.n_negative})"
+            for row in rows.itertuples()
+        ]
+        axis.set_yticks(rows.index, names, fontsize=7)
+        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=measure, title="")
+        axis.set_xlim(right=1.02)
+        for number in np.flatnonzero(rows["attribute"] != rows["attribute"].shift())[1:]:
+            axis.axhline(number - 0.5, color="0.85", linewidth=0.8)
+    return figure
+
+
+@styled
+def draw_conformal(conformal: pd.DataFrame, title: str) -> Figure:
+    """Draw coverage with Wilson's 95 % interval by BI-RADS category, and the mean size of the sets as text.
+
+    Args:
+        conformal: Rows of one subset and task mode of `conformal_table`.
+        title: Title of the figure.
+    """
+    categories = list(conformal["category"].unique())
+    names = [system for system in SYSTEMS if system in set(conformal["system"])]
+    panels = [c if c == "all" else f"BI-RADS {c}" for c in categories]
+    figure, axes = make_panels(
+        title, panels, (2.4, 0.9 + 0.35 * len(names)), columns=6, x="coverage; right: size", sharey=True
+    )
+    for axis, category in zip(axes, categories, strict=True):
+        rows = conformal[conformal["category"] == category].drop_duplicates("system")
+        y = [names.index(system) for system in rows["system"]]
+        colours = [SYSTEMS[system].colour for system in rows["system"]]
+        draw_intervals(axis, rows["coverage"], rows["low"], rows["high"], y, colours)
+        axis.axvline(1 - ALPHA, **CHANCE_LINE)
+        for height, size in zip(y, rows["mean_size"], strict=True):
+            axis.text(1.04, height, f"{size:.2f}", fontsize=7, va="center", transform=axis.get_yaxis_transform())
+        axis.set_xlim(0.5, 1.02)
+    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+@styled
+def draw_heads(samples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str) -> Figure:
+    """Draw the expected BI-RADS category of each breast by its P(malignant), one panel per system.
+
+    Args:
+        samples: System -> P(malignant) (n,), expected category (n,), and label of the diagnosis (n,).
+        title: Title of the figure.
+    """
+    names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
+    labels = {"x": "P(malignant)", "y": "expected BI-RADS"}
+    figure, axes = make_panels(title, names, (2.3, 2.3), columns=3, **labels, sharey=True)
+    for axis, (p, expected, label) in zip(axes, samples.values(), strict=True):
+        for value, name, colour in ((0, "not malignant", COLOURS["normal"]), (1, "malignant", COLOURS["malignant"])):
+            axis.scatter(p[label == value], expected[label == value], 10, colour, alpha=0.6, label=name)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def draw_plan(plan: pd.DataFrame, title: str) -> Figure:
+    """Draw the patients needed to tell each system apart from the reference, by the true difference in AUC.
+
+    Args:
+        plan: Rows of one subset and task mode of `plan_table`.
+        title: Title of the figure.
+    """
+    tasks = list(plan["task"].unique())
+    differences = np.linspace(0.01, 0.1, 91)
+    labels = {"x": "true difference in AUC", "y": "test patients"}
+    figure, axes = make_panels(title, tasks, (3.4, 2.9), **labels, sharey=True)
+    for axis, task in zip(axes, tasks, strict=True):
+        for row in plan[plan["task"] == task].drop_duplicates("system").itertuples():
+            needed = [needed_patients(row.n_patients, row.se_difference, d) for d in differences]
+            axis.plot(differences, needed, color=SYSTEMS[row.system].colour, label=SYSTEMS[row.system].title)
+        axis.axhline(plan["n_patients"].max(), color="0.4", linestyle="--", label="this study")
+        axis.set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,56 @@
+"""Notebook 06 as a script, on two small trained runs whose images and store are gone."""
+
+import json
+import shutil
+
+import matplotlib.pyplot as plt
+import pytest
+
+from mammo_utils.io import read_json
+from mammo_utils.training.run import train_run
+from mammo_utils.workflow.report import index_page
+from tests.conftest import CHECKOUT, SMALL
+
+
+def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, monkeypatch, tmp_path):
+    spec = small_study.run("resnet18", "multi", "1v5", 0)
+    alone = small_study.run("resnet18", "multi", "1v5", 0, variant=["model.fusion=per_breast"])
+    for run in (spec, alone):
+        train_run(run)
+    plt.switch_backend("Agg")
+    shutil.copytree(CHECKOUT / "notebooks", in_small_project / "notebooks", dirs_exist_ok=True)
+    gone = [small_study.folder / "store", small_study.data_folder]
+    for i, folder in enumerate(gone):
+        folder.rename(tmp_path / str(i))
+    namespace = {"display": print}
+    try:
+        for cell in json.loads((CHECKOUT / "notebooks" / "06_attention.ipynb").read_text("utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), namespace)
+            if "parameters" in cell["metadata"].get("tags", []):
+                namespace |= {"study": "config/paper.yaml", "settings": [*SMALL, "real_exams=false"], "run": spec.id}
+    finally:
+        for i, folder in enumerate(gone):
+            (tmp_path / str(i)).rename(folder)
+    plt.close("all")
+    record = read_json(small_study.folder / "views.json")
+    gates = {row["run"]: row for row in record["gates"]}
+    assert set(gates) == {spec.id, alone.id} == {row["run"] for row in record["recombination"]}
+    assert gates[alone.id]["negative_other"] == gates[alone.id]["positive_other"] == 0
+    assert gates[spec.id]["negative_other"] > 0
+    subsets = {(row["task"], row["views"]): row for row in record["subsets"]}
+    full = subsets["diagnosis", 15]
+    assert len(subsets) == 30 and {row["run"] for row in record["subsets"]} == {spec.id}
+    assert full["n_exams"] < full["n_all"] + 1 and full["change"] == 0 and full["trained"]
+    figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
+    assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
+    page = index_page(small_study, [])
+    assert "two cancers: both flagged" in page and record["statements"][0] in page
+    for run in (spec, alone):
+        shutil.rmtree(run.folder)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")

@@ -1,0 +1,142 @@
+"""Exams of two patients: a which-side switch fails on them, a system that reads each breast does not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mammo_utils.evaluation.recombination import (
+    TRUTHS,
+    Breasts,
+    controls,
+    draw_pairs,
+    recombine,
+    state_recombination,
+    state_weights,
+)
+from tests.evaluation.gates import exams_with_lesions, hand_made_system
+
+ONE_CANCER = np.tile([[1, 0], [0, 1]], (20, 1))
+OPTIONS = {"resamples": 100, "n": 50}
+
+
+def test_pairs_are_of_two_patients_with_the_truth_asked_for():
+    _, _, breasts = exams_with_lesions(np.array([[1, 0], [0, 1], [0, 0], [-1, 1]]))
+    breasts = replace(breasts, groups=np.array(list("aabc")), seen=np.array([[1, 1], [1, 1], [0, 1], [1, 1]], bool))
+    pairs = draw_pairs(breasts, 100)
+    assert {truth: {tuple(pair) for pair in found.tolist()} for truth, found in pairs.items()} == {
+        (0, 0): {(1, 2)},  # 0 and 1 are of one patient; the left breast of 2 was not seen, that of 3 has no label
+        (0, 1): {(1, 3)},
+        (1, 0): {(0, 2)},
+        (1, 1): {(0, 3)},
+    }
+    none = Breasts(np.array(["a", "b"]), np.array([[1, 1], [1, 1]]), np.ones((2, 2), bool))
+    assert set(draw_pairs(none, 5)) == {(1, 1)} and set(pairs) == set(TRUTHS)
+
+
+def test_a_which_side_switch_never_sees_two_cancers_nor_none():
+    _, features, breasts = exams_with_lesions(ONE_CANCER)
+    found = recombine(hand_made_system("gated", "which side"), features, breasts, "diagnosis", **OPTIONS)
+    assert found["auc"].value == 1, "the usual exams do not show it"
+    assert found["one_right"].value == 1 and found["both_seen"].value == 0
+    # the weaker of two findings scores above the negative breasts of exams with one, and below those of exams with none
+    assert found["recombined_auc"].value == pytest.approx(0.875, abs=0.01) and found["auc_change"].high < 0
+    assert found["n_breasts"] == 80 and found["n"] == 50
+
+
+@pytest.mark.parametrize("fusion", ["per_breast", "concat"])
+def test_a_system_that_reads_each_breast_is_right_about_recombined_exams(fusion):
+    _, features, breasts = exams_with_lesions(ONE_CANCER)
+    found = recombine(hand_made_system(fusion, "own views"), features, breasts, "diagnosis", **OPTIONS)
+    values = {name: found[name].value for name in found if not name.startswith("n")}
+    assert values == {"auc": 1, "recombined_auc": 1, "auc_change": 0, "both_seen": 1, "one_right": 1}
+    assert found["none_flagged_wrong"].value == 0
+
+
+def test_a_per_breast_system_scores_a_breast_the_same_whatever_the_other_one_is():
+    """So that recombination changes its AUC by the draws alone."""
+    rng = np.random.default_rng(1)
+    _, features, breasts = exams_with_lesions(rng.integers(0, 2, (60, 2)))
+    noisy = replace(
+        features, views=features.views + 0.7 * torch.randn(60, 4, 2, generator=torch.Generator().manual_seed(0))
+    )
+    model = hand_made_system("per_breast", "own views")
+    found = recombine(model, noisy, breasts, "diagnosis", resamples=200, n=200)
+    assert 0.7 < found["auc"].value < 0.95
+    assert found["recombined_auc"].value == pytest.approx(found["auc"].value, abs=0.03)
+    assert found["auc_change"].low < 0 < found["auc_change"].high
+    assert found["recombined_auc"].low < found["recombined_auc"].value < found["recombined_auc"].high
+
+
+def test_the_sentences_name_what_the_tables_hold():
+    table = pd.DataFrame(
+        {
+            "run": ["a", "b"],
+            "both_seen": [0.0, 0.75],
+            "none_flagged_wrong": [0.6, 0.1],
+            "auc_change": [-0.2, 0.01],
+            "auc_change_high": [-0.1, 0.05],
+            "fixed_change": [0.02, np.nan],
+            "fixed_change_high": [0.05, np.nan],
+        }
+    )
+    both, none, lower = state_recombination(table)
+    assert both.startswith("In exams with two cancers, 1 of 2 runs flag both breasts less often than not (0% to 75%")
+    assert none.startswith("In exams without a cancer, 1 of 2 runs flag a breast more often than not (10% to 60%)")
+    assert "is lower in recombined exams in 1 of 2 runs" in lower and "most in a, by -0.200" in lower
+    gates = pd.DataFrame({"left_weight_auc": [0.02, 0.9], "top": [0.2, 1.0], "top_low": [0.1, 0.9], "chance": 0.25})
+    answer, top, equal = state_weights(gates, table)
+    assert "an AUC of 0.02 to 0.90" in answer and "(1 of 2 runs)" in answer
+    assert "20% to 100%" in top and "reaches chance in 1 of 2 runs" in top
+    assert "by +0.020 to +0.020; it is lower in 0 of 1 runs" in equal
+    nothing = pd.DataFrame()
+    assert state_recombination(nothing) == ["No run has exams that can be recombined."]
+    assert state_weights(nothing, nothing) == ["No run has a gate and exams with four views."]
+
+
+def test_the_interval_is_as_wide_as_new_patients_vary():
+    """Both patients of a recombined exam are drawn: the left one alone would give 0.7 of the width."""
+    model, values, widths = hand_made_system("per_breast", "own views"), [], []
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(80):
+        _, features, breasts = exams_with_lesions(np.random.default_rng(trial).integers(0, 2, (40, 2)), trial)
+        noise = 0.7 * torch.randn(40, 4, 2, generator=generator)
+        noisy = replace(features, views=features.views + noise)
+        found = recombine(model, noisy, breasts, "diagnosis", resamples=100, n=150)["recombined_auc"]
+        values.append(found.value)
+        widths.append(found.high - found.low)
+    assert np.mean(widths) / (2 * 1.96 * np.std(values)) == pytest.approx(1, abs=0.2)
+
+
+def test_a_share_of_0_or_1_has_an_interval_with_a_width():
+    """The score interval of no hits in n patients ends at z²/(n + z²), Wilson 1927."""
+    _, features, breasts = exams_with_lesions(ONE_CANCER)
+    none = recombine(hand_made_system("gated", "which side"), features, breasts, "diagnosis", **OPTIONS)["both_seen"]
+    assert (none.value, none.low) == (0, 0) and 0.15 < none.high < 0.25, "some 17 to 20 patients a side"
+    all_of_them = recombine(hand_made_system("concat", "own views"), features, breasts, "diagnosis", **OPTIONS)[
+        "both_seen"
+    ]
+    assert (all_of_them.value, all_of_them.high) == (1, 1) and 0.75 < all_of_them.low < 0.85
+
+
+def test_controls_change_the_answer_of_a_gate_that_matters_alone():
+    _, features, breasts = exams_with_lesions(ONE_CANCER)
+    found = controls(hand_made_system("gated", "which side"), features, breasts, "diagnosis", resamples=100)
+    assert found["gate_auc"].value == 1 and found["fixed_change"].value == -0.5
+    assert -0.8 < found["permuted_change"].value < -0.2 and found["random_change"].value < -0.2
+    found = controls(hand_made_system("per_breast", "own views"), features, breasts, "diagnosis", resamples=100)
+    assert [found[name].value for name in ("fixed_change", "permuted_change", "random_change")] == [0, 0, 0]
+
+
+def test_the_random_gates_leave_the_global_stream_alone():
+    _, features, breasts = exams_with_lesions(ONE_CANCER)
+    model = hand_made_system("gated", "which side")
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    one = controls(model, features, breasts, "diagnosis", resamples=20)
+    assert torch.equal(torch.rand(3), expected)
+    again = controls(model, features, breasts, "diagnosis", resamples=20)
+    assert repr(one) == repr(again)  # NaN differs from itself
