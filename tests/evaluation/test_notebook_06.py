@@ -35,7 +35,7 @@ def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, mon
     plt.close("all")
     record = read_json(small_study.folder / "views.json")
     gates = {row["run"]: row for row in record["gates"]}
-    assert set(gates) == {spec.id, alone.id} == {row["run"] for row in record["recombination"]}
+    assert {spec.id, alone.id} <= set(gates) == {row["run"] for row in record["recombination"]}
     assert gates[alone.id]["negative_other"] == gates[alone.id]["positive_other"] == 0
     assert gates[spec.id]["negative_other"] > 0
     subsets = {(row["task"], row["views"]): row for row in record["subsets"]}
