@@ -16,7 +16,7 @@ from typing import Any
 
 from mammo_utils.io import write_json
 
-RECORD = Path(__file__).parent / "records" / "gpu_resources.json"
+RECORD = Path(__file__).with_name("gpu_resources.json")
 TARGETS = (80, 90)  # compute capabilities of an A100 and of an H100 or H200
 DTYPES = ("bf16", "fp16", "fp32")  # of u and delta
 REGISTERS, WARPS = 65536, 32  # of a multiprocessor; as many programs, each one warp, run on it at most

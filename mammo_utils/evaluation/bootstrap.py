@@ -9,6 +9,7 @@ same resamples, so that systems are compared on the same patients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from mammo_utils.evaluation.intervals import (
     total_quantile,
 )
 from mammo_utils.metrics import METRICS, Metric, explain_undefined
+from mammo_utils.study import Study
 
 FEWEST = 5  # patients of each class; with fewer there is no interval
 ONE_TRAINING = "one training: its spread is not in the interval"
@@ -95,6 +97,11 @@ class Sample:
         return Sample(self.labels[breasts], self.probabilities[:, breasts], self.groups[breasts])
 
 
+def bootstrap_settings(study: Study) -> dict[str, int]:
+    """The study's settings of the bootstrap, as arguments of `interval`."""
+    return {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
+
+
 def interval(sample: Sample, metric: str | Metric, *, resamples: int, seed: int = 0) -> Interval:
     """Compute a metric, averaged over training seeds, with its intervals over patients and over trainings.
 
@@ -121,7 +128,7 @@ def interval(sample: Sample, metric: str | Metric, *, resamples: int, seed: int 
         quantile = total_quantile(variance, [(seeds, len(sample.probabilities))])
         low_all, high_all = logit_interval(value, variance + seeds, quantile)
         return replace(found, low=low, high=high, low_all=low_all, high_all=high_all)
-    return _percentile_interval(value, _resample(sample, entry, resamples, seed), [(seeds, len(sample.probabilities))])
+    return percentile_interval(value, _resample(sample, entry, resamples, seed), [(seeds, len(sample.probabilities))])
 
 
 def paired_difference(
@@ -150,7 +157,7 @@ def paired_difference(
         return Interval(value - base, reason=reason)
     if not entry.influence:
         resampled, other = (_resample(sample, entry, resamples, seed) for sample in pair)
-        found = _percentile_interval(value - base, resampled - other, trainings)
+        found = percentile_interval(value - base, resampled - other, trainings)
         below, above = ((sign * (resampled - other) <= 0).sum() for sign in (1, -1))
         p = min(2 * (1 + min(below, above)) / (1 + resamples), 1)
         return replace(found, p=p if np.isnan(found.se_seeds) else _p_value(found, trainings))
@@ -182,7 +189,7 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, see
     if len(np.unique(np.asarray(groups, dtype=str))) < 2:
         return Interval(float(values.mean()), reason="one patient has no spread")
     weights = group_weights(groups, resamples, seed)
-    return _percentile_interval(float(values.mean()), (weights @ values) / weights.sum(1), [])
+    return percentile_interval(float(values.mean()), (weights @ values) / weights.sum(1))
 
 
 def group_weights(groups: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
@@ -235,7 +242,14 @@ def _explain(sample: Sample, metric: Metric, value: float) -> str:
     return f"{subject} {fewest} patients; an interval needs {FEWEST}" if fewest < FEWEST else ""
 
 
-def _percentile_interval(value: float, resampled: np.ndarray, trainings: list[tuple[float, int]]) -> Interval:
+def percentile_interval(value: float, resampled: np.ndarray, trainings: Sequence[tuple[float, int]] = ()) -> Interval:
+    """Return a number with the percentile interval of its resamples.
+
+    Args:
+        value: The number.
+        resampled: (R,) its value in each resample, NaN where undefined.
+        trainings: (variance of the mean over trainings, number of trainings) of each system that it compares.
+    """
     defined = resampled[~np.isnan(resampled)]
     counts = {"resamples": len(defined), "dropped": len(resampled) - len(defined)}
     if len(defined) < 2:

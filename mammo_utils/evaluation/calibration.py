@@ -10,10 +10,9 @@ import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from mammo_utils.evaluation.bootstrap import Interval, Sample, interval, paired_difference
+from mammo_utils.evaluation.bootstrap import Interval, Sample, bootstrap_settings, interval, paired_difference
 from mammo_utils.evaluation.intervals import LEVEL, Z, cluster_variance
 from mammo_utils.evaluation.runs import RunResult, group_by_seed, sample
-from mammo_utils.evaluation.tables import bootstrap_settings
 from mammo_utils.metrics import Metric, auc, mean_metric
 from mammo_utils.study import Study
 

@@ -11,10 +11,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from mammo_utils.evaluation.bootstrap import ONE_TRAINING, Interval, Sample, interval, paired_difference
+from mammo_utils.evaluation.bootstrap import (
+    ONE_TRAINING,
+    Interval,
+    Sample,
+    bootstrap_settings,
+    interval,
+    paired_difference,
+)
 from mammo_utils.evaluation.intervals import LEVEL, holm
 from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, labelled_breasts, sample
-from mammo_utils.evaluation.tables import bootstrap_settings, count_breasts
+from mammo_utils.evaluation.tables import count_breasts
 from mammo_utils.metrics import METRICS
 from mammo_utils.study import Study
 from mammo_utils.vocabulary import REFERENCE, SYSTEMS

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
-from scipy.stats import norm, rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr
 
-from mammo_utils.evaluation.bootstrap import LEVEL, Interval, Sample, interval, mean_interval
+from mammo_utils.evaluation.bootstrap import Interval, Sample, bootstrap_settings, interval, mean_interval
+from mammo_utils.evaluation.intervals import wilson_interval
 from mammo_utils.evaluation.runs import RunResult, categories, read_views, with_views
 from mammo_utils.metrics import softmax
 from mammo_utils.models.fusion import FUSIONS
@@ -163,39 +164,11 @@ def agreement(exams: CompleteExams, fusion: str, *, resamples: int, seed: int = 
     alpha, effect, groups = alpha[differ], effect[differ], groups[differ]
     ranks = [rankdata(values, axis=1) - (alpha.shape[1] + 1) / 2 for values in (alpha, effect)]
     norms = [np.sqrt((rank**2).sum(1)) for rank in ranks]
-    bootstrap = {"resamples": resamples, "seed": seed}
     correlations = (ranks[0] * ranks[1]).sum(1) / np.prod(norms, 0)
     return {
-        "top": share_interval(alpha.argmax(1) == effect.argmax(1), groups, **bootstrap),
-        "spearman": mean_interval(correlations, groups, **bootstrap),
+        "top": Interval(*wilson_interval(alpha.argmax(1) == effect.argmax(1), groups), method="Wilson"),
+        "spearman": mean_interval(correlations, groups, resamples=resamples, seed=seed),
     }
-
-
-def share_interval(hit: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> Interval:
-    """Compute a share with its interval over patients; where it is 0 or 1, see `extreme_share`.
-
-    Args:
-        hit: (n,) bool.
-        groups: (n,) patients.
-        resamples: Bootstrap resamples.
-        seed: Of the resamples.
-    """
-    if len(hit) and hit.min() == hit.max():
-        return extreme_share(bool(hit[0]), len(set(groups)), resamples)
-    return mean_interval(hit, groups, resamples=resamples, seed=seed)
-
-
-def extreme_share(value: bool, patients: int, resamples: int) -> Interval:
-    """The score interval (Wilson 1927) of a share of 0 or 1, which has no spread between resamples.
-
-    Args:
-        value: Whether the share is 1.
-        patients: Number of patients, each counted as one draw.
-        resamples: Number to report in the interval.
-    """
-    z = norm.ppf((1 + LEVEL) / 2)
-    far = z**2 / (patients + z**2)
-    return Interval(float(value), *((1 - far, 1.0) if value else (0.0, far)), resamples)
 
 
 def seed_agreement(runs: Sequence[RunResult]) -> pd.DataFrame:
@@ -283,7 +256,7 @@ def gate_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
         run, fusion, task, n_exams, n_patients, and the measures of `weight_spread`, `left_weight_auc`, `agreement`,
         `cross_reading` and `unseen_auc`; `<measure>_low` and `<measure>_high` are the ends of an interval.
     """
-    bootstrap = {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
+    bootstrap = bootstrap_settings(study)
     rows = []
     for run in with_views(runs):
         exams, fusion = complete_exams(run, read_views(run)), run.spec.model.fusion

@@ -11,9 +11,9 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from mammo_utils.evaluation.bootstrap import Sample, interval
+from mammo_utils.evaluation.bootstrap import Sample, bootstrap_settings, interval
 from mammo_utils.evaluation.runs import RunResult, group_by_seed, labelled_breasts, sample
-from mammo_utils.evaluation.tables import INTERVAL_COLUMNS, KEY_COLUMNS, bootstrap_settings, list_counts
+from mammo_utils.evaluation.tables import INTERVAL_COLUMNS, KEY_COLUMNS, list_counts
 from mammo_utils.study import Study
 
 RULES = ("max", "mean", "noisy-or")  # how the breasts' probabilities become the exam's; the last one for any classes

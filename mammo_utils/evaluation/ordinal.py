@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from mammo_utils.evaluation.bootstrap import interval
+from mammo_utils.evaluation.bootstrap import bootstrap_settings, interval
 from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, sample
-from mammo_utils.evaluation.tables import INTERVAL_COLUMNS, bootstrap_settings
+from mammo_utils.evaluation.tables import INTERVAL_COLUMNS
 from mammo_utils.metrics import Metric, mean_metric
 from mammo_utils.study import Study
 

@@ -16,8 +16,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mammo_utils.evaluation.bootstrap import LEVEL, Interval, Sample, group_weights, interval, paired_difference
-from mammo_utils.evaluation.gate import extreme_share, log_odds, main_task
+from mammo_utils.evaluation.bootstrap import (
+    Interval,
+    Sample,
+    bootstrap_settings,
+    group_weights,
+    interval,
+    paired_difference,
+    percentile_interval,
+)
+from mammo_utils.evaluation.gate import log_odds, main_task
+from mammo_utils.evaluation.intervals import wilson_interval
 from mammo_utils.evaluation.runs import RunResult, categories, labelled_breasts, with_views
 from mammo_utils.metrics import auc, softmax, weighted_auc
 from mammo_utils.models.system import System
@@ -125,7 +134,7 @@ def recombine(
     as_is = _odds(model, features.views, features.present, task)  # (E, 2)
     exam = np.nonzero(usable)[0]
     value, resampled = _auc(breasts.positive[usable], as_is[usable], drawn[:, exam])
-    found: dict[str, Any] = {"auc": _interval(value, resampled)}
+    found: dict[str, Any] = {"auc": percentile_interval(value, resampled)}
     if pairs:
         left, right = np.concatenate(list(pairs.values())).T
         truth = np.repeat(list(pairs), n, axis=0)  # (N, 2)
@@ -133,8 +142,8 @@ def recombine(
         odds = _odds(model, views, torch.ones(len(views), len(VIEWS), dtype=torch.bool), task)
         weights = drawn[:, left] * drawn[:, right]
         again, resampled_again = _auc(truth.ravel(), odds.ravel(), np.repeat(weights, 2, axis=1))
-        found["recombined_auc"] = _interval(again, resampled_again)
-        found["auc_change"] = _interval(again - value, resampled_again - resampled)
+        found["recombined_auc"] = percentile_interval(again, resampled_again)
+        found["auc_change"] = percentile_interval(again - value, resampled_again - resampled)
         flagged, positives = odds > 0, truth.sum(1)
         for name, count, hit in (
             ("both_seen", 2, flagged.all(1)),
@@ -162,18 +171,10 @@ def _share(hit: np.ndarray, weights: np.ndarray, patients: int) -> Interval:
     if not len(hit):
         return Interval(reason="no such exam")
     if hit.min() == hit.max():
-        return extreme_share(bool(hit[0]), patients, len(weights))
+        return Interval(*wilson_interval(np.full(patients, hit[0]), np.arange(patients)), method="Wilson")
     total = weights.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _interval(float(hit.mean()), np.where(total > 0, weights @ hit / total, np.nan))
-
-
-def _interval(value: float, resampled: np.ndarray) -> Interval:
-    defined = resampled[~np.isnan(resampled)]
-    if np.isnan(value) or len(defined) < max(2, len(resampled) / 2):
-        return Interval(value, reason="a class is absent")
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high), len(defined), len(resampled) - len(defined))
+        return percentile_interval(float(hit.mean()), np.where(total > 0, weights @ hit / total, np.nan))
 
 
 # --- controls ---------------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ def recombination_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame
         run, task, n, n_breasts, and the measures of `recombine` and, with a gate, of `controls`; `<measure>_low` and
         `<measure>_high` are the ends of an interval.
     """
-    options = {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
+    options = bootstrap_settings(study)
     rows = []
     for run in with_views(runs):
         features, (_, model) = load_features(run.spec.folder / "features.safetensors"), load_run(run.spec.folder)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammo_utils.evaluation.bootstrap import ONE_TRAINING, Sample, interval
+from mammo_utils.evaluation.bootstrap import ONE_TRAINING, Sample, bootstrap_settings, interval
 from mammo_utils.evaluation.paper import KEY, paper_values
 from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, labelled_breasts, sample
 from mammo_utils.metrics import METRICS, Metric, auc, auc_influence
@@ -241,11 +241,6 @@ def count_breasts(breasts: pd.DataFrame, seeds: Sequence[RunResult]) -> dict[str
     """Count the exams, breasts, patients and trainings on which a number is based."""
     counts = {"n_exams": breasts["exam"].nunique(), "n_breasts": len(breasts)}
     return counts | {"n_patients": breasts["group"].nunique(), "n_seeds": len(seeds)}
-
-
-def bootstrap_settings(study: Study) -> dict[str, int]:
-    """The study's settings of the bootstrap, as arguments of `bootstrap.interval`."""
-    return {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
 
 
 def list_counts(sample: Sample) -> dict[str, str]:

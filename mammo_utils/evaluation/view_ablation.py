@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_utils.config import Training
-from mammo_utils.evaluation.bootstrap import interval, paired_difference
+from mammo_utils.evaluation.bootstrap import bootstrap_settings, interval, paired_difference
 from mammo_utils.evaluation.gate import log_odds_shares, main_task
 from mammo_utils.evaluation.runs import RunResult, categories, probabilities, read_views, sample, with_views
 from mammo_utils.metrics import softmax
@@ -63,7 +63,7 @@ def subset_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
         `auc_all` is over all `n_all` exams that have those of the subset. Ends of intervals are `<measure>_low` and
         `<measure>_high`.
     """
-    bootstrap = {"resamples": study.evaluation.resamples, "seed": study.evaluation.seed}
+    bootstrap = bootstrap_settings(study)
     rows = []
     for run in with_views(runs):
         views = read_views(run)

@@ -68,6 +68,9 @@ def test_a_per_breast_system_scores_a_breast_the_same_whatever_the_other_one_is(
     assert found["recombined_auc"].value == pytest.approx(found["auc"].value, abs=0.03)
     assert found["auc_change"].low < 0 < found["auc_change"].high
     assert found["recombined_auc"].low < found["recombined_auc"].value < found["recombined_auc"].high
+    for name in ("auc", "recombined_auc", "auc_change"):
+        assert np.isnan(found[name].low_all), "one training has no spread"
+        assert (found[name].resamples, found[name].dropped) == (200, 0)
 
 
 def test_the_sentences_name_what_the_tables_hold():

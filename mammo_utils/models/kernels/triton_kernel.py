@@ -29,7 +29,7 @@ Pass 2 adds 1 byte each way; softplus takes one more exponential a pass, and in 
 the loops request them: 16 each way of the backward's third pass are the states within the chunk, and 16 are A, which
 each group reads again from the first-level cache. Its sums over 32 channels, for B and C, take 31 shuffles a step.
 Instructions are those of the loops in the machine code for an H100. Registers, and the warps of the 32 possible that
-they leave room for on a multiprocessor, are recorded in `benchmarks/records/gpu_resources.json`; nothing is spilled.
+they leave room for on a multiprocessor, are recorded in `benchmarks/gpu_resources.json`; nothing is spilled.
 The kernel has not been run on a GPU yet.
 """
 
