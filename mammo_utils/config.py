@@ -63,7 +63,7 @@ class Synthetic(Frozen):
     seed: int = 0
     contrast: Positive = 1.0
     noise: Annotated[float, Field(ge=0)] = 1.0
-    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.0  # 1: the findings do not show the label
+    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.0  # how faint findings are; 1: half are invisible
     visible: Literal["both", "one", "comparing"] = "both"  # views, or breasts compared, that show a cancer
     bilateral: Annotated[float, Field(ge=0, le=1)] | None = None  # share of cancers in both breasts; null: as in CMMD
     null: bool = False  # labels carry no signal
@@ -115,7 +115,7 @@ class SplitSettings(Frozen):
 class ModelSettings(Frozen):
     """The systems; see the README's table "Choices"."""
 
-    weights: str = ""  # "": none; "imagenet": torchvision's; or a local file
+    weights: str = ""  # "": none; "imagenet": torchvision's; "patches": small encoders, synthetic patches; or a file
     resnet_cut: Literal["layer1", "layer2", "layer3"] = "layer2"
     vssm_blocks: Annotated[int, Field(ge=BLOCKS["vssm_blocks"][0], le=BLOCKS["vssm_blocks"][1])] = 4  # §4.2
     hybrid_blocks: Annotated[int, Field(ge=BLOCKS["hybrid_blocks"][0], le=BLOCKS["hybrid_blocks"][1])] = (
@@ -182,8 +182,17 @@ class Training(Frozen):
         return {**default, **given} if isinstance(given, dict) else given
 
 
+class FurtherRun(Frozen):
+    """A run beside the combinations of the grid."""
+
+    system: System
+    task_mode: TaskMode = "multi"
+    subset: Subset = "1v5"
+    seed: NonNegativeInt = 0
+
+
 class Grid(Frozen):
-    """The runs of a study: every combination."""
+    """The runs of a study: every combination, and further ones."""
 
     systems: tuple[System, ...] = Field(default_factory=lambda: tuple(SYSTEMS))
     task_modes: tuple[TaskMode, ...] = TASK_MODES
@@ -192,6 +201,7 @@ class Grid(Frozen):
     folds: tuple[NonNegativeInt, ...] = ()  # folds to train and pool; empty: that of the split's settings
     more_seeds: dict[System, tuple[NonNegativeInt, ...]] = {}  # further seeds of a system
     blocks: dict[System, tuple[int, ...]] = {}  # further runs of a system with other numbers of blocks
+    more_runs: tuple[FurtherRun, ...] = ()
 
     @model_validator(mode="after")
     def _nothing_is_listed_twice(self) -> Grid:

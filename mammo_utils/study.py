@@ -74,18 +74,19 @@ class Study(Frozen):
         return project_root() / self.data.folder
 
     def runs(self) -> list[RunSpec]:
-        """All runs of the grid, in the order subset, task mode, system, number of blocks, seed, fold."""
+        """All runs of the grid, in the order subset, task mode, system, number of blocks, seed, fold; then further ones."""
         grid = self.grid
         systems = [(system, 0) for system in grid.systems]
         systems += [(system, number) for system, numbers in grid.blocks.items() for number in numbers]
-        return [
-            self.run(system, task_mode, subset, seed, blocks, fold=fold)
+        combinations = [
+            (system, task_mode, subset, seed, blocks)
             for subset in grid.subsets
             for task_mode in grid.task_modes
             for system, blocks in systems
             for seed in dict.fromkeys((*grid.seeds, *grid.more_seeds.get(system, ())))
-            for fold in grid.folds or (None,)
         ]
+        combinations += [(run.system, run.task_mode, run.subset, run.seed, 0) for run in grid.more_runs]
+        return [self.run(*run, fold=fold) for run in dict.fromkeys(combinations) for fold in grid.folds or (None,)]
 
     def run(
         self,

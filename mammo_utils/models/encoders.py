@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mammo_utils.config import BLOCKS, ModelSettings
 from mammo_utils.models.ss2d import PatchEmbedding, PatchMerging, SSConvSSM
-from mammo_utils.models.weights import WeightsError, load_resnet_weights
+from mammo_utils.models.weights import WeightsError, load_patch_weights, load_resnet_weights
 
 CUT_CHANNELS = {"layer1": 64, "layer2": 128, "layer3": 256}  # channels of ResNet-18 after each layer
 
@@ -181,3 +181,20 @@ ENCODERS: dict[str, Callable[[ModelSettings], Encoder]] = {  # the `encoder` of 
     "vssm": lambda s: VSSM(s.vssm_blocks, int(96 * s.width), variant=s.block, backend=s.backend, drop_path=s.drop_path),
     "hybrid": lambda s: Hybrid(s.hybrid_blocks, s.resnet_cut, s.weights, s.block, s.backend, s.width, s.drop_path),
 }
+
+
+def build_encoder(name: str, settings: ModelSettings) -> Encoder:
+    """Build an encoder with the initial weights of the settings.
+
+    Args:
+        name: Key of `ENCODERS`.
+        settings: Of the study.
+
+    Raises:
+        WeightsError: The weights cannot be loaded.
+    """
+    if settings.weights != "patches":
+        return ENCODERS[name](settings)
+    encoder = ENCODERS[name](settings.model_copy(update={"weights": ""}))
+    load_patch_weights(encoder, name)
+    return encoder

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mammo_utils.config import ModelSettings
-from mammo_utils.models.encoders import ENCODERS, Encoder
+from mammo_utils.models.encoders import Encoder, build_encoder
 from mammo_utils.models.fusion import FUSIONS, Fusion
 from mammo_utils.models.selective_scan import pick_backend
 from mammo_utils.models.ss2d import SS2D
@@ -150,7 +150,7 @@ def build_system(
         first = error.errors()[0]
         raise ValueError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}.") from None
     entry = SYSTEMS[system]
-    encoders = [ENCODERS[entry.encoder](settings) for _ in range(entry.encoders)]
+    encoders = [build_encoder(entry.encoder, settings) for _ in range(entry.encoders)]
     fusion = FUSIONS[settings.fusion](encoders[0].out_features, settings.missing)
     classes = {"diagnosis": 2, "birads": n_birads}
     active = classes if task_mode == "multi" else {task_mode: classes[task_mode]}

@@ -1,4 +1,4 @@
-"""ImageNet weights of torchvision's ResNets: downloaded or from a local file, never unpickled."""
+"""Pretrained weights, never unpickled: torchvision's ResNets from ImageNet, small encoders from synthetic patches."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from mammo_utils.io import project_root
 from mammo_utils.provenance import file_hash
 
 URLS = {18: ResNet18_Weights.IMAGENET1K_V1.url, 50: ResNet50_Weights.IMAGENET1K_V1.url}
+PATCH_FOLDER = Path(__file__).parent / "patch_weights"
+PATCH_WIDTH = 0.25  # `model.width` of the encoders that were pretrained on patches
+PATCH_FILES = {  # written by `python -m mammo_utils.training.pretrain`
+    "resnet18": "",
+    "resnet50": "",
+    "vssm": "",
+    "hybrid": "",
+}
 
 
 class WeightsError(ValueError):
@@ -61,6 +69,27 @@ def load_resnet_weights(resnet: nn.Module, depth: int, weights: str | Path) -> N
         resnet.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:  # other tensors, not a dict, keys that are no strings
         raise WeightsError(f"{file} does not hold the weights of torchvision's ResNet-{depth}.") from error
+
+
+def load_patch_weights(encoder: nn.Module, name: str) -> None:
+    """Load the weights of an encoder that was pretrained on synthetic patches, see `training.pretrain`.
+
+    Args:
+        encoder: Of width 0.25, with the default number of blocks.
+        name: Key of `PATCH_FILES`.
+
+    Raises:
+        WeightsError: The file is damaged, or the encoder is another one than the pretrained one.
+    """
+    file = PATCH_FOLDER / PATCH_FILES[name]
+    _check_hash(file, published=_hash_in_name(file.name))
+    try:
+        encoder.load_state_dict(load_file(file))  # half precision in the file, single in the encoder
+    except RuntimeError as error:
+        raise WeightsError(
+            f"model.weights is 'patches', which are weights of a {name} of width {PATCH_WIDTH} with the default blocks "
+            f"and cut; set model.width to {PATCH_WIDTH} and leave out the others, or set model.weights to ''."
+        ) from error
 
 
 def _download(url: str, file: Path) -> None:

@@ -25,7 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contrast", type=float, default=1.0, help="of the findings; 0 makes them invisible")
     parser.add_argument("--noise", type=float, default=1.0, help="of the pixels")
-    parser.add_argument("--difficulty", type=float, default=0.0, help="0: every arc shows the label; 1: none does")
+    parser.add_argument(
+        "--difficulty",
+        type=float,
+        default=0.0,
+        help="how faint findings are, 0 (plain) to 1 (half of them are invisible)",
+    )
     parser.add_argument("--visible", choices=VISIBLE, default="both", help="views, or breasts, that show a cancer")
     parser.add_argument("--bilateral", type=float, help="share of four-view exams with cancer in both breasts")
     parser.add_argument("--null", action="store_true", help="draw findings that are independent of the labels")

@@ -10,7 +10,7 @@ from mammo_utils.synthetic.cases import (
     TWO_BREASTS,
     VISIBLE,
     Settings,
-    arched_shares,
+    appearances,
     exams_of,
     iterate_breasts,
     replace_findings,
@@ -86,7 +86,8 @@ def test_every_breast_has_a_structure_whose_parts_do_not_depend_on_its_label(exa
 def test_the_options_have_known_truths(exams):
     for exam in exams[:300]:
         suspicion = {b.side: max(s.suspicion for s in b.structures) for b in exam.breasts}
-        both, one, comparing = (arched_shares(exam, Settings(difficulty=0.0, visible=v)) for v in VISIBLE)
+        looks = {v: appearances(exam, Settings(visible=v)) for v in VISIBLE}
+        both, one, comparing = ({key: share for key, (share, _) in looks[v].items()} for v in VISIBLE)
         for side, s in suspicion.items():
             assert both[side, "CC"] == both[side, "MLO"] == pytest.approx(s)
             assert sorted([one[side, "CC"], one[side, "MLO"]]) == pytest.approx([0, s])
@@ -94,9 +95,19 @@ def test_the_options_have_known_truths(exams):
         if len(suspicion) == 2:
             gap = comparing["L", "CC"] - comparing["R", "CC"]
             assert gap == pytest.approx((suspicion["L"] - suspicion["R"]) / 3)
-        assert set(arched_shares(exam, Settings(difficulty=1.0)).values()) == {0.5}
-        half = arched_shares(exam, Settings(difficulty=0.5))
-        assert all(half[key] == pytest.approx(0.25 + both[key] / 2) for key in half)
+
+
+def test_difficulty_makes_structures_faint_whatever_their_label(exams):
+    """At 1 half of them are invisible and the others uniform; the standard error of a mean of 1,000 is 0.01."""
+    for difficulty, mean, unseen in ((0.0, 1.0, 0.0), (0.4, 0.6, 0.0), (1.0, 0.25, 0.5)):
+        factors = {True: [], False: []}
+        for exam in exams:
+            looks = appearances(exam, Settings(difficulty=difficulty))
+            for breast in exam.breasts:
+                factors[breast.classification == "Malignant"].append(looks[breast.side, "CC"][1])
+        for group in factors.values():
+            assert np.mean(group) == pytest.approx(mean, abs=0.04)
+            assert np.mean(np.array(group) == 0) == pytest.approx(unseen, abs=0.06)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
