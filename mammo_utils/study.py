@@ -74,7 +74,7 @@ class Study(Frozen):
         return project_root() / self.data.folder
 
     def runs(self) -> list[RunSpec]:
-        """All runs of the grid, in the order subset, task mode, system, number of blocks, seed, fold; then further ones."""
+        """All runs, in the order subset, task mode, system, number of blocks, seed, fold; then further ones."""
         grid = self.grid
         systems = [(system, 0) for system in grid.systems]
         systems += [(system, number) for system, numbers in grid.blocks.items() for number in numbers]

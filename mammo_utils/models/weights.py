@@ -18,10 +18,10 @@ URLS = {18: ResNet18_Weights.IMAGENET1K_V1.url, 50: ResNet50_Weights.IMAGENET1K_
 PATCH_FOLDER = Path(__file__).parent / "patch_weights"
 PATCH_WIDTH = 0.25  # `model.width` of the encoders that were pretrained on patches
 PATCH_FILES = {  # written by `python -m mammo_utils.training.pretrain`
-    "resnet18": "",
-    "resnet50": "",
-    "vssm": "",
-    "hybrid": "",
+    "resnet18": "resnet18-6a1a9acc.safetensors",
+    "resnet50": "resnet50-ec53933c.safetensors",
+    "vssm": "vssm-b2478f7b.safetensors",
+    "hybrid": "hybrid-36596410.safetensors",
 }
 
 

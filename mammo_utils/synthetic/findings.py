@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Edge = Callable[[np.ndarray], np.ndarray]  # radius in mm of a closed curve as a function of the angle
 CORE_LEVELS, STRAND_LEVELS = (60, 85), (115, 145)  # grey levels
 STRANDS, RING, JITTER = 5, 3.3, 0.1  # number; radius of the ring of their middles, in radii of the core; radians
-LENGTH, WIDTH = 2.4, 0.52  # of a strand, in radii of the core
+LENGTH, WIDTH = 2.5, 0.54  # of a strand, in radii of the core
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class PatchSettings:
     side: int = 32
     offset: int = 4
     difficulty: float = 0.0
-    n_exams: int = 2500
+    n_exams: int = 2000
     seed: int = 1_000_003
 
 

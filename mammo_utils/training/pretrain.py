@@ -3,7 +3,7 @@
 The paper starts from ImageNet weights (§2.1), which need a network and full-width encoders. The weights that are made
 here take their place in studies of the synthetic cohort (`model.weights: patches`): an encoder of a quarter of the
 usual width learns to tell a radial structure from one that runs round its core, first in plain patches with the
-structure near the middle, then in larger ones with faint structures. The patches are of a release of its own; no study
+structure near the middle, then in larger ones, as large as a whole view, with faint structures too. The patches are of a release of its own; no study
 holds one of its exams. Starting there, a system has to learn what the study is about: views, breasts and tasks.
 """
 
@@ -31,24 +31,28 @@ from mammo_utils.provenance import file_hash
 from mammo_utils.synthetic.patches import PatchSettings, draw_patches
 from mammo_utils.training.dataset import DEVIATION, MEAN
 
-STAGES = (PatchSettings(), PatchSettings(side=48, offset=6, difficulty=0.35))
+STAGES = (
+    PatchSettings(),
+    PatchSettings(side=48, offset=6, difficulty=0.35),
+    PatchSettings(side=64, offset=16, difficulty=0.35),
+)
 HELD_OUT = 6  # one patch in six is held out
 BATCH, WEIGHT_DECAY, CLIP = 16, 0.05, 1.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder is pretrained: the highest learning rate, halved in the second stage, and epochs by stage."""
+    """How an encoder is pretrained: the highest learning rate, halved from stage to stage, and epochs by stage."""
 
     learning_rate: float
     epochs: tuple[int, ...]
 
 
 RECIPES = {
-    "resnet18": Recipe(3e-3, (4, 4)),
-    "resnet50": Recipe(1e-3, (6, 4)),
-    "vssm": Recipe(3e-3, (12, 4)),
-    "hybrid": Recipe(3e-3, (4, 4)),
+    "resnet18": Recipe(3e-3, (4, 3, 3)),
+    "resnet50": Recipe(1e-3, (10, 3, 3)),
+    "vssm": Recipe(3e-3, (12, 3, 3)),
+    "hybrid": Recipe(3e-3, (4, 3, 3)),
 }
 
 
