@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mammo_utils.predict.model import load_run
 from mammo_utils.predict.package import write_package
-from mammo_utils.predict.table import PREDICTED, predict, summarise
+from mammo_utils.predict.pages import summarise
+from mammo_utils.predict.table import PREDICTED, predict
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ that the model was trained on or of CBIS-DDSM; else it is made of a hash, so tha
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,9 @@ def read_exams(paths: Sequence[Path], folder: Path, images: Images, ids: str) ->
     for number, path in enumerate(paths):  # links, so that files and folders anywhere are one data folder
         if not path.exists():
             raise DataError(f"There is no file or folder {path}.")
-        name = path.absolute().name
-        (inputs / (f"{number}-{name}" if (inputs / name).is_symlink() else name)).symlink_to(path.absolute())
+        place = Path(os.path.abspath(path))
+        name = place.name or "files"  # of the root
+        (inputs / (f"{number}-{name}" if (inputs / name).is_symlink() else name)).symlink_to(place)
     headers, excluded = read_headers(inputs, tagged=False)
     if not headers:
         reasons = "; ".join(f"{row['what']}: {row['reason']}" for row in excluded) or "there is no file"
@@ -73,8 +75,10 @@ def read_exams(paths: Sequence[Path], folder: Path, images: Images, ids: str) ->
     cohort = assemble("DICOM files", inputs, headers, labels, excluded, rule="usable")
     try:
         store = build_store(cohort, folder / "store", **images.model_dump())
-    except DataError:  # no image can be used: the store is empty, and lists why
-        store = load_store(folder / "store")
+    except DataError:
+        if not (folder / "store" / "store.json").is_file():
+            raise
+        store = load_store(folder / "store")  # no image can be used: it is empty, and lists why
     cohort = apply_store(cohort, store)
     unread = cohort.excluded[cohort.excluded["kind"] != "breast"].to_dict("records")
     lost = cohort.images[~cohort.images["exam"].isin(cohort.exams.index)]
@@ -104,11 +108,6 @@ def _name_exams(headers: list[dict], ids: str) -> None:
 
 def _digest(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
-def select(store: Store, rows: np.ndarray) -> Store:
-    """The images of a store in some of its rows (n,), as a store."""
-    return replace(store, images=store.images[rows], index=store.index.iloc[rows].reset_index(drop=True))
 
 
 def measure(store: Store, folder: Path) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from mammo_utils.images.store import load_store
 from mammo_utils.io import display_path, project_root, read_json
 from mammo_utils.models.ss2d import SS2D
 from mammo_utils.models.system import System
-from mammo_utils.predict.exams import measure, select
+from mammo_utils.predict.exams import measure
 from mammo_utils.study import RunSpec, load_study
 from mammo_utils.training import run as runs
 from mammo_utils.training.run_state import METRICS, RunState, saved_results
@@ -144,9 +144,9 @@ def _make_model(folders: Sequence[Path]) -> Model:
         spec, system = runs.load_run(folder)
         predictions, metrics = pd.read_parquet(folder / "predictions.parquet"), read_json(folder / METRICS)
         results.append(RunResult(spec, RunState("done"), metrics=metrics, predictions=predictions))
-        if any(getattr(spec, name) != getattr(results[0].spec, name) for name in ("subset", "task_mode", "images")):
+        if _shared(spec) != _shared(results[0].spec):
             raise ValueError(
-                f"{spec.id} and {results[0].id} differ in subset, tasks or images; average like runs only."
+                f"{spec.id} and {results[0].id} differ in data set, subset, tasks or images; average others."
             )
         temperature, shift, reason = None, 0, "the run has no diagnosis"
         if "diagnosis" in results[-1].tasks:  # as notebook 07 scales
@@ -168,6 +168,11 @@ def _make_model(folders: Sequence[Path]) -> Model:
     return Model(Card(members=members, notes=notes, quantile=quantile, ranges=ranges), tuple(systems))
 
 
+def _shared(spec: RunSpec) -> tuple[Any, ...]:
+    """The settings in which the members of a model agree."""
+    return spec.data.source, spec.subset, spec.task_mode, spec.images.model_copy(update={"workers": 0})
+
+
 def _fit_sets(results: list[RunResult]) -> float:
     """The quantile of the conformal sets of the runs' mean; ValueError if they have no common validation part."""
     if "birads" not in results[0].tasks:
@@ -184,13 +189,12 @@ def _training_ranges(folders: Sequence[Path], results: list[RunResult]) -> dict[
     """The ranges of `Card`. Raises ValueError or OSError if the runs' data are not there or not theirs."""
     tables, seen = [], []
     for folder, spec in ((folder, result.spec) for folder, result in zip(folders, results, strict=True)):
-        if spec.split not in seen:  # seeds share a training part, folds do not
-            seen.append(spec.split)
+        if (spec.study, spec.split) not in seen:  # seeds share a training part, folds do not
+            seen.append((spec.study, spec.split))
             data, study = runs.load_data(spec), spec.folder.parents[1]
             if data.hash != read_json(folder / "config.json")["data_hash"]:
                 raise ValueError(f"The data of {spec.id} have changed since it was trained.")
-            rows = np.unique(data.parts["train"].rows.numpy())
-            store = select(load_store(study / "store"), rows[rows >= 0])
-            tables.append(measure(store, load_cohort(study / "cohort").folder))
+            store, trained = load_store(study / "store"), np.unique(data.parts["train"].rows.numpy())
+            tables.append(measure(store, load_cohort(study / "cohort").folder).iloc[trained[trained >= 0]])
     table = pd.concat(tables).dropna(axis=1, how="all")
     return {name: (float(table[name].min()), float(table[name].max())) for name in table}

@@ -33,7 +33,8 @@ def write_package(model: Model, path: str | Path) -> str:
     """Write a model as a zip file, replacing one; the same model gives the same bytes. Return its SHA-256."""
     card = model.card.model_dump(mode="json")
     for member in card["members"]:
-        member["run"]["data"]["folder"] = ""  # a path of this machine
+        run = member["run"]  # without paths of this machine
+        run["data"]["folder"], run["model"]["weights"] = "", Path(run["model"]["weights"]).name
     files = {CARD: _json(card), TEXT: describe(model.card).encode()}
     for number, system in enumerate(model.systems):
         tensors = {name: tensor.contiguous() for name, tensor in system.state_dict().items()}

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
+from mammo_utils.evaluation.conformal import ALPHA
 from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.io import write_json, write_text
 from mammo_utils.plots.attention import draw_prediction
 from mammo_utils.predict.model import Card
-from mammo_utils.predict.table import PREDICTED, summarise
+from mammo_utils.predict.table import PREDICTED
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.vocabulary import VIEWS
 
@@ -69,8 +71,11 @@ def write_results(
         lines = "".join(f"<li>{escape(summarise(row))}</li>" for row in rows)
         page = f"<h1>{escape(exam)}</h1>{marks}<ul>{lines}</ul>"
         page += f'<div class="mark"><b>Unlike the training data:</b> {escape(unlike)}.</div>' if unlike else ""
-        page += _picture(inputs, places[exam], predictions[places[exam]]) if exam in places else ""
-        page += breasts.set_index("side").drop(columns=["exam", "unlike_training"]).T.to_html(na_rep="", border=0)
+        if exam in places:
+            page += _picture(inputs, places[exam], predictions[places[exam]], rows[0]["notice"])
+        page += (
+            breasts.set_index("side").drop(columns=["exam", "unlike_training", "notice"]).T.to_html(na_rep="", border=0)
+        )
         write_text(out / name, _page(exam, page))
         links += f'<li><a href="{name}">{escape(exam)}</a><ul>{lines}</ul></li>'
     rest = "".join(f"<li>{escape(r['what'])}: {escape(r['reason'])}</li>" for r in unread if r["kind"] != "exam")
@@ -78,6 +83,22 @@ def write_results(
     write_text(out / "index.html", _page("Predictions", body))
     write_json(out / "predictions.json", {"model": facts, "exams": coded, "not_used": unread})
     write_text(out / "predictions.csv", table.to_csv(index=False))
+
+
+def summarise(row: dict[str, Any]) -> str:
+    """Summarise a row of `predict` as a clause."""
+    found = [f"{'left' if row['side'] == 'L' else 'right'} breast: {row['status']}"]
+    if row["status"] != PREDICTED:
+        return f"{found[0]}, {row['reason']}"
+    if "malignant_p" in row:
+        calibrated = not np.isnan(row["malignant_p_calibrated"])
+        found.append(f"P(malignant) {row['malignant_p_calibrated' if calibrated else 'malignant_p']:.3f}")
+        found[-1] += "" if calibrated else " (not calibrated)"
+    if "birads_set" in row:
+        shares = {name.removeprefix("birads_p"): p for name, p in row.items() if name.startswith("birads_p")}
+        found.append(f"BI-RADS {max(shares, key=shares.get)} (P {max(shares.values()):.3f}")
+        found[-1] += f", {1 - ALPHA:.0%} set: {row['birads_set'].replace(' ', ', ') or 'none'})"
+    return ", ".join(found)
 
 
 def _coded(row: dict[str, Any]) -> dict[str, Any]:
@@ -97,9 +118,10 @@ def _coded(row: dict[str, Any]) -> dict[str, Any]:
     return found | {"log_odds_from": {view: row[f"from_{view}"] for view in VIEWS}}
 
 
-def _picture(inputs: ExamSet, place: int, prediction: ExamPrediction) -> str:
+def _picture(inputs: ExamSet, place: int, prediction: ExamPrediction, notice: str) -> str:
     """The views of an exam with what each contributes, as an image in the page."""
-    figure, buffer = draw_prediction(inputs, place, inputs.present[place].tolist(), prediction, CAPTION), io.BytesIO()
+    visible, title, buffer = inputs.present[place].tolist(), f"{notice}\n{CAPTION}", io.BytesIO()
+    figure = draw_prediction(inputs, place, visible, prediction, title)
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
     plt.close(figure)
     return f'<img alt="views" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

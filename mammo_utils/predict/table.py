@@ -13,7 +13,7 @@ import pandas as pd
 from mammo_utils.data.sources import SOURCES
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.calibration import scale
-from mammo_utils.evaluation.conformal import ALPHA, conformal_sets
+from mammo_utils.evaluation.conformal import conformal_sets
 from mammo_utils.evaluation.view_ablation import ExamPrediction, predict_exams
 from mammo_utils.predict.exams import Exams, measure, read_exams
 from mammo_utils.predict.model import Card, Model
@@ -40,8 +40,8 @@ def predict(
         One row per exam and breast: `exam`, `side`, `status` ("predicted" or "not predicted"), `reason`; `malignant_p`
         as trained and `malignant_p_calibrated`; `birads_p<category>`, and `birads_set`, the conformal set;
         `from_<view>`, what each view contributes to the log-odds of the first task as trained, and `weight_<view>`; all
-        are means over the runs. `present_<view>`; `unlike_training`, in what the exam is unlike the training data.
-        `.attrs["unread"]` lists what was not used and why, `.attrs["statements"]` what the model is.
+        are means over the runs. `present_<view>`; `unlike_training`, in what the exam is unlike the training data;
+        `notice`. `.attrs["unread"]` lists what was not used and why, `.attrs["statements"]` what the model is.
 
     Raises:
         DataError: A path does not exist, or no file is a mammogram.
@@ -65,6 +65,7 @@ def predict(
             lost = {"status": NOT_PREDICTED, "reason": row["reason"], "unlike_training": ""}
             rows += [{"exam": row["what"], "side": side, **lost} for side in SIDES if row["kind"] == "exam"]
         result = pd.DataFrame(rows).sort_values(["exam", "side"], ignore_index=True)
+        result["notice"] = " ".join(model.card.statements[:2])
         result.attrs = {"unread": exams.unread, "statements": model.card.statements}
         if out is not None:
             from mammo_utils.predict.pages import write_results  # slow to import
@@ -141,19 +142,3 @@ def unlike_training(card: Card, exams: Exams) -> dict[str, str]:
 def _span(values: Any) -> str:
     low, high = f"{np.min(values):.4g}", f"{np.max(values):.4g}"
     return "unknown" if low == "nan" else low if low == high else f"{low} to {high}"
-
-
-def summarise(row: dict[str, Any]) -> str:
-    """Summarise a row of `predict` as a clause."""
-    found = [f"{'left' if row['side'] == 'L' else 'right'} breast: {row['status']}"]
-    if row["status"] != PREDICTED:
-        return f"{found[0]}, {row['reason']}"
-    if "malignant_p" in row:
-        calibrated = not np.isnan(row["malignant_p_calibrated"])
-        found.append(f"P(malignant) {row['malignant_p_calibrated' if calibrated else 'malignant_p']:.3f}")
-        found[-1] += "" if calibrated else " (not calibrated)"
-    if "birads_set" in row:
-        shares = {name.removeprefix("birads_p"): p for name, p in row.items() if name.startswith("birads_p")}
-        found.append(f"BI-RADS {max(shares, key=shares.get)} (P {max(shares.values()):.3f}")
-        found[-1] += f", {1 - ALPHA:.0%} set: {row['birads_set'].replace(' ', ', ') or 'none'})"
-    return ", ".join(found)
