@@ -6,6 +6,7 @@ from mammo_utils.workflow.plan import Plan
 
 PLAN = Plan(config, workflow)
 NOTEBOOKS = ["01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention", "07_decisions"]
+NOTEBOOKS += ["08_predict"]
 OUTCOMES = [PLAN.outcome(name) for name in NOTEBOOKS]
 TRAINED = [PLAN.outcome(f"04_train-{run}") for run in PLAN.runs]
 COMPILED = PLAN.outcome("compile_scan")
@@ -158,6 +159,17 @@ rule decisions:
         PLAN.depends("07_decisions"),
     shell:
         PLAN.supervised("07_decisions")
+
+
+rule predict:
+    input:
+        TRAINED,
+    output:
+        PLAN.outcome("08_predict"),
+    params:
+        PLAN.depends("08_predict"),
+    shell:
+        PLAN.supervised("08_predict")
 
 
 rule report:

@@ -9,12 +9,14 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from time import sleep
+from types import ModuleType
 from typing import IO, Any
 
 PACKAGE = Path(__file__).parent
@@ -202,13 +204,28 @@ def map_processes(function: Callable, *values: Iterable, workers: int) -> Iterat
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         try:
-            calls = [pool.submit(function, *arguments) for arguments in zip(*values, strict=True)]
+            with without_main():
+                calls = [pool.submit(function, *arguments) for arguments in zip(*values, strict=True)]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for call in calls:  # unlike `pool.map`, which cancels calls while the pool's own thread ends them
             yield call.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Let processes that are spawned in the block start without the main module.
+
+    They would import it first: a script without `if __name__ == "__main__"` would run again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker() -> None:

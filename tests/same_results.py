@@ -19,7 +19,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])")
 COLUMNS = {"fate": "status"}
 VALUES = {"set aside": "excluded", "twins": "duplicates"}
 LEFT_OUT = {"seconds", "study", "files", "weights"}  # of metrics.json: times, the study's name, hashes of files
-NOTEBOOKS = ("01_data_exploration", "02_preprocessing", "05_results", "06_attention", "07_decisions")
+NOTEBOOKS = ("01_data_exploration", "02_preprocessing", "05_results", "06_attention", "07_decisions", "08_predict")
 
 
 def first(folder: Path, *names: str) -> Path:

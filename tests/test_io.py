@@ -190,3 +190,14 @@ def test_a_user_without_a_name_can_import_the_package():
     nameless["PYTHONPATH"] = str(CHECKOUT)
     done = subprocess.run([sys.executable, "-c", code], env=nameless, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_processes_do_not_run_the_script_that_starts_them(tmp_path):
+    """Although it has no `if __name__ == "__main__"`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import math\nfrom mammo_utils.io import map_processes\n"
+        "print(list(map_processes(math.sqrt, [1, 4], workers=2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1.0, 2.0]\n"

@@ -18,6 +18,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mammo_utils.data.assemble import assemble
 from mammo_utils.data.cohort import Cohort, DataError
@@ -29,6 +30,7 @@ from mammo_utils.vocabulary import DENSITIES
 
 PATIENT = re.compile(r"P_\d+")
 LESION = re.compile(r"_(LEFT|RIGHT)_(CC|MLO)_\d+$")  # the end of a mask's or a crop's PatientID
+VIEW = re.compile(r"(Mass|Calc)-(Test|Training)_P_\d+_(LEFT|RIGHT)_(CC|MLO)(_\d+)?")  # a whole PatientID
 CASE_DESCRIPTION = re.compile(r"(mass|calc)_case_description_(train|test)_set(?: ?\(\d+\))?\.csv")  # "(1)": a copy
 COLUMNS = ("patient_id", "left or right breast", "assessment", "pathology")
 PATHOLOGIES = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"}
@@ -61,11 +63,7 @@ def read_cbis_ddsm(folder: Path, *, cohort: str, progress: Callable[[int, int], 
             "Mass-Training_P_00001_LEFT_CC does; correct data.folder or data.source."
         )
     for header in headers:
-        header["study"] = ""  # each view is a study of its own
-        if LESION.search(header["patient"]):
-            header["refused"] = "a lesion's mask or crop, not a mammogram"
-        if match := PATIENT.search(header["patient"]):
-            header["patient"] = match[0]
+        name_patient(header)
     if tables:
         labels, unusable = _read_labels(tables)
         excluded += unusable
@@ -75,6 +73,15 @@ def read_cbis_ddsm(folder: Path, *, cohort: str, progress: Callable[[int, int], 
     else:
         labels = {(h["patient"], h["side"]): UNLABELLED for h in headers if h["side"] and not h["refused"]}
     return assemble("CBIS-DDSM", folder, headers, labels, excluded, rule=cohort)
+
+
+def name_patient(header: dict[str, Any]) -> None:
+    """Put the patient in place of the view that CBIS-DDSM's PatientID names, and refuse masks and crops, in place."""
+    header["study"] = ""  # each view is a study of its own
+    if LESION.search(header["patient"]):
+        header["refused"] = "a lesion's mask or crop, not a mammogram"
+    if match := PATIENT.search(header["patient"]):
+        header["patient"] = match[0]
 
 
 def _read_labels(tables: list[Path]) -> tuple[Labels, list[dict]]:

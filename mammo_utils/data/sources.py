@@ -25,16 +25,20 @@ class Source:
         title: Its name in figures and tables.
         reader: `module:function` that reads its folder into a Cohort.
         corrects: Whether the reader takes `corrections`, because known errors of the release can be corrected.
+        ids: Pattern of its research IDs, where their form shows that they identify nobody; "" if it does not.
     """
 
     title: str
     reader: str
     corrects: bool = False
+    ids: str = ""
 
 
 SOURCES: dict[str, Source] = {
-    "synthetic": Source("synthetic cohort", "mammo_utils.data.cmmd:read_cmmd", corrects=True),  # in CMMD's format
-    "cmmd": Source("TOMPEI-CMMD", "mammo_utils.data.cmmd:read_cmmd", corrects=True),
+    "synthetic": Source(  # in CMMD's format
+        "synthetic cohort", "mammo_utils.data.cmmd:read_cmmd", corrects=True, ids=r"S[12]-\d{4,}"
+    ),
+    "cmmd": Source("TOMPEI-CMMD", "mammo_utils.data.cmmd:read_cmmd", corrects=True, ids=r"D[12]-\d{4}"),
     "ddsm": Source("CBIS-DDSM", "mammo_utils.data.cbis_ddsm:read_cbis_ddsm"),
     "inbreast": Source("INbreast", "mammo_utils.data.inbreast:read_inbreast"),
     "rsna": Source("RSNA 2022", "mammo_utils.data.rsna:read_rsna"),

@@ -22,6 +22,7 @@ import numpy as np
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSLossless, JPEGLSNearLossless, RLELossless
 
 from mammo_utils.data.dicom import read_dataset
+from mammo_utils.io import without_main
 
 # Limits for one image. Time is processor time, so that a busy machine excludes nothing. JPEG 2000, the slowest, took
 # 0.08 µs per pixel on a server (pylibjpeg, 16 bits, 13 million pixels); the limit is six times that, for slow laptops.
@@ -66,7 +67,8 @@ class _Decoder:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
+        with without_main():
+            self.process.start()
         theirs.close()  # the child then holds the only copy, so that its death ends our recv with EOFError
 
     def decode(self, path: Path) -> np.ndarray:

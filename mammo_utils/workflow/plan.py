@@ -33,7 +33,7 @@ from mammo_utils.workflow.study_state import (
 )
 
 CONFIG = ("study", "settings")  # names after `--config`
-SUPERVISED = ("models", "train", "results", "attention", "decisions")  # rules whose failure stops no other
+SUPERVISED = ("models", "train", "results", "attention", "decisions", "predict")  # rules whose failure stops no other
 LIMIT = "LOKY_MAX_CPU_COUNT={threads}"  # of `io.available_cpus` in the processes of a step
 NOISE = (  # beginnings of Snakemake's own messages; a step that fails names its reason itself
     "Building DAG",

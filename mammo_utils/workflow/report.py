@@ -93,6 +93,8 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         parts.append("<h2>Is each breast read from its own views?</h2>" + _recombination(study))
     parts.append("<h2>Notebooks as they ran</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
+    if (study.folder / "predicted" / "index.html").is_file():
+        parts.append('<li><a href="../predicted/index.html">exams predicted by 08_predict</a></li>')
     parts.append("</ul><p>Widgets need a kernel, so a static figure stands in for each. Equations need a network.</p>")
     parts.append("<h2>Figures</h2>")
     for entry in sorted(read_manifest(study.folder / "figures"), key=lambda e: ORDER.find(e["notebook"][:2])):
