@@ -6,6 +6,7 @@ import shutil
 import matplotlib.pyplot as plt
 import pytest
 
+from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import read_json
 from mammo_utils.training.run import train_run
 from mammo_utils.workflow.report import index_page
@@ -48,7 +49,7 @@ def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, mon
     assert full["n_exams"] < full["n_all"] + 1 and full["change"] == 0 and full["trained"]
     figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
     assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
-    page = index_page(small_study, [])
+    page = index_page(small_study, [], [], results_table([], small_study))
     assert "two cancers: both flagged" in page and record["statements"][0] in page
 
 
