@@ -195,7 +195,10 @@ def report_unfinished(study: Study) -> None:
 
 
 def print_claims(study: Study) -> int:
-    """Print whether each claim of notebook 05 holds; return 1 if one fails or cannot be decided, else 0."""
+    """Print whether each claim of notebook 05 holds, and what notebook 06 found.
+
+    Return 1 if a claim fails or cannot be decided, else 0. A finding is no claim: it is printed whatever it is.
+    """
     path = study.folder / "results.json"
     if not path.is_file():
         print(f"The study {study.name} has no results.json yet; run it first.")
@@ -204,6 +207,9 @@ def print_claims(study: Study) -> int:
     for check in checks:
         word = {True: "holds", False: "DOES NOT HOLD", None: "cannot be decided"}[check["holds"]]
         print(f"{word}: {check['claim']} {check['count']} {check['exceptions']}".rstrip())
+    views = study.folder / "views.json"
+    for found in read_json(views).get("findings", []) if views.is_file() else ():
+        print(f"found: {found['finding']}")
     return int(not all(check["holds"] for check in checks))
 
 

@@ -54,3 +54,11 @@ def test_a_claim_that_cannot_be_decided_is_not_called_wrong(small_study, in_smal
     finally:
         (small_study.folder / "results.json").unlink()
     assert capsys.readouterr().out.splitlines() == ["holds: a", "DOES NOT HOLD: b", "cannot be decided: c"]
+
+
+def test_a_finding_is_printed_beside_the_claims_and_fails_nothing(reported_study, capsys):
+    write_json(reported_study.folder / "results.json", {"checks": [CHECK]})
+    for finding in ("one of two cancers is missed", "it cannot be said whether both of two cancers are flagged"):
+        write_json(reported_study.folder / "views.json", {"findings": [{"finding": finding}]})
+        assert print_claims(reported_study) == 0
+        assert capsys.readouterr().out.splitlines() == ["holds: a", f"found: {finding}"]
