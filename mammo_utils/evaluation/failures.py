@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.calibration import RUN_COLUMNS, diagnosis_samples, log_odds
 from mammo_utils.evaluation.operating import SPECIFICITIES, choose_threshold
-from mammo_utils.evaluation.runs import RunResult, labelled_breasts
+from mammo_utils.evaluation.runs import RunResult, labelled_breasts, repeat_by_fold, sample
 
 SHOWN = 6  # of each kind
 KINDS = ("false negative", "false positive")
@@ -18,14 +17,15 @@ FAILURE_COLUMNS = [*RUN_COLUMNS, "kind", "rank", "exam", "side", "p", "log_odds"
 AGREEMENT_COLUMNS = "subset task_mode n_trainings exams none some all".split()
 
 
-def find_wrong(validation: Sample, reported: Sample) -> tuple[np.ndarray, float]:
-    """Find the breasts (n,) on the wrong side of the threshold, which has a specificity of 0.90 on validation.
+def find_wrong(run: RunResult) -> tuple[np.ndarray, np.ndarray]:
+    """Find the reported breasts (n,) on the wrong side of the threshold, and the threshold of each (n,).
 
-    Without enough negatives on validation the threshold is 0.5.
+    It has a specificity of 0.90 on validation, of each fold its own. Without enough negatives there it is 0.5.
     """
-    threshold = choose_threshold(validation, SPECIFICITIES[0])
-    threshold = 0.5 if np.isnan(threshold) else threshold
-    return (reported.probabilities[0, :, 1] > threshold) != (reported.labels == 1), threshold
+    reported, validation = sample([run], "diagnosis"), [sample([m], "diagnosis", "validation") for m in run.members]
+    chosen = np.nan_to_num([choose_threshold(of, SPECIFICITIES[0]) for of in validation], nan=0.5)
+    thresholds = repeat_by_fold(run, "diagnosis", chosen)
+    return (reported.probabilities[0, :, 1] > thresholds) != (reported.labels == 1), thresholds
 
 
 def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFrame:
@@ -33,9 +33,9 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
 
     `wrong_systems` names the systems of the same subset and task mode that get the breast wrong at their thresholds.
     """
-    found = [(key, run, reported, *find_wrong(v, reported)) for key, run, v, reported in diagnosis_samples(runs)]
+    found = [(key, run, reported, *find_wrong(run)) for key, run, reported in diagnosis_samples(runs)]
     rows = []
-    for key, run, reported, wrong, threshold in found:
+    for key, run, reported, wrong, thresholds in found:
         breasts, odds = labelled_breasts(run, "diagnosis"), log_odds(reported)
         others = [(k["system"], w) for k, _, s, w, _ in found if _same(k, key) and len(s.labels) == len(odds)]
         for kind, label in zip(KINDS, (1, 0), strict=True):
@@ -43,7 +43,8 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
             certainty = odds[own] if label else -odds[own]
             for rank, position in enumerate(own[np.argsort(certainty, kind="stable")][:limit], start=1):
                 row = {**key, "kind": kind, "rank": rank, "p": reported.probabilities[0, position, 1]}
-                row |= {"exam": breasts["exam"][position], "side": breasts["side"][position], "threshold": threshold}
+                row |= {"exam": breasts["exam"][position], "side": breasts["side"][position]}
+                row["threshold"] = thresholds[position]
                 names = dict.fromkeys(name for name, other in others if other[position])
                 rows.append(row | {"log_odds": odds[position], "wrong_systems": ", ".join(names)})
     return pd.DataFrame(rows, columns=FAILURE_COLUMNS)
@@ -52,8 +53,8 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
 def agreement_table(runs: Sequence[RunResult]) -> pd.DataFrame:
     """Count the exams that none, some and all trainings of a subset and task mode get wrong in any breast."""
     found: dict[tuple, list[pd.Series]] = {}
-    for key, run, validation, reported in diagnosis_samples(runs):
-        wrong = find_wrong(validation, reported)[0]
+    for key, run, _ in diagnosis_samples(runs):
+        wrong = find_wrong(run)[0]
         by_exam = pd.Series(wrong).groupby(labelled_breasts(run, "diagnosis")["exam"].to_numpy()).any()
         found.setdefault((key["subset"], key["task_mode"]), []).append(by_exam)
     rows = []

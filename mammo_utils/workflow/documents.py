@@ -201,6 +201,8 @@ def claim_values(e: Evidence) -> dict[int, str]:
         found[23] = ", ".join(f"{name} {version}" for name, version in e.runs[0].environment["versions"].items())
         found[26] = "kept epoch: " + ", ".join(f"{run.metrics['best_epoch']} ({run.id})" for run in e.runs)
         found[43] = f"weights of {len(e.runs)} runs; hashes of data and predictions; code MIT"
+    if len(together := e.rows("results", "ensembles")):
+        found[27] = f"trainings averaged: {', '.join(dict.fromkeys(together['system']))}"
     if len(auc):
         found[37] = (
             f"AUC {auc['value'].min():.3f} to {auc['value'].max():.3f} in {len(auc)} rows, each with an interval"
