@@ -9,11 +9,15 @@ import pandas as pd
 
 from mammo_utils.evaluation.calibration import RUN_COLUMNS, diagnosis_samples, log_odds
 from mammo_utils.evaluation.operating import SPECIFICITIES, choose_threshold
-from mammo_utils.evaluation.runs import RunResult, labelled_breasts, repeat_by_fold, sample
+from mammo_utils.evaluation.runs import RunResult, labelled_breasts, read_views, repeat_by_fold, sample, with_views
+from mammo_utils.evaluation.view_ablation import stored_prediction
+from mammo_utils.vocabulary import SIDES, VIEWS
 
 SHOWN = 6  # of each kind
 KINDS = ("false negative", "false positive")
+CONTRIBUTIONS = [f"from_{view}" for view in VIEWS]
 FAILURE_COLUMNS = [*RUN_COLUMNS, "kind", "rank", "exam", "side", "p", "log_odds", "threshold", "wrong_systems"]
+FAILURE_COLUMNS += CONTRIBUTIONS
 AGREEMENT_COLUMNS = "subset task_mode n_trainings exams none some all".split()
 
 
@@ -32,11 +36,15 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
     """List the worst failures of each training, `limit` of each kind, by the absolute log-odds of its answer.
 
     `wrong_systems` names the systems of the same subset and task mode that get the breast wrong at their thresholds.
+    `from_<view>` is what each view contributes to the log-odds of the breast (see `gate.log_odds_shares`); it is empty
+    for runs without `views.parquet`.
     """
     found = [(key, run, reported, *find_wrong(run)) for key, run, reported in diagnosis_samples(runs)]
     rows = []
     for key, run, reported, wrong, thresholds in found:
         breasts, odds = labelled_breasts(run, "diagnosis"), log_odds(reported)
+        views = [read_views(member) if with_views([member]) else None for member in run.members]
+        members = repeat_by_fold(run, "diagnosis", range(len(views)))
         others = [(k["system"], w) for k, _, s, w, _ in found if _same(k, key) and len(s.labels) == len(odds)]
         for kind, label in zip(KINDS, (1, 0), strict=True):
             own = np.flatnonzero(wrong & (reported.labels == label))
@@ -45,6 +53,11 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
                 row = {**key, "kind": kind, "rank": rank, "p": reported.probabilities[0, position, 1]}
                 row |= {"exam": breasts["exam"][position], "side": breasts["side"][position]}
                 row["threshold"] = thresholds[position]
+                member = members[position]
+                if views[member] is not None:
+                    found_in = stored_prediction(run.members[member], views[member], row["exam"], [True] * len(VIEWS))
+                    shares = found_in.contributions[SIDES.index(row["side"])]
+                    row |= dict(zip(CONTRIBUTIONS, shares, strict=True))
                 names = dict.fromkeys(name for name, other in others if other[position])
                 rows.append(row | {"log_odds": odds[position], "wrong_systems": ", ".join(names)})
     return pd.DataFrame(rows, columns=FAILURE_COLUMNS)
