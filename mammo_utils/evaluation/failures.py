@@ -10,8 +10,7 @@ import pandas as pd
 from mammo_utils.evaluation.calibration import RUN_COLUMNS, diagnosis_samples, log_odds
 from mammo_utils.evaluation.operating import SPECIFICITIES, choose_threshold
 from mammo_utils.evaluation.runs import RunResult, labelled_breasts, read_views, repeat_by_fold, sample, with_views
-from mammo_utils.evaluation.view_ablation import stored_prediction
-from mammo_utils.vocabulary import SIDES, VIEWS
+from mammo_utils.vocabulary import VIEWS
 
 SHOWN = 6  # of each kind
 KINDS = ("false negative", "false positive")
@@ -36,8 +35,8 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
     """List the worst failures of each training, `limit` of each kind, by the absolute log-odds of its answer.
 
     `wrong_systems` names the systems of the same subset and task mode that get the breast wrong at their thresholds.
-    `from_<view>` is what each view contributes to the log-odds of the breast (see `gate.log_odds_shares`); it is empty
-    for runs without `views.parquet`.
+    `from_<view>` is what each view contributes to the log-odds of the breast; it is empty for runs without
+    `views.parquet`.
     """
     found = [(key, run, reported, *find_wrong(run)) for key, run, reported in diagnosis_samples(runs)]
     rows = []
@@ -55,9 +54,7 @@ def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFram
                 row["threshold"] = thresholds[position]
                 member = members[position]
                 if views[member] is not None:
-                    found_in = stored_prediction(run.members[member], views[member], row["exam"], [True] * len(VIEWS))
-                    shares = found_in.contributions[SIDES.index(row["side"])]
-                    row |= dict(zip(CONTRIBUTIONS, shares, strict=True))
+                    row |= _contributions(views[member], row["exam"], row["side"])
                 names = dict.fromkeys(name for name, other in others if other[position])
                 rows.append(row | {"log_odds": odds[position], "wrong_systems": ", ".join(names)})
     return pd.DataFrame(rows, columns=FAILURE_COLUMNS)
@@ -77,6 +74,14 @@ def agreement_table(runs: Sequence[RunResult]) -> pd.DataFrame:
         rows.append(row | {"none": (share == 0).sum(), "some": share.between(0, 1, "neither").sum()})
         rows[-1]["all"] = (share == 1).sum()
     return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+
+
+def _contributions(views: pd.DataFrame, exam: str, side: str) -> dict[str, float]:
+    """What the views contribute to the log-odds of a breast, from the rows of `views.parquet`."""
+    rows = views[(views["exam"] == exam) & (views["side"] == side)]
+    row = rows.loc[rows["views"].idxmax()]  # all views that the exam has
+    shares = [row[f"diagnosis_from_{view}_1"] - row[f"diagnosis_from_{view}_0"] for view in VIEWS]
+    return dict(zip(CONTRIBUTIONS, shares, strict=True))
 
 
 def _same(one: dict, other: dict) -> bool:

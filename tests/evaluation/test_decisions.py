@@ -62,13 +62,11 @@ def test_a_failure_has_the_contributions_of_the_views_to_its_own_breast(runs):
     table = run.predictions[run.predictions["part"] == "test"].copy()
     present = table[[f"present_{view}" for view in VIEWS]].to_numpy() @ (1 << np.arange(4))
     rng = np.random.default_rng(0)
-    for task, classes in (("diagnosis", (0, 1)), ("birads", (1, 5))):
-        table[[f"{task}_from_{view}_{k}" for view in VIEWS for k in classes]] = rng.normal(size=(len(table), 8))
+    names = [f"diagnosis_from_{view}_{k}" for view in VIEWS for k in (0, 1)]
+    table[names] = rng.normal(size=(len(table), 8))
     whole = table.assign(views=present)
-    part = table.assign(views=1)[present == 15]  # one view alone, which must not be taken
-    both = pd.MultiIndex.from_product([table["exam"].unique(), ["L", "R"]], names=["exam", "side"])
-    whole = whole.set_index(["exam", "side"]).reindex(both).groupby("exam").bfill().groupby("exam").ffill()
-    pd.concat([part, whole.reset_index()]).to_parquet(run.spec.folder / "views.parquet")
+    part = table.assign(views=1, **dict.fromkeys(names, 0.0))[present == 15]  # one view alone, which must not be taken
+    pd.concat([part, whole], ignore_index=True).to_parquet(run.spec.folder / "views.parquet")
     failures = failures_table(runs)
     failures = failures[failures["system"] == "hybrid_shared"]
     stored = table.set_index(["exam", "side"])
