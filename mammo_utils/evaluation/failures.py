@@ -10,6 +10,7 @@ import pandas as pd
 from mammo_utils.evaluation.calibration import RUN_COLUMNS, diagnosis_samples, log_odds
 from mammo_utils.evaluation.operating import SPECIFICITIES, choose_threshold
 from mammo_utils.evaluation.runs import RunResult, labelled_breasts, read_views, repeat_by_fold, sample, with_views
+from mammo_utils.metrics import rank_scores
 from mammo_utils.vocabulary import VIEWS
 
 SHOWN = 6  # of each kind
@@ -28,7 +29,8 @@ def find_wrong(run: RunResult) -> tuple[np.ndarray, np.ndarray]:
     reported, validation = sample([run], "diagnosis"), [sample([m], "diagnosis", "validation") for m in run.members]
     chosen = np.nan_to_num([choose_threshold(of, SPECIFICITIES[0]) for of in validation], nan=0.5)
     thresholds = repeat_by_fold(run, "diagnosis", chosen)
-    return (reported.probabilities[0, :, 1] > thresholds) != (reported.labels == 1), thresholds
+    wrong = (rank_scores(reported.probabilities[0], 1) > thresholds) != (reported.labels == 1)
+    return wrong, np.minimum(thresholds, 1)
 
 
 def failures_table(runs: Sequence[RunResult], limit: int = SHOWN) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Operating points: a threshold chosen on validation, what it does on other patients, and what that is worth.
 
-A breast or exam is recalled if its P(malignant) is above the threshold.
+A breast or exam is recalled if its P(malignant) is above the threshold. Where it has been rounded to 1, the score that
+stands for it in the AUC (`metrics.rank_scores`) decides.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mammo_utils.evaluation.calibration import RUN_COLUMNS, diagnosis_samples
 from mammo_utils.evaluation.intervals import wilson_interval
 from mammo_utils.evaluation.levels import exam_sample
 from mammo_utils.evaluation.runs import RunResult, labelled_breasts, repeat_by_fold, sample
+from mammo_utils.metrics import rank_scores
 
 SPECIFICITIES = (0.90, 0.95)  # aimed at on validation
 PREVALENCES = (0.005, 0.01, 0.05)  # of malignant exams: of screening, and higher
@@ -31,13 +33,13 @@ PREVALENCE_COLUMNS += "ppv ppv_low ppv_high found_per_1000 recalled_per_1000".sp
 
 
 def choose_threshold(sample: Sample, specificity: float) -> float:
-    """Find the lowest threshold with at least this specificity; NaN with too few negatives.
+    """Find the lowest threshold of the score with at least this specificity; NaN with too few negatives.
 
     Args:
         sample: Breasts or exams of the validation part, of one training.
         specificity: In (0, 1].
     """
-    negatives = np.sort(sample.probabilities[0, sample.labels == 0, 1])
+    negatives = np.sort(rank_scores(sample.probabilities[0, sample.labels == 0], 1))
     if len(negatives) < FEWEST:
         return np.nan
     return float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
@@ -50,7 +52,7 @@ def rates_at(sample: Sample, threshold: float | np.ndarray) -> dict[str, tuple[f
         sample: n breasts or exams, of one training.
         threshold: One for all, or (n,).
     """
-    recalled, positive = sample.probabilities[0, :, 1] > threshold, sample.labels == 1
+    recalled, positive = rank_scores(sample.probabilities[0], 1) > threshold, sample.labels == 1
     everyone = np.ones(len(positive), bool)
     parts = {"sensitivity": (recalled, positive), "specificity": (~recalled, ~positive)}
     parts |= {"ppv": (positive, recalled), "recall_rate": (recalled, everyone)}
@@ -80,7 +82,7 @@ def operating_table(runs: Sequence[RunResult]) -> pd.DataFrame:
             if np.isnan(chosen).any():
                 rows.append(row | {"reason": f"validation has fewer than {FEWEST} negatives"})
                 continue
-            row["threshold"] = np.mean(chosen)
+            row["threshold"] = np.minimum(chosen, 1).mean()
             pairs = zip(validation, chosen, strict=True)
             row["specificity_validation"] = np.mean([rates_at(of, t)["specificity"][0] for of, t in pairs])
             for name, (value, low, high) in rates_at(reported, by_breast).items():
