@@ -65,7 +65,8 @@ def read_certificate(path: Path) -> dict[str, Any]:
     found = read_json(path)
     try:
         if all(isinstance(value, list) for value in found["facts"].values()):
-            found["results"] = {tuple(str(row[name]) for name in KEY): row["value"] for row in found["results"]}
+            values = {tuple(str(row[name]) for name in KEY): row["value"] for row in found["results"]}
+            found["results"] = {key: None if value is None else float(value) for key, value in values.items()}
             return found | {"predictions": dict(found["predictions"])}
     except (AttributeError, KeyError, TypeError, ValueError):
         pass

@@ -72,7 +72,14 @@ def test_other_runs_and_other_data_are_named(reported_study, written):
     assert not same and lines[-1] == "The two studies differ."
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"facts": {}, "results": [1], "predictions": {}}', "no JSON", None])
+ROW = {"subset": "", "system": "", "task_mode": "", "task": "", "metric": "", "side": "", "value": "high"}
+WORDS = json.dumps({"facts": {}, "results": [ROW], "predictions": {}})
+
+
+NO_ROW = json.dumps({"facts": {}, "results": [1], "predictions": {}})
+
+
+@pytest.mark.parametrize("text", [WORDS, NO_ROW, "[]", "{}", "no JSON", None])
 def test_another_file_is_refused_in_one_sentence(reported_study, tmp_path, text, capsys):
     path = tmp_path / "some.json"
     if text is not None:
