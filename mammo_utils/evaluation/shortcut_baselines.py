@@ -3,7 +3,7 @@
 Logistic regressions on the mean intensity of each view, on 8 x 8 thumbnails and on which views are present, and the
 majority class. A useful system beats them, and a useful cohort is not solved by them. They use the exams of the runs:
 they are fitted on the training part, their penalty is chosen on the validation part (where the systems choose their
-epoch), and they are scored on the reported part.
+epoch), and they are scored on the reported part. They need the thumbnails that notebook 02 has kept, but no image.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mammo_utils.data.cohort import DataError
 from mammo_utils.evaluation.bootstrap import Sample, interval
+from mammo_utils.images.store import THUMBNAIL, average_tiles, load_thumbnails
 from mammo_utils.metrics import METRICS, auc
 from mammo_utils.study import Study
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.run import RunData, load_data
 from mammo_utils.vocabulary import REFERENCE
 
-THUMBNAIL = 8  # pixels per side
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: smaller is stronger
 TABLE_COLUMNS = "subset task baseline metric value low high reason n_exams n_breasts".split()
 
@@ -50,19 +51,25 @@ class Baseline:
 
 
 def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
-    """Load the exams on which the runs of each subset are trained and scored, as they are on disk now.
+    """Load the exams on which the runs of each subset are trained and scored, with thumbnails as their images.
 
-    They are the same for every task mode; the first one whose labels exist is used. Loading stops at the first subset
-    that cannot be read; the second value is then one sentence with the reason, else "". The keys are
-    `RunSpec.data_name`: a subset, or one for each of its folds.
+    Without the thumbnails, which an earlier version did not keep, the image store is needed. The exams are the same
+    for every task mode; the first one whose labels exist is used. Loading stops at the first subset that cannot be
+    read; the second value is then one sentence with the reason, else "". The keys are `RunSpec.data_name`: a subset, or
+    one for each of its folds.
     """
     loaded: dict[str, RunData] = {}
+    folder = study.folder / "thumbnails"
+    try:
+        store = load_thumbnails(folder) if folder.is_dir() else None
+    except DataError as error:
+        return {}, str(error)
     for subset, fold in product(subsets, study.grid.folds or (None,)):
         errors = []
         for task_mode in study.grid.task_modes:
             spec = study.run(REFERENCE, task_mode, subset, 0, fold=fold)
             try:
-                loaded[spec.data_name] = load_data(spec)
+                loaded[spec.data_name] = load_data(spec, store=store)
                 break
             except (OSError, ValueError) as error:
                 errors.append(f"The data of the subset {subset} cannot be read: {error}")
@@ -149,13 +156,9 @@ def baseline_table(baselines: Mapping[tuple[str, str], list[Baseline]], *, resam
 def thumbnails(exams: ExamSet, side: int = THUMBNAIL) -> np.ndarray:
     """Average each view over side x side tiles: (E, 4, side * side) in [0, 1], 0 for an absent view."""
     images, rows = exams.images, exams.rows.cpu().numpy()
-    size = images.shape[1] // side * side  # a remainder of pixels beyond whole tiles is dropped
-    if not size:
-        raise ValueError(f"Images of {images.shape[1]} pixels per side are too small for thumbnails of {side}.")
     means = np.zeros((*rows.shape, side * side))
     for position in zip(*np.nonzero(rows >= 0), strict=True):
-        image = images[int(rows[position])].cpu().numpy()[:size, :size]
-        means[position] = image.reshape(side, size // side, side, size // side).mean((1, 3)).ravel() / 255
+        means[position] = average_tiles(images[int(rows[position])].cpu().numpy(), side).ravel() / 255
     return means
 
 
