@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mammo_utils.data.cohort import DataError
 from mammo_utils.data.split import Split
-from mammo_utils.images.store import Store
+from mammo_utils.images.store import Store, save_thumbnails
 from mammo_utils.io import display_path, read_json, write_json
 from mammo_utils.provenance import folder_hash
 from mammo_utils.study import FREE, PREPARED, RunSpec, Study, flatten
@@ -36,13 +36,16 @@ def check_found(study: Study) -> None:
 
 
 def save_prepared(study: Study, store: Store, split: Split) -> None:
-    """Record the settings by which the study's data were prepared, with the hashes of its store and split.
+    """Record the settings by which the study's data were prepared, and thumbnails that outlive the store.
+
+    The record has the hashes of the cohort, the store and the split.
 
     Args:
         study: The study.
         store: Its image store.
         split: Its split.
     """
+    save_thumbnails(store, study.folder / "thumbnails")
     values = {"settings": _settings(study), **_hashes(study.folder, store, split)}
     write_json(study.folder / RECORD, values)
 

@@ -192,11 +192,14 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict[str, An
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    import torch  # slow to import
+
     lock = PACKAGE.parent / "requirements.lock"
     return {
         "versions": versions,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "commit": commit(),
         "lock": file_hash(lock) if lock.is_file() else "",

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mammo_utils.evaluation.bootstrap import Interval, Sample, bootstrap_settings, interval, paired_difference
 from mammo_utils.evaluation.intervals import LEVEL, Z, cluster_variance
-from mammo_utils.evaluation.runs import RunResult, group_by_seed, sample
+from mammo_utils.evaluation.runs import RunResult, group_by_seed, repeat_by_fold, sample
 from mammo_utils.metrics import Metric, auc, mean_metric
 from mammo_utils.study import Study
 
@@ -26,13 +26,13 @@ CALIBRATION_COLUMNS += [f"{name}{end}" for name in ("ece", "brier", "log_loss") 
 CALIBRATION_COLUMNS += "ece_if_calibrated slope slope_low slope_high intercept log_loss_change helped reason".split()
 
 
-def diagnosis_samples(runs: Sequence[RunResult]) -> Iterator[tuple[dict[str, Any], RunResult, Sample, Sample]]:
-    """Yield each training with a diagnosis: its key, the run, and its breasts of validation and the reported part."""
+def diagnosis_samples(runs: Sequence[RunResult]) -> Iterator[tuple[dict[str, Any], RunResult, Sample]]:
+    """Yield each training with a diagnosis: its key, the run, or its pooled folds, and the reported breasts."""
     for (subset, mode, system), seeds in group_by_seed(runs).items():
         for run in seeds:
             if "diagnosis" in run.tasks:
                 key = {"subset": subset, "system": system, "task_mode": mode, "seed": run.spec.seed}
-                yield key, run, sample([run], "diagnosis", "validation"), sample([run], "diagnosis")
+                yield key, run, sample([run], "diagnosis")
 
 
 # --- metrics --------------------------------------------------------------------------------------------
@@ -108,16 +108,36 @@ def fit_scaling(validation: Sample, scaling: str) -> tuple[float, float, str]:
     return (1 / slope, shift, "") if slope > 0 else (np.nan, np.nan, "validation ranks worse than chance")
 
 
-def scale(sample: Sample, temperature: float, shift: float) -> Sample:
+def scale(sample: Sample, temperature: float | np.ndarray, shift: float | np.ndarray) -> Sample:
     """Replace P(malignant) by sigmoid(log-odds / temperature + shift).
 
     Args:
-        sample: Breasts, of one training.
-        temperature: Above 1, it draws probabilities towards 0.5. A positive one keeps their order.
-        shift: Added to the log-odds.
+        sample: n breasts, of one training.
+        temperature: Above 1, it draws probabilities towards 0.5. A positive one keeps their order. One number, or (n,).
+        shift: Added to the log-odds; one number, or (n,).
     """
     scaled = log_odds(sample) / temperature + shift
     return Sample(sample.labels, expit(np.stack([-scaled, scaled], axis=-1))[None], sample.groups)
+
+
+def scale_run(run: RunResult, scaling: str) -> tuple[Sample | None, float, float, str]:
+    """Scale the reported breasts of a training, those of each fold by the fit on the fold's own validation part.
+
+    Args:
+        run: The run, or pooled folds.
+        scaling: One of `SCALINGS`.
+
+    Returns:
+        The scaled breasts, or None if a fit fails; the temperature and the shift, of folds their means; and the reason
+        if there is no fit, "" otherwise.
+    """
+    fits = [fit_scaling(sample([member], "diagnosis", "validation"), scaling) for member in run.members]
+    reason = next((why for *_, why in fits if why), "")
+    temperature, shift = np.mean([fit[:2] for fit in fits], axis=0)
+    if reason:
+        return None, temperature, shift, reason
+    by_breast = repeat_by_fold(run, "diagnosis", [fit[:2] for fit in fits])  # (n, 2)
+    return scale(sample([run], "diagnosis"), *by_breast.T), temperature, shift, ""
 
 
 def calibration_line(sample: Sample) -> tuple[Interval, float]:
@@ -147,21 +167,22 @@ def calibration_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Tabulate the calibration of each training on the reported part, as trained and scaled on validation.
 
     Returns:
-        One row per training and scaling: the fit; ECE, Brier score and log loss with percentile intervals over
-        patients; `ece_if_calibrated`, the ECE that chance alone gives; slope and intercept; `log_loss_change` from "as
-        trained", and `helped`: "yes" or "no, worse" if the change is told apart from 0, else "not told apart".
+        One row per training and scaling: the fit (of folds its mean); ECE, Brier score and log loss with percentile
+        intervals over patients; `ece_if_calibrated`, the ECE that chance alone gives; slope and intercept;
+        `log_loss_change` from "as trained", and `helped`: "yes" or "no, worse" if the change is told apart from 0,
+        else "not told apart".
     """
     rows = []
-    for key, run, validation, reported in diagnosis_samples(runs):
+    for key, run, reported in diagnosis_samples(runs):
         for scaling in SCALINGS:
-            temperature, shift, reason = fit_scaling(validation, scaling)
+            scaled, temperature, shift, reason = scale_run(run, scaling)
             row = {**key, "scaling": scaling, "temperature": temperature, "shift": shift, "reason": reason}
             if run.reported == "validation" and scaling != SCALINGS[0]:
                 row["reason"] = reason or "scored where it was fitted"
-            if not reason and len(reported.labels):
-                row |= _describe(scale(reported, temperature, shift), study)
+            if scaled and len(reported.labels):
+                row |= _describe(scaled, study)
                 if scaling != SCALINGS[0]:
-                    row |= _change(scale(reported, temperature, shift), reported, study)
+                    row |= _change(scaled, reported, study)
             rows.append(row)
     return pd.DataFrame(rows, columns=CALIBRATION_COLUMNS).fillna({"helped": ""})
 

@@ -14,7 +14,7 @@ import pandas as pd
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.calibration import RUN_COLUMNS
 from mammo_utils.evaluation.intervals import wilson_interval
-from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, sample
+from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, repeat_by_fold, sample
 from mammo_utils.study import Study
 
 ALPHA = 0.1  # share of breasts whose set may miss the label
@@ -38,8 +38,8 @@ def conformal_quantile(validation: Sample, alpha: float = ALPHA) -> float:
     return float(scores[rank - 1]) if rank <= len(scores) else np.inf
 
 
-def conformal_sets(probabilities: np.ndarray, quantile: float) -> np.ndarray:
-    """Build the sets of probabilities (n, K): (n, K) bool.
+def conformal_sets(probabilities: np.ndarray, quantile: float | np.ndarray) -> np.ndarray:
+    """Build the sets of probabilities (n, K): (n, K) bool. The quantile is one number, or (n, 1).
 
     Gaps between two categories are filled, because the categories are ordered, and an empty set gets the most probable
     category; both only add coverage.
@@ -53,20 +53,23 @@ def conformal_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Tabulate coverage and size of the sets of each training on the reported part, for all breasts and by category.
 
     Intervals are Wilson's, over patients. `n_validation` counts the patients of validation that set the quantile.
-    Pooled folds have none, and no row.
+    Each fold has a quantile from its own validation part, for its own patients; `n_validation` is then that of the
+    fold with the fewest.
     """
     rows = []
     for (subset, mode, system), seeds in group_by_seed(runs).items():
         for run in seeds:
             if "birads" not in run.tasks:
                 continue
-            validation, reported = sample([run], "birads", "validation"), sample([run], "birads")
-            if not len(validation.labels):
+            reported = sample([run], "birads")
+            validation = [sample([member], "birads", "validation") for member in run.members]
+            if not all(len(of.labels) for of in validation):
                 continue
-            validation = one_breast_a_patient(validation, study.evaluation.seed)
-            sets = conformal_sets(reported.probabilities[0], conformal_quantile(validation))
+            validation = [one_breast_a_patient(of, study.evaluation.seed) for of in validation]
+            quantiles = repeat_by_fold(run, "birads", [conformal_quantile(of) for of in validation])
+            sets = conformal_sets(reported.probabilities[0], quantiles[:, None])
             held, row = sets[np.arange(len(sets)), reported.labels], {"subset": subset, "system": system}
-            row |= {"task_mode": mode, "seed": run.spec.seed, "n_validation": len(validation.labels)}
+            row |= {"task_mode": mode, "seed": run.spec.seed, "n_validation": min(len(of.labels) for of in validation)}
             parts = {"all": np.ones(len(sets), bool)}
             parts |= {name: reported.labels == k for k, name in enumerate(categories(run, "birads"))}
             for name, own in parts.items():

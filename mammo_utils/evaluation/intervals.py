@@ -83,10 +83,15 @@ def wilson_interval(hits: np.ndarray, groups: np.ndarray) -> tuple[float, float,
     else:  # breasts / design effect; two breasts never count for more than two
         variance = cluster_variance((hits - share) / n, groups) * (patients - 1) / patients
         n = min(n, share * (1 - share) / variance) if variance > 0 else n
+    return share, *wilson_ends(share, n)
+
+
+def wilson_ends(share: float, n: float) -> tuple[float, float]:
+    """Compute the ends of Wilson's score interval of a share of `n`, the effective number."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     # of 0 and 1 the ends are exact, where floats are not
-    return share, float(centre - half) if share > 0 else 0.0, float(centre + half) if share < 1 else 1.0
+    return float(centre - half) if share > 0 else 0.0, float(centre + half) if share < 1 else 1.0
 
 
 # --- training seeds -------------------------------------------------------------------------------------

@@ -49,10 +49,11 @@ def exam_sample(breasts: Sample, exams: np.ndarray, rule: str) -> Sample:
         below = np.multiply.reduceat(breasts.probabilities.cumsum(2), starts, axis=1)  # P(highest <= k)
         probabilities = np.diff(below, axis=2, prepend=0)
     else:
-        p = breasts.probabilities[:, :, 1]
-        reduce = np.maximum if rule == "max" else np.add
-        p = reduce.reduceat(p, starts, axis=1) / (np.diff(np.r_[starts, len(exams)]) if rule == "mean" else 1)
-        probabilities = np.stack([1 - p, p], axis=-1)
+        # each class on its own: a probability near 1 is known by its complement, which 1 - p would round to 0
+        reduced = (np.minimum, np.maximum) if rule == "max" else (np.add, np.add)
+        pairs = [of.reduceat(breasts.probabilities[:, :, k], starts, axis=1) for k, of in enumerate(reduced)]
+        counts = np.diff(np.r_[starts, len(exams)]) if rule == "mean" else np.ones(len(starts))
+        probabilities = np.stack(pairs, axis=-1) / counts[:, None]
     return Sample(np.maximum.reduceat(breasts.labels, starts), probabilities, breasts.groups[starts])
 
 

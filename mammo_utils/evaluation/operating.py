@@ -1,11 +1,13 @@
 """Operating points: a threshold chosen on validation, what it does on other patients, and what that is worth.
 
-A breast or exam is recalled if its P(malignant) is above the threshold.
+A breast or exam is recalled if its P(malignant) is above the threshold. Where it has been rounded to 1, the score that
+stands for it in the AUC (`metrics.rank_scores`) decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.calibration import RUN_COLUMNS, diagnosis_samples
 from mammo_utils.evaluation.intervals import wilson_interval
 from mammo_utils.evaluation.levels import exam_sample
-from mammo_utils.evaluation.runs import RunResult, labelled_breasts
+from mammo_utils.evaluation.runs import RunResult, labelled_breasts, repeat_by_fold, sample
+from mammo_utils.metrics import rank_scores
 
 SPECIFICITIES = (0.90, 0.95)  # aimed at on validation
 PREVALENCES = (0.005, 0.01, 0.05)  # of malignant exams: of screening, and higher
@@ -30,21 +33,26 @@ PREVALENCE_COLUMNS += "ppv ppv_low ppv_high found_per_1000 recalled_per_1000".sp
 
 
 def choose_threshold(sample: Sample, specificity: float) -> float:
-    """Find the lowest threshold with at least this specificity; NaN with too few negatives.
+    """Find the lowest threshold of the score with at least this specificity; NaN with too few negatives.
 
     Args:
         sample: Breasts or exams of the validation part, of one training.
         specificity: In (0, 1].
     """
-    negatives = np.sort(sample.probabilities[0, sample.labels == 0, 1])
+    negatives = np.sort(rank_scores(sample.probabilities[0, sample.labels == 0], 1))
     if len(negatives) < FEWEST:
         return np.nan
     return float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
 
 
-def rates_at(sample: Sample, threshold: float) -> dict[str, tuple[float, float, float]]:
-    """Compute sensitivity, specificity, PPV and the share of recalls, each with Wilson's interval over patients."""
-    recalled, positive = sample.probabilities[0, :, 1] > threshold, sample.labels == 1
+def rates_at(sample: Sample, threshold: float | np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Compute sensitivity, specificity, PPV and the share of recalls, each with Wilson's interval over patients.
+
+    Args:
+        sample: n breasts or exams, of one training.
+        threshold: One for all, or (n,).
+    """
+    recalled, positive = rank_scores(sample.probabilities[0], 1) > threshold, sample.labels == 1
     everyone = np.ones(len(positive), bool)
     parts = {"sensitivity": (recalled, positive), "specificity": (~recalled, ~positive)}
     parts |= {"ppv": (positive, recalled), "recall_rate": (recalled, everyone)}
@@ -55,27 +63,39 @@ def operating_table(runs: Sequence[RunResult]) -> pd.DataFrame:
     """Tabulate the operating points of each training, by breast and by exam (the higher P(malignant) of its breasts).
 
     One row per training, level and aimed specificity, with the specificity on validation and the rates on the reported
-    part.
+    part. Each fold has a threshold from its own validation part, for its own patients; `threshold` is then their mean,
+    and `n_negative_validation` that of the fold with the fewest.
     """
     rows = []
-    for key, run, *breasts in diagnosis_samples(runs):
-        exams = [labelled_breasts(run, "diagnosis", part)["exam"].to_numpy(str) for part in ("validation", "")]
-        by_exam = [exam_sample(b, e, "max") for b, e in zip(breasts, exams, strict=True)]
-        for level, (validation, reported) in (("breast", breasts), ("exam", by_exam)):
-            for aim in SPECIFICITIES:
-                row: dict[str, Any] = {**key, "level": level, "aim": aim}
-                row["threshold"] = choose_threshold(validation, aim)
-                row["n_negative_validation"] = (validation.labels == 0).sum()
-                row |= {"n_positive": (reported.labels == 1).sum(), "n_negative": (reported.labels == 0).sum()}
-                if np.isnan(row["threshold"]):
-                    row["reason"] = f"validation has fewer than {FEWEST} negatives"
-                    rows.append(row)
-                    continue
-                row["specificity_validation"] = rates_at(validation, row["threshold"])["specificity"][0]
-                for name, (value, low, high) in rates_at(reported, row["threshold"]).items():
-                    row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-                rows.append(row | {"reason": "" if run.reported == "test" else "scored where it was chosen"})
+    for key, run, breasts in diagnosis_samples(runs):
+        for level, aim in product(("breast", "exam"), SPECIFICITIES):
+            row: dict[str, Any] = {**key, "level": level, "aim": aim}
+            validation = [_at_level(member, level, "validation") for member in run.members]
+            chosen = [choose_threshold(of, aim) for of in validation]
+            by_breast = repeat_by_fold(run, "diagnosis", chosen)
+            reported = breasts
+            if level == "exam":
+                first = ~labelled_breasts(run, "diagnosis")["exam"].duplicated().to_numpy()
+                reported, by_breast = _at_level(run, level), by_breast[first]
+            row["n_negative_validation"] = min((of.labels == 0).sum() for of in validation)
+            row |= {"n_positive": (reported.labels == 1).sum(), "n_negative": (reported.labels == 0).sum()}
+            if np.isnan(chosen).any():
+                rows.append(row | {"reason": f"validation has fewer than {FEWEST} negatives"})
+                continue
+            row["threshold"] = np.minimum(chosen, 1).mean()
+            pairs = zip(validation, chosen, strict=True)
+            row["specificity_validation"] = np.mean([rates_at(of, t)["specificity"][0] for of, t in pairs])
+            for name, (value, low, high) in rates_at(reported, by_breast).items():
+                row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            rows.append(row | {"reason": "" if run.reported == "test" else "scored where it was chosen"})
     return pd.DataFrame(rows, columns=POINT_COLUMNS)
+
+
+def _at_level(run: RunResult, level: str, part: str = "") -> Sample:
+    """The breasts of a part, or its exams with the higher probability of their breasts."""
+    breasts = sample([run], "diagnosis", part)
+    exams = labelled_breasts(run, "diagnosis", part)["exam"].to_numpy(str)
+    return exam_sample(breasts, exams, "max") if level == "exam" else breasts
 
 
 def ppv_at(sensitivity: float, specificity: float, prevalence: float) -> float:

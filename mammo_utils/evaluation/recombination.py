@@ -26,7 +26,7 @@ from mammo_utils.evaluation.bootstrap import (
     percentile_interval,
 )
 from mammo_utils.evaluation.gate import log_odds, main_task
-from mammo_utils.evaluation.intervals import wilson_interval
+from mammo_utils.evaluation.intervals import wilson_ends
 from mammo_utils.evaluation.runs import RunResult, categories, labelled_breasts, with_views
 from mammo_utils.metrics import auc, softmax, weighted_auc
 from mammo_utils.models.system import System
@@ -38,6 +38,8 @@ from mammo_utils.vocabulary import SIDES, VIEWS
 TRUTHS = ((0, 0), (0, 1), (1, 0), (1, 1))  # whether the left and the right breast of a recombined exam are positive
 N_RECOMBINED = 200  # exams per truth
 N_DRAWS = 5  # of random gates and of permutations
+PAPER_GATE = "the paper's gate"
+FINDING_COLUMNS = "design runs flag_both miss_one share_min share_max low high finding".split()
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,17 @@ def _auc(positive: np.ndarray, odds: np.ndarray, weights: np.ndarray) -> tuple[f
 
 
 def _share(hit: np.ndarray, weights: np.ndarray, patients: int) -> Interval:
-    """The share of hits with its interval over the patients drawn with `weights` (R, n)."""
+    """The share of hits with Wilson's interval.
+
+    Its effective number follows from the variance over the patients drawn with `weights` (R, n), and is at most the
+    number of patients, as it is for a share of 0 or 1, which has no variance.
+    """
     if not len(hit):
         return Interval(reason="no such exam")
-    if hit.min() == hit.max():
-        return Interval(*wilson_interval(np.full(patients, hit[0]), np.arange(patients)), method="Wilson")
-    total = weights.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return percentile_interval(float(hit.mean()), np.where(total > 0, weights @ hit / total, np.nan))
+    share, total = float(hit.mean()), weights.sum(1)
+    variance = np.var(weights[total > 0] @ hit / total[total > 0]) if (total > 0).any() else 0.0
+    n = min(patients, share * (1 - share) / variance) if variance > 0 else patients
+    return Interval(share, *wilson_ends(share, n), method="Wilson")
 
 
 # --- controls ---------------------------------------------------------------------------------------------
@@ -243,15 +248,15 @@ def recombination_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame
         study: The study, for the settings of the bootstrap.
 
     Returns:
-        run, task, n, n_breasts, and the measures of `recombine` and, with a gate, of `controls`; `<measure>_low` and
-        `<measure>_high` are the ends of an interval.
+        run, design, task, n, n_breasts, and the measures of `recombine` and, with a gate, of `controls`;
+        `<measure>_low` and `<measure>_high` are the ends of an interval.
     """
     options = bootstrap_settings(study)
     rows = []
     for run in with_views(runs):
         features, (_, model) = load_features(run.spec.folder / "features.safetensors"), load_run(run.spec.folder)
         breasts, task = breasts_of(run, features), main_task(run)
-        row: dict[str, Any] = {"run": run.id, "task": task}
+        row: dict[str, Any] = {"run": run.id, "design": _design(run), "task": task}
         found = recombine(model, features, breasts, task, **options)
         if model.fusion.gated:
             found |= controls(model, features, breasts, task, **options)
@@ -263,17 +268,55 @@ def recombination_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+def _design(run: RunResult) -> str:
+    """How a run fuses its views, in words, with the remedy that it was trained by, if any."""
+    fusion, share = run.spec.model.fusion, run.spec.training.recombine
+    name = PAPER_GATE if fusion == "gated" else f"model.fusion={fusion}"
+    return name + (f" and training.recombine={share:g}" if share else "")
+
+
+def find_both_seen(table: pd.DataFrame) -> pd.DataFrame:
+    """Find out whether both of two cancers are flagged, by how the runs fuse their views.
+
+    A run flags both if the interval of `both_seen` lies above one half, and misses one if it lies below.
+
+    Args:
+        table: Made by `recombination_table`.
+
+    Returns:
+        One row per design: `runs`, `flag_both`, `miss_one` (numbers of runs); `share_min`, `share_max`; `low` and
+        `high`, the outermost ends of the runs' intervals; and `finding`, a sentence, which is that it cannot be said
+        unless the runs agree.
+    """
+    known = table[table["task"] == "diagnosis"].dropna(subset="both_seen") if "both_seen" in table else table[:0]
+    rows = []
+    for design, own in known.groupby("design", sort=False) if len(known) else ():
+        n, both, miss = len(own), (own["both_seen_low"] > 0.5).sum(), (own["both_seen_high"] < 0.5).sum()
+        row = {"design": design, "runs": n, "flag_both": both, "miss_one": miss}
+        row |= {"share_min": own["both_seen"].min(), "share_max": own["both_seen"].max()}
+        row |= {"low": own["both_seen_low"].min(), "high": own["both_seen_high"].max()}
+        answer = "both of two cancers are flagged" if both == n else "one of two cancers is missed"
+        if max(both, miss) < n:
+            answer = "it cannot be said whether both of two cancers are flagged "
+            answer += f"({both} of {n} runs flag both, {miss} miss one)"
+        row["finding"] = (
+            f"With {design}, {answer}: the share of exams with both flagged is {row['share_min']:.0%} to "
+            f"{row['share_max']:.0%} (runs: {n}; 95 % limits: {row['low']:.0%} to {row['high']:.0%})."
+        )
+        rows.append(row)
+    return pd.DataFrame(rows, columns=FINDING_COLUMNS)
+
+
 def state_recombination(table: pd.DataFrame) -> list[str]:
     """State in sentences what recombination shows; `table` is made by `recombination_table`."""
+    findings = list(find_both_seen(table)["finding"])
     table = table.dropna(subset=["auc_change", "both_seen"]) if "both_seen" in table else table[:0]
     if not len(table):
         return ["No run has exams that can be recombined."]
-    n, lower = len(table), table["auc_change_high"] < 0
-    blind, alarmed = table["both_seen"] < 0.5, table["none_flagged_wrong"] > 0.5
+    n, lower, alarmed = len(table), table["auc_change_high"] < 0, table["none_flagged_wrong"] > 0.5
     worst = table.loc[table["auc_change"].idxmin()]
     return [
-        f"In exams with two cancers, {blind.sum()} of {n} runs flag both breasts less often than not "
-        f"({table['both_seen'].min():.0%} to {table['both_seen'].max():.0%} of the exams).",
+        *findings,
         f"In exams without a cancer, {alarmed.sum()} of {n} runs flag a breast more often than not "
         f"({table['none_flagged_wrong'].min():.0%} to {table['none_flagged_wrong'].max():.0%}).",
         f"The AUC of the same breasts is lower in recombined exams in {lower.sum()} of {n} runs, its interval below 0; "

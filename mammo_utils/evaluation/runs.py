@@ -34,14 +34,14 @@ class RunResult:
         status: Its state, see `training.run_state`.
         in_grid: Whether the study's grid has it.
         metrics, environment, epochs: Its files; empty unless it is finished.
-        folds: IDs of the runs whose predictions are pooled in this one, see `pool_folds`.
+        folds: The runs whose predictions are pooled in this one, see `pool_folds`.
         predictions: One row per breast (see `training.predict.prediction_table`); empty unless it is finished.
     """
 
     spec: RunSpec
     status: RunState
     in_grid: bool = True
-    folds: tuple[str, ...] = ()
+    folds: tuple[RunResult, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -51,6 +51,11 @@ class RunResult:
     def id(self) -> str:
         """Name of the run's folder."""
         return self.spec.id
+
+    @property
+    def members(self) -> tuple[RunResult, ...]:
+        """The trainings that it consists of: its folds, or itself."""
+        return self.folds or (self,)
 
     @property
     def state(self) -> str:
@@ -247,8 +252,9 @@ def group_by_seed(runs: Sequence[RunResult], blocks: int = 0) -> dict[tuple[str,
 def pool_folds(runs: Sequence[RunResult], folds: Collection[int]) -> list[RunResult]:
     """Pool the predictions for the reported parts of all folds: one result per seed, with every patient tested once.
 
-    The folds' systems are trained apart, so their probabilities need not be on one scale; pooling counts that against
-    them. Seeds that lack a fold are left out.
+    The column `fold` of the predictions is the position of the breast's run in `folds`. The folds' systems are trained
+    apart, so their probabilities need not be on one scale; pooling counts that against them. Seeds that lack a fold are
+    left out.
 
     Args:
         runs: Finished runs of one system that differ in their seed and fold only.
@@ -261,11 +267,30 @@ def pool_folds(runs: Sequence[RunResult], folds: Collection[int]) -> list[RunRes
     pooled = []
     for found in by_seed.values():
         if len(found) == len(folds):
-            tables = [run.predictions[run.predictions["part"] == run.reported] for run in found]
+            tables = [
+                run.predictions[run.predictions["part"] == run.reported].assign(fold=position)
+                for position, run in enumerate(found)
+            ]
             worst = next((run for run in found if run.stale), found[0])
-            names = tuple(run.id for run in found)
-            pooled.append(replace(worst, folds=names, predictions=pd.concat(tables, ignore_index=True)))
+            pooled.append(replace(worst, folds=tuple(found), predictions=pd.concat(tables, ignore_index=True)))
     return pooled
+
+
+def repeat_by_fold(run: RunResult, task: str, values: Sequence[Any]) -> np.ndarray:
+    """Repeat what was fitted on the validation part of each fold for the fold's reported breasts.
+
+    So a threshold or a scaling is applied to the patients of its own fold alone.
+
+    Args:
+        run: A run, or pooled folds.
+        task: "diagnosis" or "birads".
+        values: One value of each of `run.members`: a number, or several.
+
+    Returns:
+        The value of each breast of `labelled_breasts(run, task)`, in that order.
+    """
+    breasts = labelled_breasts(run, task)
+    return np.array(values)[breasts["fold"] if run.folds else np.zeros(len(breasts), int)]
 
 
 def _same_breasts(one: RunResult, other: RunResult) -> bool:

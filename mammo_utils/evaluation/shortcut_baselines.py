@@ -4,38 +4,35 @@ Logistic regressions on the mean intensity of each view, on 8 x 8 thumbnails, on
 maximum, the percentiles, the histogram and the high-pass extremes, and on the differences between the sides; a
 gradient boosting on every statistic at once; and the majority class. A useful system beats them, and a useful cohort
 is not solved by them. They use the exams of the runs: they are fitted on the training part, their strength is chosen on
-the validation part (where the systems choose their epoch), and they are scored on the reported part.
+the validation part (where the systems choose their epoch), and they are scored on the reported part. They need
+the thumbnails and statistics that notebook 02 has kept, but no image.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mammo_utils.data.cohort import DataError
 from mammo_utils.evaluation.bootstrap import Sample, interval
+from mammo_utils.images.statistics import image_statistics
+from mammo_utils.images.store import STATISTICS, THUMBNAIL, average_tiles, load_thumbnails
 from mammo_utils.metrics import METRICS, auc
 from mammo_utils.study import Study
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.run import RunData, load_data
 from mammo_utils.vocabulary import REFERENCE
 
-THUMBNAIL = 8  # pixels per side
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: smaller is stronger
 ROUNDS = (15, 50, 150)  # trees of the boosting
-PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
-BINS = 16  # of the histogram
-FILTERED_SIZE = 128  # pixels per side; larger images are averaged over blocks before they are filtered
-CHUNK = 64  # images that are measured at once
 TABLE_COLUMNS = "subset task baseline metric value low high reason n_exams n_breasts".split()
 
 
@@ -59,19 +56,25 @@ class Baseline:
 
 
 def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
-    """Load the exams on which the runs of each subset are trained and scored, as they are on disk now.
+    """Load the exams on which the runs of each subset are trained and scored, with thumbnails as their images.
 
-    They are the same for every task mode; the first one whose labels exist is used. Loading stops at the first subset
-    that cannot be read; the second value is then one sentence with the reason, else "". The keys are
-    `RunSpec.data_name`: a subset, or one for each of its folds.
+    Without the thumbnails, which an earlier version did not keep, the image store is needed. The exams are the same
+    for every task mode; the first one whose labels exist is used. Loading stops at the first subset that cannot be
+    read; the second value is then one sentence with the reason, else "". The keys are `RunSpec.data_name`: a subset, or
+    one for each of its folds.
     """
     loaded: dict[str, RunData] = {}
+    folder = study.folder / "thumbnails"
+    try:
+        store = load_thumbnails(folder) if folder.is_dir() else None
+    except DataError as error:
+        return {}, str(error)
     for subset, fold in product(subsets, study.grid.folds or (None,)):
         errors = []
         for task_mode in study.grid.task_modes:
             spec = study.run(REFERENCE, task_mode, subset, 0, fold=fold)
             try:
-                loaded[spec.data_name] = load_data(spec)
+                loaded[spec.data_name] = load_data(spec, store=store)
                 break
             except (OSError, ValueError) as error:
                 errors.append(f"The data of the subset {subset} cannot be read: {error}")
@@ -80,13 +83,29 @@ def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunDat
     return loaded, ""
 
 
-def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -> list[Baseline]:
+def load_statistics(study: Study) -> pd.DataFrame | None:
+    """Read the statistics of each image of the store that notebook 02 has kept, None if an earlier version kept none.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    folder = study.folder / "thumbnails"
+    if not folder.is_dir():
+        return None
+    load_thumbnails(folder)  # compares the table with its hash
+    return pd.read_parquet(folder / STATISTICS)
+
+
+def shortcut_baselines(
+    parts: Mapping[str, ExamSet], reported: str, task: str, statistics: pd.DataFrame | None = None
+) -> list[Baseline]:
     """Fit and score the baselines of one subset and task.
 
     Args:
         parts: Part of the split -> its exams (`training.run.RunData.parts`).
         reported: The part on which the baselines are scored.
         task: "diagnosis" or "birads".
+        statistics: Of each image of the store, see `image_statistics`; measured here if None.
 
     Returns:
         The baselines, the majority class first; none if the training part has fewer than two classes, or the reported
@@ -109,9 +128,9 @@ def shortcut_baselines(parts: Mapping[str, ExamSet], reported: str, task: str) -
 
     shares = np.bincount(labels["train"], minlength=n_classes) / len(labels["train"])
     baselines = [score("majority class", False, np.tile(shares, (len(groups), 1)))]
-    statistics = {part: measure_views(exams) for part, exams in parts.items()}
+    measured = {part: measure_views(exams, statistics) for part, exams in parts.items()}
     for name, compute in FEATURES.items():
-        x = {part: compute(exams, statistics[part])[labelled[part]] for part, exams in parts.items()}
+        x = {part: compute(exams, measured[part])[labelled[part]] for part, exams in parts.items()}
         fits = [_boost(trees) for trees in ROUNDS] if name == BOOSTING else [_regress(c) for c in PENALTIES]
         models = [model.fit(x["train"], labels["train"]) for model in fits]
         scores = [auc(labels["validation"], _predict(model, x["validation"], n_classes)) for model in models]
@@ -160,100 +179,20 @@ def baseline_table(baselines: Mapping[tuple[str, str], list[Baseline]], *, resam
 def thumbnails(exams: ExamSet, side: int = THUMBNAIL) -> np.ndarray:
     """Average each view over side x side tiles: (E, 4, side * side) in [0, 1], 0 for an absent view."""
     images, rows = exams.images, exams.rows.cpu().numpy()
-    size = images.shape[1] // side * side  # a remainder of pixels beyond whole tiles is dropped
-    if not size:
-        raise ValueError(f"Images of {images.shape[1]} pixels per side are too small for thumbnails of {side}.")
     means = np.zeros((*rows.shape, side * side))
     for position in zip(*np.nonzero(rows >= 0), strict=True):
-        image = images[int(rows[position])].cpu().numpy()[:size, :size]
-        means[position] = image.reshape(side, size // side, side, size // side).mean((1, 3)).ravel() / 255
+        means[position] = average_tiles(images[int(rows[position])].cpu().numpy(), side).ravel() / 255
     return means
 
 
-def measure_views(exams: ExamSet) -> pd.DataFrame:
-    """Measure the statistics of each view: 4E rows by exam and view; NaN for an absent view."""
+def measure_views(exams: ExamSet, statistics: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Look up the statistics of each view, 4E rows by exam and view, NaN for an absent view; measure them if None."""
     rows = exams.rows.cpu().numpy().ravel()
-    images = exams.images.numpy(force=True) if len(exams.images) else np.zeros((0, 1, 1), np.uint8)
-    measured = image_statistics(images[rows[rows >= 0]])
-    measured.index = np.flatnonzero(rows >= 0)
-    return measured.reindex(range(len(rows)))
-
-
-def image_statistics(images: np.ndarray) -> pd.DataFrame:
-    """Measure what needs no eye for a lesion: extent, grey levels, texture, gradients, high-pass extremes, file size.
-
-    Args:
-        images: (n, H, W) uint8, 0 in the air.
-
-    Returns:
-        One row per image, one column per statistic.
-    """
-    parts = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
-    return pd.concat([pd.DataFrame(_grey_levels(part) | _textures(part)) for part in parts], ignore_index=True)
-
-
-def _grey_levels(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Extent and grey levels, from every pixel."""
-    x = np.asarray(images, dtype=np.float32)
-    n = len(x)
-    inside = x > 0
-    area = np.maximum(inside.sum((1, 2)), 1)
-
-    def mean(values: np.ndarray) -> np.ndarray:  # over the breast
-        return (values * inside).sum((1, 2)) / area
-
-    found = {"area": area, "height": inside.any(2).sum(1), "width": inside.any(1).sum(1)}
-    found |= {"mean": mean(x), "deviation": np.sqrt(mean(np.square(x - mean(x)[:, None, None])))}
-    centred = (x - found["mean"][:, None, None]) / np.maximum(found["deviation"], 1)[:, None, None]
-    found |= {"skewness": mean(centred**3), "kurtosis": mean(centred**4)}
-    breast = np.where(inside, x, np.nan).reshape(n, -1)
-    breast[~inside.any((1, 2))] = 0
-    for q, values in zip(PERCENTILES, np.nanpercentile(breast, PERCENTILES, axis=1), strict=True):
-        found[f"percentile {q}"] = values
-    found["maximum"] = x.max((1, 2))
-    bins = [mean((x >= low) & (x < low + 256 / BINS)) for low in np.arange(BINS) * 256 / BINS]
-    found |= {f"histogram {i}": share for i, share in enumerate(bins)}
-    found["entropy"] = -sum(share * np.log(np.maximum(share, 1e-6)) for share in bins)
-    found["compressed size"] = np.array([len(zlib.compress(image.tobytes(), 1)) for image in np.asarray(images)])
-    return found
-
-
-def _textures(images: np.ndarray) -> dict[str, np.ndarray]:
-    """What filters find, from images of at most FILTERED_SIZE pixels per side."""
-    step = -(-max(images.shape[1:]) // FILTERED_SIZE)
-    height, width = (size // step for size in images.shape[1:])
-    blocks = np.asarray(images)[:, : height * step, : width * step].reshape(-1, height, step, width, step)
-    x = blocks.mean((2, 4), dtype=np.float32)
-    n, inside = len(x), x > 0
-    area = np.maximum(inside.sum((1, 2)), 1)
-    mean, square = x.sum((1, 2)) / area, np.square(x).sum((1, 2)) / area
-    deviation = np.sqrt(np.maximum(square - mean**2, 1))[:, None, None]
-    bright = {k: (x - mean[:, None, None] > k * deviation) & inside for k in (2, 3)}
-    found = {f"spots above {k} deviations": [ndimage.label(b)[1] for b in bright[k]] for k in bright}
-    core = ndimage.binary_erosion(inside, np.ones((1, 3, 3)), iterations=max(1, width // 32))  # without the skin
-    for sigma in (1, 2, 4, 8):
-        smooth = ndimage.gaussian_filter(x, (0, sigma, sigma))
-        detail = (x - smooth) * core
-        found |= {f"high-pass {sigma} deviation": np.sqrt((detail**2).sum((1, 2)) / area)}
-        found |= {f"high-pass {sigma} maximum": detail.max((1, 2)), f"high-pass {sigma} minimum": detail.min((1, 2))}
-        found[f"high-pass {sigma} percentile 99.9"] = np.percentile(detail.reshape(n, -1), 99.9, axis=1)
-        local = ndimage.gaussian_filter(detail**2, (0, sigma, sigma))
-        found[f"local energy {sigma} maximum"] = np.sqrt(local.max((1, 2)))
-        band = (smooth - ndimage.gaussian_filter(x, (0, 2 * sigma, 2 * sigma))) * core
-        found |= {f"blob {sigma} maximum": band.max((1, 2)), f"blob {sigma} minimum": band.min((1, 2))}
-        dy, dx = (np.gradient(smooth, axis=axis) * core for axis in (1, 2))
-        size = np.hypot(dy, dx)
-        found |= {f"gradient {sigma} mean": size.sum((1, 2)) / area, f"gradient {sigma} maximum": size.max((1, 2))}
-        yy, xx, xy = (ndimage.gaussian_filter(a, (0, 2 * sigma, 2 * sigma)) for a in (dy * dy, dx * dx, dy * dx))
-        corner = yy * xx - xy * xy - 0.05 * np.square(yy + xx)
-        found |= {f"corner {sigma} maximum": corner.max((1, 2)), f"corner {sigma} mean": corner.sum((1, 2)) / area}
-        coherence = np.hypot(yy - xx, 2 * xy) * core
-        found[f"coherence {sigma}"] = coherence.sum((1, 2)) / np.maximum(((yy + xx) * core).sum((1, 2)), 1e-6)
-        found[f"upright {sigma}"] = ((yy - xx) * core).sum((1, 2)) / np.maximum(((yy + xx) * core).sum((1, 2)), 1e-6)
-    for step in (1, 2, 4):
-        found[f"texture {step} down"] = np.abs(x[:, step:] - x[:, :-step]).sum((1, 2)) / area
-        found[f"texture {step} across"] = np.abs(x[:, :, step:] - x[:, :, :-step]).sum((1, 2)) / area
-    return found
+    if statistics is None:
+        used = np.unique(rows[rows >= 0])
+        images = exams.images.numpy(force=True) if len(exams.images) else np.zeros((0, 1, 1), np.uint8)
+        statistics = image_statistics(images[used]).set_axis(used)
+    return statistics.reindex(rows).reset_index(drop=True)
 
 
 def _select(statistics: pd.DataFrame, pattern: str) -> np.ndarray:

@@ -71,9 +71,9 @@ def subgroup_table(runs: Sequence[RunResult], cohort: Cohort) -> pd.DataFrame:
     One row per training, attribute and group; `p_bh` is corrected over all rows of a training (Benjamini and Hochberg).
     """
     tables = []
-    for key, run, validation, reported in diagnosis_samples(runs):
+    for key, run, reported in diagnosis_samples(runs):
         every, malignant = breast_attributes(labelled_breasts(run, "diagnosis"), cohort)
-        hits, positive, rows = ~find_wrong(validation, reported)[0], reported.labels == 1, []
+        hits, positive, rows = ~find_wrong(run)[0], reported.labels == 1, []
         for attribute, values in [*every.items(), *malignant.items()]:
             ranks = attribute in every
             for group in sorted(set(values) - {""}):

@@ -57,7 +57,7 @@ def results_table(
     for (subset, mode, system), seeds in group_by_seed(runs).items():
         row = {"subset": subset, "system": system, "task_mode": mode, "part": seeds[0].reported}
         row |= {"synthetic": any(run.metrics["synthetic"] for run in seeds), "stale": any(run.stale for run in seeds)}
-        row["runs"] = ", ".join(name for run in seeds for name in run.folds or (run.id,))
+        row["runs"] = ", ".join(member.id for run in seeds for member in run.members)
         folds = study.grid.folds if seeds[0].folds else ()
         row["command"] = training_command([run.spec for run in seeds], folds, parameters or NotebookParameters())
         for task, side, metric in product(seeds[0].tasks, ("both", *SIDES), METRICS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 import pandas as pd
 
 from mammo_utils.data.cohort import DataError
-from mammo_utils.io import display_path, read_json
+from mammo_utils.images.statistics import image_statistics
+from mammo_utils.io import atomic_write, display_path, read_json, write_json
 from mammo_utils.provenance import file_hash, hash_of
 from mammo_utils.vocabulary import VIEWS
 
 TABLES = ("index.parquet", "unused.parquet", "excluded.csv")  # beside images.npy and store.json
+THUMBNAIL = 8  # pixels per side of a thumbnail
+STATISTICS = "statistics.parquet"  # beside the thumbnails: one row per image
 _intact: set[tuple[Path, int, int]] = set()  # images.npy that this process has compared with its hash: size and time
 
 
@@ -71,6 +75,11 @@ def load_store(folder: Path) -> Store:
     Raises:
         DataError: The store is not finished, or a file is missing or not the one that was built.
     """
+    return _load(folder, "images.npy")
+
+
+def _load(folder: Path, pixels: str) -> Store:
+    """Open a store, or its thumbnails; `pixels` is the name of the file of the images."""
     again = "run notebook 02_preprocessing of the study"
     if not (folder / "store.json").is_file():
         raise DataError(f"{display_path(folder)} holds no finished image store; {again} first.")
@@ -82,16 +91,61 @@ def load_store(folder: Path) -> Store:
                 raise ValueError
         index, unused = (pd.read_parquet(folder / table) for table in TABLES[:2])
         excluded = pd.read_csv(folder / TABLES[2], dtype=str, keep_default_na=False)
-        name = "images.npy"
+        name, whole = pixels, pixels == "images.npy"
         # copy on write: the file cannot change
         images = np.load(folder / name, mmap_mode="c", allow_pickle=False)
-        if images.dtype != np.uint8 or images.shape != (len(index), settings["size"], settings["size"]):
+        side = settings["size"] if whole else THUMBNAIL
+        if images.dtype != (np.uint8 if whole else np.float32) or images.shape != (len(index), side, side):
             raise ValueError
-        _check_pixels(folder / name, images.nbytes, settings["content"])
+        _check_pixels(folder / name, images.nbytes, settings["content" if whole else "thumbnails"])
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, FileNotFoundError):
         what = "damaged" if (folder / name).is_file() else "missing"
         raise DataError(f"{display_path(folder / name)} is {what}; {again} again, which renews it.") from None
     return Store(folder, settings, images, index, excluded, unused)
+
+
+# --- thumbnails -----------------------------------------------------------------------------------------
+
+
+def average_tiles(image: np.ndarray, side: int) -> np.ndarray:
+    """Average an image (S, S) over side x side tiles: (side, side); a remainder of pixels beyond them is dropped."""
+    tile = image.shape[0] // side
+    if not tile:
+        raise ValueError(f"Images of {image.shape[0]} pixels per side are too small for thumbnails of {side}.")
+    return image[: tile * side, : tile * side].reshape(side, tile, side, tile).mean((1, 3), dtype=np.float64)
+
+
+def save_thumbnails(store: Store, folder: Path) -> None:
+    """Write all that the evaluation needs after the store is deleted: its tables, thumbnails and statistics of its images.
+
+    Args:
+        store: The store; its images have at least `THUMBNAIL` pixels per side.
+        folder: Where to write.
+    """
+    small = np.zeros((len(store.images), THUMBNAIL, THUMBNAIL), np.float32)
+    for position, image in enumerate(store.images):
+        small[position] = average_tiles(image, THUMBNAIL)
+    with atomic_write(folder / "thumbnails.npy") as file, file.open("wb") as stream:
+        np.save(stream, small, allow_pickle=False)
+    for name in TABLES:
+        with atomic_write(folder / name) as file:
+            shutil.copyfile(store.folder / name, file)
+    with atomic_write(folder / STATISTICS) as file:
+        image_statistics(store.images).to_parquet(file)
+    tables = store.settings["tables"] | {STATISTICS: file_hash(folder / STATISTICS)}
+    write_json(
+        folder / "store.json",
+        store.settings | {"tables": tables, "thumbnails": hashlib.sha256(small.tobytes()).hexdigest()},
+    )
+
+
+def load_thumbnails(folder: Path) -> Store:
+    """Open what `save_thumbnails` wrote: the store's tables and hash, with (n, 8, 8) float32 images from 0 to 255.
+
+    Raises:
+        DataError: As `load_store`.
+    """
+    return _load(folder, "thumbnails.npy")
 
 
 def _check_pixels(path: Path, size: int, content: str) -> None:

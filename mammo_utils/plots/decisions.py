@@ -127,7 +127,8 @@ def draw_net_benefit(samples: Mapping[str, Sample], prevalence: float, title: st
 def draw_failures(failures: pd.DataFrame, store: Store, cohort: Cohort, title: str) -> Figure:
     """Draw the views of the worst failures as the system receives them: misses at the left, false alarms at the right.
 
-    The outline of a lesion is drawn where the cohort has one. Right breasts are flipped, as in the store.
+    The number above a view is its contribution to the log-odds of the breast in question; above 0 it raises
+    P(malignant). The outline of a lesion is drawn where the cohort has one. Right breasts are flipped, as in the store.
 
     Args:
         failures: Rows of one training of `failures_table`.
@@ -152,7 +153,8 @@ def draw_failures(failures: pd.DataFrame, store: Store, cohort: Cohort, title: s
                 axis.fill(*to_store(points, store.index.iloc[number], size).T, fill=False, edgecolor=COLOURS["outline"])
             if view[0] == row.side:
                 plt.setp(axis.spines.values(), visible=True, color=COLOURS["malignant"], linewidth=1.5)
-            axis.set_title(view, fontsize=6, pad=2)
+            share = getattr(row, f"from_{view}", np.nan)
+            axis.set_title(view if np.isnan(share) else f"{view} {share:+.1f}", fontsize=6, pad=2)
         label = f"{row.rank}. {row.kind}\n{row.exam} {row.side}\nP = {row.p:.3f}"
         place[0].set_ylabel(label, fontsize=6.5, rotation=0, ha="right", va="center")
     figure.suptitle(title)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mammo_utils.config import Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, make_split, select_subset
-from mammo_utils.images.store import load_store
+from mammo_utils.images.store import Store, load_store
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
 from mammo_utils.metrics import METRICS, softmax
 from mammo_utils.models.system import System, build_system
@@ -54,8 +54,13 @@ def build(spec: RunSpec) -> System:
     return build_system(spec.system, spec.model, task_mode=spec.task_mode, n_birads=len(SUBSETS[spec.subset]))
 
 
-def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
+def load_data(spec: RunSpec, device: torch.device | str = "cpu", store: Store | None = None) -> RunData:
     """Load the run's exams: the study's final cohort, image store and split, which notebook 02 has written.
+
+    Args:
+        spec: The run.
+        device: The device to train on.
+        store: The store; the study's if None.
 
     Raises:
         FileNotFoundError: Notebook 02 has not run.
@@ -67,11 +72,8 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu") -> RunData:
     for name in ("cohort", "split.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{display_path(folder / name)} is missing; run notebook 02_preprocessing first.")
-    cohort, store, split = (
-        load_cohort(folder / "cohort"),
-        load_store(folder / "store"),
-        load_split(folder / "split.json"),
-    )
+    cohort, split = load_cohort(folder / "cohort"), load_split(folder / "split.json")
+    store = store or load_store(folder / "store")
     check_split(split, cohort, store.hashes)
     check_prepared(folder, spec, store, split)
     if spec.split.kind == "kfold":  # the file holds one fold, and its groups, which have been checked

@@ -1,6 +1,6 @@
 """The pages of a study: each executed notebook as HTML, and an index page.
 
-python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict | --claims]
+python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict | --claims | --verify CERTIFICATE]
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown import markdown2html
 
 from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.evaluation.bootstrap import ONE_TRAINING
-from mammo_utils.evaluation.runs import read_runs
+from mammo_utils.evaluation.runs import RunResult, read_runs
 from mammo_utils.evaluation.tables import RECOMBINATION, results_table, run_list, settings_table, with_intervals
-from mammo_utils.io import read_json, write_text
+from mammo_utils.io import read_json, write_json, write_text
 from mammo_utils.metrics import METRICS
 from mammo_utils.plots.save import read_manifest
 from mammo_utils.provenance import environment
 from mammo_utils.study import Study, load_study
+from mammo_utils.workflow.certificate import certify, compare_certificates, read_certificate
+from mammo_utils.workflow.documents import claim_page, collect_evidence, model_card
 from mammo_utils.workflow.study_state import failures
 
 ORDER = "05 07 06 01 02 03"  # order in which the notebooks' figures are shown
@@ -50,9 +53,24 @@ def write_report(study: Study) -> Path:
     for notebook in sorted((study.folder / "notebooks").glob("[!.]*.ipynb")):
         write_text(pages / f"{notebook.stem}.html", page_of(notebook))
         links.append((f"{notebook.stem}.html", notebook.stem))
+    runs = read_runs(study)
+    results = results_table(runs, study)
+    write_json(study.folder / "certificate.json", certify(study, runs, results))
+    evidence = collect_evidence(study, runs, results)
+    for name, text in (("model_card", model_card(evidence)), ("claim", claim_page(evidence))):
+        write_text(study.folder / f"{name}.md", text)
+        links.append((f"{name}.html", name))
+        body = markdown2html(text.replace("](html/", "](").replace("](certificate.json", "](../certificate.json"))
+        write_text(pages / f"{name}.html", _page(f"{study.name}: {name}", body))
+    links.append(("../certificate.json", "certificate.json"))
     index = pages / "index.html"
-    write_text(index, index_page(study, links))
+    write_text(index, index_page(study, links, runs, results))
     return index
+
+
+def _page(title: str, body: str) -> str:
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
 def page_of(notebook: Path) -> str:
@@ -65,10 +83,16 @@ def page_of(notebook: Path) -> str:
     return HTMLExporter(raw_template=PAGE).from_notebook_node(node)[0]
 
 
-def index_page(study: Study, links: list[tuple[str, str]]) -> str:
-    """The HTML of the index page. links: (address, name) of each notebook's page."""
+def index_page(study: Study, links: list[tuple[str, str]], runs: list[RunResult], results: pd.DataFrame) -> str:
+    """Write the HTML of the index page.
+
+    Args:
+        study: The study.
+        links: (address, name) of each other page.
+        runs: The study's runs.
+        results: The result of `tables.results_table`.
+    """
     cohort = load_cohort(study.folder / ("cohort" if (study.folder / "cohort").is_dir() else "found"))
-    runs = read_runs(study)
     facts = environment()
     parts = [f"<h1>Study “{study.name}”</h1>"]
     parts.append("<p>A hybrid CNN–VSSM model for multi-view, multi-task mammography analysis.</p>")
@@ -80,7 +104,7 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
     if failed := failures(study):
         items = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in failed.items())
         parts.append(f'<div class="failed"><b>{len(failed)} failed</b><ul>{items}</ul></div>')
-    parts.append("<h2>Results</h2>" + _results(study, runs))
+    parts.append("<h2>Results</h2>" + _results(results))
     if (study.folder / "results.json").is_file():
         checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be decided")
         parts.append("<p>What the study claims, checked against these numbers:</p>")
@@ -91,7 +115,7 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
         parts.append(f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>")
     if (study.folder / "views.json").is_file():
         parts.append("<h2>Is each breast read from its own views?</h2>" + _recombination(study))
-    parts.append("<h2>Notebooks as they ran</h2><ul>")
+    parts.append("<h2>Notebooks as they ran, and what the study rests on</h2><ul>")
     parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
     if (study.folder / "predicted" / "index.html").is_file():
         parts.append('<li><a href="../predicted/index.html">exams predicted by 08_predict</a></li>')
@@ -113,13 +137,10 @@ def index_page(study: Study, links: list[tuple[str, str]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     parts.append(f"<h2>Made with</h2><p>{escape(versions)}; {escape(facts['platform'])}; ")
     parts.append(f"commit {escape(facts['commit'][:12] or 'unknown')}; {escape(facts['written'])}</p>")
-    title = f"<title>{escape(study.name)}: results</title>"
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{title}<style>{STYLE}</style></head>'
-    return head + "<body>" + "\n".join(parts) + "</body></html>\n"
+    return _page(f"{study.name}: results", "\n".join(parts))
 
 
-def _results(study: Study, runs: list) -> str:
-    table = results_table(runs, study)
+def _results(table: pd.DataFrame) -> str:
     table = table[table["side"] == "both"] if len(table) else table
     if not len(table):
         return "<p>No run has finished yet.</p>"
@@ -176,7 +197,10 @@ def report_unfinished(study: Study) -> None:
 
 
 def print_claims(study: Study) -> int:
-    """Print whether each claim of notebook 05 holds; return 1 if one fails or cannot be decided, else 0."""
+    """Print whether each claim of notebook 05 holds, and what notebook 06 found.
+
+    Return 1 if a claim fails or cannot be decided, else 0. A finding is no claim: it is printed whatever it is.
+    """
     path = study.folder / "results.json"
     if not path.is_file():
         print(f"The study {study.name} has no results.json yet; run it first.")
@@ -185,7 +209,23 @@ def print_claims(study: Study) -> int:
     for check in checks:
         word = {True: "holds", False: "DOES NOT HOLD", None: "cannot be decided"}[check["holds"]]
         print(f"{word}: {check['claim']} {check['count']} {check['exceptions']}".rstrip())
+    views = study.folder / "views.json"
+    for found in read_json(views).get("findings", []) if views.is_file() else ():
+        print(f"found: {found['finding']}")
     return int(not all(check["holds"] for check in checks))
+
+
+def verify(study: Study, path: Path) -> int:
+    """Compare the study with a certificate and print the differences; return 0 if the numbers are the same, else 1."""
+    try:
+        there = read_certificate(path)
+    except ValueError as error:
+        print(error)
+        return 2
+    runs = read_runs(study)
+    lines, same = compare_certificates(certify(study, runs, results_table(runs, study)), there)
+    print("\n".join(lines))
+    return int(not same)
 
 
 def main() -> None:
@@ -196,6 +236,7 @@ def main() -> None:
     parser.add_argument("--verdict", action="store_true", help="write nothing; print what failed and what to open")
     parser.add_argument("--broken", action="store_true", help="a step failed: report the results that exist")
     parser.add_argument("--claims", action="store_true", help="write nothing; print which claims of the results hold")
+    parser.add_argument("--verify", type=Path, metavar="FILE", help="write nothing; compare with a certificate.json")
     options = parser.parse_args()
     try:
         study = load_study(options.study, options.settings)
@@ -203,6 +244,8 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     if options.claims:
         sys.exit(print_claims(study))
+    if options.verify:
+        sys.exit(verify(study, options.verify))
     action = print_verdict if options.verdict else report_unfinished if options.broken else write_report
     action(study)
 

@@ -56,6 +56,28 @@ def test_a_planted_wrong_label_comes_first(runs):
     assert (table.loc[table["kind"] == "false negative", "p"] <= table["threshold"].iloc[0]).all()
 
 
+def test_a_failure_has_the_contributions_of_the_views_to_its_own_breast(runs):
+    assert failures_table(runs)[[f"from_{view}" for view in VIEWS]].isna().all(axis=None), "without views.parquet"
+    run = next(run for run in runs if run.id == "hybrid_shared-multi-1v5-seed0")
+    table = run.predictions[run.predictions["part"] == "test"].copy()
+    present = table[[f"present_{view}" for view in VIEWS]].to_numpy() @ (1 << np.arange(4))
+    rng = np.random.default_rng(0)
+    names = [f"diagnosis_from_{view}_{k}" for view in VIEWS for k in (0, 1)]
+    table[names] = rng.normal(size=(len(table), 8))
+    whole = table.assign(views=present)
+    part = table.assign(views=1, **dict.fromkeys(names, 0.0))[present == 15]  # one view alone, which must not be taken
+    pd.concat([part, whole], ignore_index=True).to_parquet(run.spec.folder / "views.parquet")
+    failures = failures_table(runs)
+    failures = failures[failures["system"] == "hybrid_shared"]
+    stored = table.set_index(["exam", "side"])
+    for row in failures.to_dict("records"):
+        of = stored.loc[(row["exam"], row["side"])]
+        for view in VIEWS:
+            gap = of[f"diagnosis_from_{view}_1"] - of[f"diagnosis_from_{view}_0"]
+            assert row[f"from_{view}"] == pytest.approx(gap)
+    assert len(failures) > 4 and set(failures["side"]) == {"L", "R"}
+
+
 def test_exams_by_how_many_trainings_get_them_wrong(runs):
     counts = agreement_table(runs).iloc[0]
     assert counts[["none", "some", "all"]].sum() == counts["exams"] == 60 and counts["n_trainings"] == 2

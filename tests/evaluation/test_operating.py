@@ -5,7 +5,9 @@ import pytest
 
 from mammo_utils.evaluation import operating as o
 from mammo_utils.evaluation.bootstrap import Sample
+from mammo_utils.evaluation.levels import exam_sample
 from mammo_utils.evaluation.runs import read_runs
+from mammo_utils.metrics import softmax
 from tests.evaluation.fakes import write_run
 
 
@@ -26,6 +28,23 @@ def test_the_lowest_threshold_with_the_specificity():
     assert np.isnan(o.choose_threshold(sample_of([0] * 9, np.zeros(9)), 0.9))
     tied = sample_of([0] * 20, [0.1] * 15 + [0.7] * 5)
     assert o.rates_at(tied, o.choose_threshold(tied, 0.9))["specificity"][0] == 1, "ties are on one side"
+
+
+def test_a_probability_rounded_to_1_is_above_another_one():
+    """A negative with log-odds of 37 sets the threshold; positives with 39 and 45 are recalled."""
+    odds = np.array([*np.linspace(-5, 30, 19), 37, 39, 45, -9, -9])
+    labels = np.array([0] * 20 + [1, 1, 0, 0])
+    p = softmax(np.stack([0 * odds, odds], axis=1))
+    assert (p[19:22, 1] == 1).all()
+    breasts = Sample(labels, p[None], np.arange(24))
+    exams = exam_sample(breasts.select([*range(20), 20, 22, 21, 23]), np.array([*range(20), 20, 20, 21, 21]), "max")
+    for validation, sample in ((breasts, breasts), (exams, exams)):
+        threshold = o.choose_threshold(validation, 1.0)
+        assert threshold > 1, "a score"
+        rates = o.rates_at(sample, threshold)
+        assert rates["sensitivity"][0] == rates["specificity"][0] == 1
+    mean = exam_sample(breasts.select([20, 22]), np.array([0, 0]), "mean")
+    np.testing.assert_allclose(mean.probabilities[0, 0], p[[20, 22]].mean(0))
 
 
 def test_the_ppv_at_another_prevalence():

@@ -10,8 +10,10 @@ import torch
 from mammo_utils.evaluation.recombination import (
     TRUTHS,
     Breasts,
+    _share,
     controls,
     draw_pairs,
+    find_both_seen,
     recombine,
     state_recombination,
     state_weights,
@@ -77,7 +79,11 @@ def test_the_sentences_name_what_the_tables_hold():
     table = pd.DataFrame(
         {
             "run": ["a", "b"],
+            "design": ["the paper's gate", "model.fusion=per_breast"],
+            "task": "diagnosis",
             "both_seen": [0.0, 0.75],
+            "both_seen_low": [0.0, 0.6],
+            "both_seen_high": [0.13, 0.9],
             "none_flagged_wrong": [0.6, 0.1],
             "auc_change": [-0.2, 0.01],
             "auc_change_high": [-0.1, 0.05],
@@ -85,8 +91,10 @@ def test_the_sentences_name_what_the_tables_hold():
             "fixed_change_high": [0.05, np.nan],
         }
     )
-    both, none, lower = state_recombination(table)
-    assert both.startswith("In exams with two cancers, 1 of 2 runs flag both breasts less often than not (0% to 75%")
+    one, both, none, lower = state_recombination(table)
+    assert one.startswith("With the paper's gate, one of two cancers is missed: the share")
+    assert one.endswith("is 0% to 0% (runs: 1; 95 % limits: 0% to 13%).")
+    assert both.startswith("With model.fusion=per_breast, both of two cancers are flagged: the share")
     assert none.startswith("In exams without a cancer, 1 of 2 runs flag a breast more often than not (10% to 60%)")
     assert "is lower in recombined exams in 1 of 2 runs" in lower and "most in a, by -0.200" in lower
     gates = pd.DataFrame({"left_weight_auc": [0.02, 0.9], "top": [0.2, 1.0], "top_low": [0.1, 0.9], "chance": 0.25})
@@ -97,6 +105,35 @@ def test_the_sentences_name_what_the_tables_hold():
     nothing = pd.DataFrame()
     assert state_recombination(nothing) == ["No run has exams that can be recombined."]
     assert state_weights(nothing, nothing) == ["No run has a gate and exams with four views."]
+
+
+@pytest.mark.parametrize(
+    ("ends", "answer"),
+    [
+        ([(0.0, 0.1), (0.0, 0.4)], "one of two cancers is missed:"),
+        ([(0.6, 0.9), (0.8, 1.0)], "both of two cancers are flagged:"),
+        ([(0.6, 0.9), (0.0, 0.1)], "it cannot be said whether both of two cancers are flagged (1 of 2 runs flag both"),
+        ([(0.3, 0.7), (0.0, 0.1)], "it cannot be said whether both of two cancers are flagged (0 of 2 runs flag both"),
+    ],
+)
+def test_the_finding_is_what_the_intervals_allow(ends, answer):
+    low, high = np.transpose(ends)
+    table = pd.DataFrame({"both_seen": (low + high) / 2, "both_seen_low": low, "both_seen_high": high})
+    table = table.assign(run="a", design="the paper's gate", task="diagnosis")
+    (row,) = find_both_seen(table).to_dict("records")
+    assert row["finding"].startswith(f"With the paper's gate, {answer}") and row["runs"] == 2
+    assert (row["low"], row["high"]) == (low.min(), high.max())
+    assert find_both_seen(table.assign(task="birads")).empty and find_both_seen(pd.DataFrame()).empty
+
+
+def test_a_few_hits_do_not_make_the_interval_of_a_share_shorter_than_none_does():
+    """One hit in 200 exams of 25 patients: the resampled share alone would end at 3 %, that of no hit at 13 %."""
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(25, np.full(25, 1 / 25), 300)[:, rng.integers(0, 25, 200)]
+    none, one = _share(np.zeros(200, bool), weights, 25), _share(np.arange(200) == 0, weights, 25)
+    assert none.low == 0 and one.low > 0 and one.high > none.high == pytest.approx(3.8415 / 28.8415, abs=1e-3)
+    half = _share(np.arange(200) % 2 == 0, weights, 25)
+    assert half.low < 0.4 and half.high > 0.6 and half.method == "Wilson"
 
 
 def test_the_interval_is_as_wide_as_new_patients_vary():

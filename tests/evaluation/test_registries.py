@@ -160,7 +160,7 @@ def test_notebook_05_runs_to_its_end_with_an_added_system(study, monkeypatch, tm
     plt.switch_backend("Agg")
     shutil.copytree(CHECKOUT / "notebooks", tmp_path / "notebooks")
     data = RunData(parts=exam_parts(), reported="test", hash="d", synthetic=True)
-    monkeypatch.setattr("mammo_utils.evaluation.shortcut_baselines.load_data", lambda spec: data)
+    monkeypatch.setattr("mammo_utils.evaluation.shortcut_baselines.load_data", lambda spec, store=None: data)
     run_cells("05_results")
     assert "lenet" in set(pd.read_csv(study.folder / "results.csv")["system"])
     record = read_json(study.folder / "results.json")

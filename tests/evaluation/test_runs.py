@@ -98,7 +98,7 @@ def test_folds_are_pooled_once_all_of_a_seed_are_finished(fake_study, monkeypatc
     runs = read_runs(study, {"1v5 fold 0": "d", "1v5 fold 1": "of other data"})
     assert [run.state for run in runs] == ["done", "stale", "done", "waiting"], "each fold has data of its own"
     ((_, seeds),) = group_by_seed(read_runs(study)).items()
-    assert [run.folds for run in seeds] == [tuple(names[:2])], "seed 1 lacks a fold"
+    assert [[fold.id for fold in run.folds] for run in seeds] == [names[:2]], "seed 1 lacks a fold"
     one = labelled_breasts(runs[0], "diagnosis")
     assert len(labelled_breasts(seeds[0], "diagnosis")) == 2 * len(one) > 0
     assert set(seeds[0].predictions["part"]) == {"test"}

@@ -1,20 +1,25 @@
 """Each shortcut finds its own kind of signal, and none where there is none."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from mammo_utils.data.cohort import DataError
 from mammo_utils.evaluation.bootstrap import Sample
 from mammo_utils.evaluation.shortcut_baselines import (
     Baseline,
     baseline_table,
     breast_features,
-    image_statistics,
+    load_statistics,
     load_subsets,
     pool_baselines,
     shortcut_baselines,
     thumbnails,
 )
+from mammo_utils.images.statistics import image_statistics
 from mammo_utils.study import load_study
+from mammo_utils.training.run import load_data
 from tests.evaluation.exams import exam_set_of
 
 
@@ -108,6 +113,34 @@ def test_thumbnails_are_means_of_tiles_and_an_absent_view_is_zero():
         thumbnails(exam_set_of(2, size=4))
 
 
+def test_thumbnails_outlive_the_store(small_study, in_small_project, tmp_path, monkeypatch):
+    """The baselines and the hash of the data are the same without the images and the store."""
+    spec = small_study.run("hybrid_shared", "multi", "1v5", 0)
+    whole = load_data(spec)
+    shutil.copytree(small_study.folder, tmp_path / "results" / "small", ignore=shutil.ignore_patterns("store", "runs"))
+    monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
+    data, problem = load_subsets(small_study, ["1v5"])
+    assert not problem and data["1v5"].hash == whole.hash
+    for part, exams in whole.parts.items():
+        np.testing.assert_allclose(thumbnails(data["1v5"].parts[part]), thumbnails(exams), atol=1e-6)
+    known = [None, load_statistics(small_study)]
+    pairs = zip((whole, data["1v5"]), known, strict=True)
+    found = [shortcut_baselines(d.parts, d.reported, "diagnosis", statistics) for d, statistics in pairs]
+    assert [b.auc for b in found[0]] == [b.auc for b in found[1]]
+    with pytest.raises(DataError, match="store holds no finished image store"):
+        load_data(small_study.run("hybrid_shared", "multi", "1v5", 0))
+    table = small_study.folder / "thumbnails" / "statistics.parquet"
+    content = table.read_bytes()
+    table.write_bytes(content[:-1] + b"?")
+    with pytest.raises(DataError, match="parquet is damaged; run notebook 02"):
+        load_statistics(small_study)
+    table.write_bytes(content)
+    path = small_study.folder / "thumbnails" / "thumbnails.npy"
+    path.write_bytes(path.read_bytes()[:-4] + b"oops")
+    data, problem = load_subsets(small_study, ["1v5"])
+    assert not data and "thumbnails.npy is damaged; run notebook 02" in problem
+
+
 def test_a_breasts_own_views_come_first():
     features = breast_features(np.arange(4).reshape(1, 4, 1))
     assert features.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1]]
@@ -126,7 +159,8 @@ def test_a_task_without_labels_has_no_baseline_and_does_not_affect_the_other():
 def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(monkeypatch):
     """VinDr-Mammo has no diagnoses: a study of BI-RADS alone has its baselines all the same."""
 
-    def load_data(spec):
+    def load_data(spec, store):
+        assert store is None, "this study has no thumbnails"
         if spec.task_mode != "birads":
             raise ValueError("there is no diagnosis label")
         return spec.subset

@@ -44,16 +44,3 @@ def test_without_runs_there_is_nothing_to_summarise(fake_study):
     results, decisions = tables(runs, fake_study)
     assert summarise_results(*results) == [] and summarise_decisions(*decisions, subgroup_table([], None)) == []
     assert label_agreement(runs).empty
-
-
-def test_pooled_folds_have_no_validation_part(fake_study):
-    """Their tables give the reason, and no number that rests on validation."""
-    folds = {"split": fake_study.split.model_copy(update={"kind": "kfold", "folds": 2})}
-    folds["grid"] = fake_study.grid.model_copy(update={"folds": (0, 1), "systems": ("resnet18",)})
-    study = fake_study.model_copy(update=folds)
-    for spec in study.runs():
-        write_run(spec)
-    _, (calibration, points, conformal) = tables(read_runs(study), study)
-    assert calibration["temperature"].tolist()[0] == 1 and calibration["temperature"].isna().sum() == 2
-    assert points["specificity"].isna().all() and points["reason"].str.contains("validation").all()
-    assert conformal.empty

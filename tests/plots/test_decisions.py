@@ -58,13 +58,16 @@ def test_failures_show_the_views_of_their_exam():
     square = "[[1, 1], [3, 1], [3, 3]]"
     lesions = pd.DataFrame([{"exam": "a", "side": "L", "view": "L_MLO", "kind": "mass", "points": square}])
     rows = [
-        {"kind": "false negative", "rank": 1, "exam": "a", "side": "L", "p": 0.01},
+        {"kind": "false negative", "rank": 1, "exam": "a", "side": "L", "p": 0.01}
+        | {"from_L_CC": -3.25, "from_L_MLO": 0.04, "from_R_CC": -1.0, "from_R_MLO": 0.0},
         {"kind": "false positive", "rank": 1, "exam": "b", "side": "R", "p": 0.99},
     ]
     axes = draw.draw_failures(pd.DataFrame(rows), store, SimpleNamespace(lesions=lesions), "one").axes
     shown = [axis.images[0].get_array().max() if axis.images else None for axis in axes]
     assert shown == [0, 1, None, None, None, None, 2, None]
     assert [len(axis.patches) for axis in axes] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert [axis.get_title() for axis in axes[:2]] == ["L_CC -3.2", "L_MLO +0.0"]
+    assert axes[4].get_title() == "L_CC", "a run without contributions"
     assert axes[0].get_ylabel() == "1. false negative\na L\nP = 0.010"
 
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from mammo_utils.evaluation.shortcut_baselines import image_statistics
+from mammo_utils.images.statistics import image_statistics
 from mammo_utils.synthetic.cases import Settings, exams_of
 from mammo_utils.synthetic.release import draw_exam
 

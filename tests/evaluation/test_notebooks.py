@@ -1,4 +1,4 @@
-"""Notebook 06 as a script, on two small trained runs whose images and store are gone."""
+"""Notebooks 05 to 07 as scripts, on two small trained runs whose images and store are gone."""
 
 import json
 import shutil
@@ -6,13 +6,25 @@ import shutil
 import matplotlib.pyplot as plt
 import pytest
 
+from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import read_json
 from mammo_utils.training.run import train_run
-from mammo_utils.workflow.report import index_page
+from mammo_utils.workflow.report import escape, index_page
 from tests.conftest import CHECKOUT, SMALL
 
 
-def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, monkeypatch, tmp_path):
+def run_notebook(name, **parameters):
+    """Execute the code cells one after the other."""
+    namespace = {"display": print}
+    for cell in json.loads((CHECKOUT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), namespace)
+        if "parameters" in cell["metadata"].get("tags", []):
+            namespace |= parameters
+    plt.close("all")
+
+
+def test_they_need_the_files_of_the_runs_alone(small_study, in_small_project, monkeypatch, tmp_path):
     spec = small_study.run("resnet18", "multi", "1v5", 0)
     alone = small_study.run("resnet18", "multi", "1v5", 0, variant=["model.fusion=per_breast"])
     for run in (spec, alone):
@@ -29,13 +41,15 @@ def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, mon
     monkeypatch.setenv("MAMMO_PROJECT", str(project))
     shutil.rmtree(small_study.folder / "figures", ignore_errors=True)
     plt.switch_backend("Agg")
-    namespace = {"display": print}
-    for cell in json.loads((CHECKOUT / "notebooks" / "06_attention.ipynb").read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), namespace)
-        if "parameters" in cell["metadata"].get("tags", []):
-            namespace |= {"study": "config/paper.yaml", "settings": [*SMALL, "real_exams=false"], "run": spec.id}
-    plt.close("all")
+    settings = [*SMALL, "real_exams=false"]
+    run_notebook("05_results", study="config/paper.yaml", settings=settings)
+    run_notebook("07_decisions", study="config/paper.yaml", settings=settings)
+    shutil.rmtree(small_study.folder / "figures")
+    run_notebook("06_attention", study="config/paper.yaml", settings=settings, run=spec.id)
+    results = read_json(small_study.folder / "results.json")
+    assert {row["baseline"] for row in results["shortcuts"]} >= {"mean intensity", "8x8 thumbnails"}
+    assert results["statements"][0]["best_shortcut"] and results["data"].keys() == {"1v5", "1v3v5", "1to5"}
+    assert len(read_json(small_study.folder / "decisions.json")["calibration"]) == 3
     record = read_json(small_study.folder / "views.json")
     gates = {row["run"]: row for row in record["gates"]}
     assert not (small_study.folder / "store").exists() and not small_study.data_folder.exists()
@@ -48,8 +62,8 @@ def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, mon
     assert full["n_exams"] < full["n_all"] + 1 and full["change"] == 0 and full["trained"]
     figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
     assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
-    page = index_page(small_study, [])
-    assert "two cancers: both flagged" in page and record["statements"][0] in page
+    page = index_page(small_study, [], [], results_table([], small_study))
+    assert "two cancers: both flagged" in page and escape(record["statements"][0]) in page
 
 
 @pytest.fixture(autouse=True)
