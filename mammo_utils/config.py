@@ -169,6 +169,7 @@ class Training(Frozen):
     channels_last: bool = True  # memory format of the convolutions
     fused: bool = True  # AdamW in one kernel
     compile: bool = False  # compile the encoders; needs a C++ compiler
+    saliency: Annotated[int, Field(ge=0)] = 40  # outlined views of which saliency maps are kept
 
     @field_validator("learning_rate", mode="before")
     @classmethod

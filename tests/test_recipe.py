@@ -71,7 +71,7 @@ PAPER = (  # section, what it says, setting, value
 # how and where it is computed, which the paper leaves to the machine
 MACHINE = """study system task_mode subset seed blocks fold variant data.folder images.workers model.backend
 training.device
-training.threads training.processes training.store training.channels_last training.fused
+training.threads training.processes training.store training.saliency training.channels_last training.fused
 training.compile""".split()
 
 

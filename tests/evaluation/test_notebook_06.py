@@ -46,8 +46,15 @@ def test_it_needs_the_files_of_the_runs_alone(small_study, in_small_project, mon
     full = subsets["diagnosis", 15]
     assert len(subsets) == 30 and {row["run"] for row in record["subsets"]} == {spec.id}
     assert full["n_exams"] < full["n_all"] + 1 and full["change"] == 0 and full["trained"]
+    assert {(row["run"], row["n_views"] + row["n_small"]) for row in record["saliency"]} == {
+        (spec.id, 2),
+        (alone.id, 2),
+    }
     figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
-    assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
+    assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"} | {
+        "saliency",
+        "saliency-maps",
+    }
     page = index_page(small_study, [])
     assert "two cancers: both flagged" in page and record["statements"][0] in page
 
