@@ -222,7 +222,7 @@ def draw_prediction(
         title: Title of the figure.
     """
     names = [
-        f"{view}: α = {weight:.2f}\nL {left:+.1f}, R {right:+.1f}"
+        f"{view}: α = {weight:.2f}\n" + ("" if np.isnan(left) else f"L {left:+.1f}, R {right:+.1f}")
         for view, weight, left, right in zip(VIEWS, prediction.weights, *prediction.contributions, strict=True)
     ]
     probabilities = prediction.probabilities
