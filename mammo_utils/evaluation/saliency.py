@@ -163,8 +163,8 @@ def saliency_table(scores: pd.DataFrame, study: Study, by: Sequence[str] = ()) -
 
     Returns:
         run, method, map, the columns of `by`, `n_views` (scored), `n_small` (lesions smaller than a cell), MEASURES,
-        and `gain`: the energy of the trained system's map minus that of this map, on the same views. Ends of intervals
-        are `<measure>_low` and `<measure>_high`; there are none below five patients.
+        and `gain`: the energy of the trained system's map minus that of this other map, on the same views. Ends of
+        intervals are `<measure>_low` and `<measure>_high`; there are none below five patients.
     """
     settings, rows = bootstrap_settings(study), []
     keys = ["run", "method", "map", *by]
@@ -176,12 +176,12 @@ def saliency_table(scores: pd.DataFrame, study: Study, by: Sequence[str] = ()) -
         trained = known.merge(own, on=["exam", "view"], suffixes=("", "_trained"))["energy_trained"].to_numpy()
         groups = known["group"].to_numpy(str)
         measures = {name: known[name].to_numpy() for name in MEASURES}
-        measures["gain"] = trained - measures["energy"]
+        measures["gain"] = trained - measures["energy"] if row["map"] != "trained" else np.array([])
         for name, values in measures.items():
             found = mean_interval(values, groups, **settings)
             if name == "pointing" and len(values):
                 found = Interval(*wilson_interval(values > 0, groups))
-            if len(set(groups)) < FEWEST:
+            if len(set(groups)) < FEWEST or not len(values):
                 found = Interval(found.value)
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(row)
