@@ -1,4 +1,4 @@
-"""Figures of notebook 06: recombined exams, contributions beside weights, subsets of views, saliency maps, and single exams."""
+"""Figures of notebook 06: recombined exams, contributions, subsets of views, saliency maps, and single exams."""
 
 from __future__ import annotations
 
