@@ -102,7 +102,7 @@ def train_naive_epoch(model: System, loader: DataLoader, weights: dict[str, Tens
     for images, present, labels in loader:
         logits, _ = model(images.to(device), present.to(device))
         labels = {task: y.to(device) for task, y in labels.items()}
-        loss = total_loss(logits, labels, weights, settings.task_weights.model_dump())
+        loss = total_loss(logits, labels, weights, settings.task_weights.model_dump(), ordinal=model.ordinal)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

@@ -177,7 +177,7 @@ def make_step(system: System, study: Study, size: int, batch: int, device: torch
         start("forward_ms")
         with autocast(device, settings):
             logits, _ = system(drawn.images, drawn.present)
-        loss = total_loss(logits, drawn.labels, weights, settings.task_weights.model_dump())
+        loss = total_loss(logits, drawn.labels, weights, settings.task_weights.model_dump(), ordinal=system.ordinal)
         start("backward_ms")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

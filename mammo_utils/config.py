@@ -125,6 +125,7 @@ class ModelSettings(Frozen):
     block: Literal["shuffle", "inner"] = "shuffle"
     fusion: Literal["gated", "concat", "mean", "per_breast", "sigmoid"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
+    birads_head: Literal["softmax", "corn"] = "softmax"  # corn: ordered categories, see the README's Choices
     dropout: Fraction = 0.5  # §4.3
     drop_path: Fraction = 0.0  # probability in the last state space block; rises from 0 in the first
     backend: Literal["auto", "reference", "cpu", "mamba_ssm", "triton"] = "auto"
@@ -173,6 +174,7 @@ class Training(Frozen):
     channels_last: bool = True  # memory format of the convolutions
     fused: bool = True  # AdamW in one kernel
     compile: bool = False  # compile the encoders; needs a C++ compiler
+    saliency: Annotated[int, Field(ge=0)] = 40  # outlined views of which saliency maps are kept
 
     @field_validator("learning_rate", mode="before")
     @classmethod

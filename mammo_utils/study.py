@@ -34,9 +34,15 @@ from mammo_utils.provenance import hash_of
 from mammo_utils.vocabulary import SYSTEMS
 
 # settings that leave a run's numbers alone
-FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store")
+FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store", "training.saliency")
 # settings that are newer than runs on disk: left out of a run's hash at the value that those runs had
-NEWER = {"model.width": 1.0, "model.drop_path": 0.0, "training.recombine": 0.0, "training.view_dropout": 0.0}
+NEWER = {
+    "model.width": 1.0,
+    "model.drop_path": 0.0,
+    "model.birads_head": "softmax",
+    "training.recombine": 0.0,
+    "training.view_dropout": 0.0,
+}
 PREPARED = ("data", "images", "split")  # sections of the settings that notebooks 01 and 02 prepare the data by
 
 

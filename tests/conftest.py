@@ -29,7 +29,7 @@ SMALL = (
     "images={size: 32, workers: 1}",
     "split={kind: nested, seed: 0, validation: 0.25, test: 0.25}",
     "model={}",
-    "training={epochs: 1, batch_size: 8, device: cpu}",
+    "training={epochs: 1, batch_size: 8, device: cpu, saliency: 2}",
     "evaluation.resamples=50",
 )
 

@@ -77,6 +77,18 @@ def test_drop_path_changes_the_identity_of_a_run_only_where_it_is_not_0():
     assert changed_settings(record, run) == {}, "a record that is older than the setting"
 
 
+def test_an_ordinal_head_changes_the_identity_of_a_run_and_its_absence_does_not():
+    demo, mine = (
+        load_study("config/demo.yaml"),
+        load_study("config/demo.yaml", ["name=demo2", "model.birads_head=corn"]),
+    )
+    run, other = (study.run("hybrid_shared", "multi", "1v5", 0) for study in (demo, mine))
+    assert run.hash != other.hash and changed_settings(run, other) == {"model.birads_head": "corn"}
+    settings = decisive_settings(run.model_dump(mode="json"), run.system)
+    assert NEWER["model.birads_head"] == settings.pop("model.birads_head") == "softmax"
+    assert run.hash == hash_of({name: value for name, value in settings.items() if name not in NEWER})
+
+
 def test_yamls_null_is_the_name_of_a_knob():
     study = load_study("config/demo.yaml", ["data.synthetic={n_exams: 9, null: true}"])
     assert study.data.synthetic.null and study.data.synthetic.n_exams == 9

@@ -57,6 +57,7 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "if the metric did not improve for 10 epochs", "training.patience", 10),
     ("§4.3", "Dropout (p=0.5) in the fusion head", "model.dropout", 0.5),
     ("§2.1", "drop path " + SILENT, "model.drop_path", 0.0),
+    ("§4.1", "averaging the Cross-Entropy (CE) loss; the form of the head " + SILENT, "model.birads_head", "softmax"),
     ("§4.3", "gradient clipping with a maximum norm of 1.0", "training.clip", 1.0),
     ("§4.3", "a maximum of 100 epochs", "training.epochs", 100),
     ("§4.3", "batch size " + SILENT, "training.batch_size", 8),
@@ -71,7 +72,7 @@ PAPER = (  # section, what it says, setting, value
 # how and where it is computed, which the paper leaves to the machine
 MACHINE = """study system task_mode subset seed blocks fold variant data.folder images.workers model.backend
 training.device
-training.threads training.processes training.store training.channels_last training.fused
+training.threads training.processes training.store training.saliency training.channels_last training.fused
 training.compile""".split()
 
 

@@ -39,7 +39,7 @@ class CompleteExams:
         odds: (16, E, 2) log-odds by subset of the views, see `VIEW_SUBSETS`; NaN for the empty one.
         alpha: (E, 4) weights of the views.
         contributions: (E, 2, 4) contribution of each view to each breast's log-odds. With more than two classes, to
-            the logit of the last class less the mean logit.
+            the logit of the last class less the mean logit. NaN if the task has a CORN head, see `view_shares`.
     """
 
     exams: np.ndarray
@@ -70,7 +70,6 @@ def complete_exams(run: RunResult, views: pd.DataFrame) -> CompleteExams:
     left = whole[whole["side"] == SIDES[0]]
     n = len(left)
     labels = whole[task].to_numpy()
-    parts = np.stack([whole[[f"{task}_from_{view}_{k}" for k in classes]].to_numpy() for view in VIEWS], axis=1)
     odds = log_odds(table[[f"{task}_logit_{k}" for k in classes]].to_numpy()).reshape(ALL_VIEWS, n, 2)
     return CompleteExams(
         left["exam"].to_numpy(str),
@@ -78,7 +77,7 @@ def complete_exams(run: RunResult, views: pd.DataFrame) -> CompleteExams:
         np.where(labels < 0, -1, labels == classes[-1]).reshape(n, 2),
         np.concatenate([np.full((1, n, 2), np.nan), odds]),
         left[[f"weight_{view}" for view in VIEWS]].to_numpy(float),
-        log_odds_shares(parts).reshape(n, 2, 4),
+        view_shares(whole, task, classes).reshape(n, 2, 4),
     )
 
 
@@ -86,6 +85,20 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
     """Log-odds of the last class from logits (..., K), in float64."""
     logits = np.asarray(logits, np.float64)
     return logits[..., -1] - logsumexp(logits[..., :-1], axis=-1)
+
+
+def view_shares(table: pd.DataFrame, task: str, classes: Sequence[int]) -> np.ndarray:
+    """Contribution of each view to the log-odds of the last class, (n, 4), from rows of a run's `views.parquet`.
+
+    They are NaN for BI-RADS with `model.birads_head: corn`: its log-probabilities are no sum over the views.
+
+    Args:
+        table: The rows.
+        task: "diagnosis" or "birads".
+        classes: Its classes.
+    """
+    columns = [f"{task}_from_{view}_{k}" for view in VIEWS for k in classes]
+    return log_odds_shares(table.reindex(columns=columns).to_numpy(float).reshape(-1, len(VIEWS), len(classes)))
 
 
 def log_odds_shares(contributions: np.ndarray) -> np.ndarray:

@@ -151,6 +151,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("precision", "not stated", training.precision),
         ("maximum gradient norm", 1.0, training.clip),
         ("dropout", 0.5, model.dropout),
+        ("head of BI-RADS", "softmax", model.birads_head),
         ("drop path of the last state space block", "not stated", model.drop_path or "none"),
         ("blocks of the VSSM, of the hybrid", "4, 2", f"{model.vssm_blocks}, {model.hybrid_blocks}"),
         ("batch size, exams", "not stated", training.batch_size),

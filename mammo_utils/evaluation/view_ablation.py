@@ -16,7 +16,7 @@ import pandas as pd
 
 from mammo_utils.config import Training
 from mammo_utils.evaluation.bootstrap import bootstrap_settings, interval, paired_difference
-from mammo_utils.evaluation.gate import log_odds_shares, main_task
+from mammo_utils.evaluation.gate import log_odds_shares, main_task, view_shares
 from mammo_utils.evaluation.runs import RunResult, categories, probabilities, read_views, sample, with_views
 from mammo_utils.metrics import softmax
 from mammo_utils.models.system import System
@@ -120,11 +120,10 @@ def stored_prediction(run: RunResult, views: pd.DataFrame, exam: str, shown: Seq
     subset = int(present_views(rows)[0]) & sum(1 << i for i, there in enumerate(shown) if there)
     classes = {task: categories(run, task) for task in run.tasks}
     found = rows[rows["views"] == (subset or rows["views"].iloc[0])]
-    parts = [found[[f"{task}_from_{view}_{k}" for k in classes[task]]].to_numpy() for view in VIEWS]  # (2, K) each
     prediction = ExamPrediction(
         {task: probabilities(found, task, of) for task, of in classes.items()},
         found[[f"weight_{view}" for view in VIEWS]].to_numpy(float)[0],
-        log_odds_shares(np.stack(parts, axis=1)),
+        view_shares(found, task, classes[task]),
     )
     if subset:
         return prediction
@@ -142,7 +141,8 @@ def predict_exams(model: System, exams: ExamSet, settings: Training) -> list[Exa
     """
     encoded = encode(model, exams, settings)
     logits, weights, parts = classify(model, encoded.views, encoded.present, settings.batch_size)
-    shares = log_odds_shares(next(iter(parts.values())))
+    task = next(iter(logits))
+    shares = log_odds_shares(parts[task] if task in parts else np.full((len(exams), 2, len(VIEWS), 2), np.nan))
     return [
         ExamPrediction({task: softmax(values[i]) for task, values in logits.items()}, weights[i], shares[i])
         for i in range(len(exams))

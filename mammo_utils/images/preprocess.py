@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -160,31 +158,3 @@ def crop(image: np.ndarray, box: tuple[int, int, int, int], air: float = 0) -> n
     inside = image[max(top, 0) : top + height, max(left, 0) : left + width]
     beyond = (max(-top, 0), max(top + height - rows, 0)), (max(-left, 0), max(left + width - columns, 0))
     return np.pad(inside, beyond, constant_values=air)
-
-
-def to_store(points: np.ndarray, row: Mapping[str, Any], size: int) -> np.ndarray:
-    """Map points of the original image to its image in the store. Coordinates are of pixel centres.
-
-    Args:
-        points: (n, 2), x and y.
-        row: The image's row of the store's index: `columns`, `flipped`, `left`, `top`, `width`, `height`.
-        size: Pixels per side in the store.
-    """
-    x, y = np.asarray(points, float).T
-    x = row["columns"] - 1 - x if row["flipped"] else x
-    scale = size / row["width"], size / row["height"]
-    return np.stack([(x + 0.5 - row["left"]) * scale[0] - 0.5, (y + 0.5 - row["top"]) * scale[1] - 0.5], axis=1)
-
-
-def to_original(points: np.ndarray, row: Mapping[str, Any], size: int) -> np.ndarray:
-    """Map points of an image in the store to the original, the inverse of `to_store` with the same arguments.
-
-    Args:
-        points: (n, 2), x and y.
-        row: The image's row of the store's index.
-        size: Pixels per side in the store.
-    """
-    x, y = np.asarray(points, float).T
-    x = (x + 0.5) * row["width"] / size + row["left"] - 0.5
-    y = (y + 0.5) * row["height"] / size + row["top"] - 0.5
-    return np.stack([row["columns"] - 1 - x if row["flipped"] else x, y], axis=1)

@@ -1,4 +1,4 @@
-"""Statistics of an image that need no eye for a lesion: extent, grey levels, texture, gradients, extremes, file size."""
+"""Statistics of an image that need no eye for a lesion: extent, grey levels, texture, gradients, file size."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,7 +118,7 @@ def average_tiles(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def save_thumbnails(store: Store, folder: Path) -> None:
-    """Write all that the evaluation needs after the store is deleted: its tables, thumbnails and statistics of its images.
+    """Write what the evaluation needs once the store is deleted: its tables, thumbnails and statistics of its images.
 
     Args:
         store: The store; its images have at least `THUMBNAIL` pixels per side.
@@ -159,3 +161,70 @@ def _check_pixels(path: Path, size: int, content: str) -> None:
         if hashlib.file_digest(file, "sha256").hexdigest() != content:
             raise ValueError
     _intact.add(key)
+
+
+# --- geometry -----------------------------------------------------------------------------------------------
+
+
+def to_store(points: np.ndarray, row: Mapping[str, Any], size: int) -> np.ndarray:
+    """Map points of the original image to its image in the store. Coordinates are of pixel centres.
+
+    Args:
+        points: (n, 2), x and y.
+        row: The image's row of the store's index: `columns`, `flipped`, `left`, `top`, `width`, `height`.
+        size: Pixels per side in the store.
+    """
+    x, y = np.asarray(points, float).T
+    x = row["columns"] - 1 - x if row["flipped"] else x
+    scale = size / row["width"], size / row["height"]
+    return np.stack([(x + 0.5 - row["left"]) * scale[0] - 0.5, (y + 0.5 - row["top"]) * scale[1] - 0.5], axis=1)
+
+
+def to_original(points: np.ndarray, row: Mapping[str, Any], size: int) -> np.ndarray:
+    """Map points of an image in the store to the original, the inverse of `to_store` with the same arguments.
+
+    Args:
+        points: (n, 2), x and y.
+        row: The image's row of the store's index.
+        size: Pixels per side in the store.
+    """
+    x, y = np.asarray(points, float).T
+    x = (x + 0.5) * row["width"] / size + row["left"] - 0.5
+    y = (y + 0.5) * row["height"] / size + row["top"] - 0.5
+    return np.stack([row["columns"] - 1 - x if row["flipped"] else x, y], axis=1)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """An outlined lesion in an image of the store.
+
+    Attributes:
+        kind: One of `vocabulary.LESION_KINDS`.
+        points: (n, 2), x and y in pixels.
+    """
+
+    kind: str
+    points: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """Area in pixels of the store."""
+        x, y = self.points.T
+        return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
+def stored_outlines(lesions: pd.DataFrame, store: Store) -> dict[tuple[str, str], list[Outline]]:
+    """Map the outlines of lesions to their images in the store: (exam, view) -> outlines.
+
+    Args:
+        lesions: The cohort's table of lesions; those whose image is not in the store are left out.
+        store: The store.
+    """
+    index = store.index.set_index(["exam", "view"])
+    found: dict[tuple[str, str], list[Outline]] = {}
+    for lesion in lesions.itertuples():
+        key = (lesion.exam, lesion.view)
+        if key in index.index:
+            points = to_store(np.array(json.loads(lesion.points), float), index.loc[key], store.settings["size"])
+            found.setdefault(key, []).append(Outline(lesion.kind, points))
+    return found

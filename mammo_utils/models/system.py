@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mammo_utils.config import ModelSettings
 from mammo_utils.models.encoders import Encoder, build_encoder
@@ -28,15 +29,24 @@ class System(nn.Module):
         fusion: Joins the feature vectors of the four views.
         classes: Number of classes of each active task.
         dropout: Probability of dropout before the heads (§4.3).
+        ordinal: Tasks whose classes are ordered. Their heads have one output fewer, see `log_probabilities`.
     """
 
-    def __init__(self, encoders: Sequence[Encoder], fusion: Fusion, classes: dict[str, int], dropout: float = 0.5):
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        fusion: Fusion,
+        classes: dict[str, int],
+        dropout: float = 0.5,
+        ordinal: Collection[str] = (),
+    ):
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.fusion = fusion
-        self.classes = dict(classes)
+        self.classes, self.ordinal = dict(classes), tuple(ordinal)
         self.dropout = nn.Dropout(dropout)
-        names = {self._head_name(side, task): n for task, n in classes.items() for side in SIDES}
+        outputs = {task: n - (task in self.ordinal) for task, n in classes.items()}
+        names = {self._head_name(side, task): n for task, n in outputs.items() for side in SIDES}
         self.heads = nn.ModuleDict({name: nn.Linear(fusion.out_features, n) for name, n in names.items()})
 
     def forward(self, images: Tensor, present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -65,16 +75,23 @@ class System(nn.Module):
         return self.apply_heads(self.dropout(fused)), alpha
 
     def apply_heads(self, fused: Tensor) -> dict[str, Tensor]:
-        """Logits of each active task, (batch, 2, classes), from the fused views (see `Fusion.join`)."""
+        """Logits of each active task, (batch, 2, classes), from the fused views (see `Fusion.join`).
+
+        Those of an ordinal task are log-probabilities, so that a softmax gives its probabilities too.
+        """
         logits = {}
         for task in self.classes:
             own = fused.unbind(1) if self.fusion.per_breast else (fused, fused)
             sides = [self.heads[self._head_name(s, task)](x) for s, x in zip(SIDES, own, strict=True)]
             logits[task] = torch.stack(sides, dim=1)  # (batch, classes) each -> (batch, 2, classes)
+            if task in self.ordinal:
+                logits[task] = log_probabilities(logits[task])
         return logits
 
     def contributions(self, v: Tensor, alpha: Tensor) -> dict[str, Tensor]:
         """Split the logits of each task exactly into one contribution per view, (batch, 2, 4, classes).
+
+        Ordinal tasks are left out, because their log-probabilities are no sum over the views.
 
         The heads are linear: a logit is the sum over views of alpha times the head's weights times v, plus the head's
         bias. The mean over classes is subtracted, because it changes no probability; the contributions of a view to
@@ -85,12 +102,13 @@ class System(nn.Module):
             alpha: (batch, 4), the views' weights.
         """
         bias = self.apply_heads(self.fusion.join(torch.zeros_like(v), alpha))
-        parts: dict[str, list[Tensor]] = {task: [] for task in self.classes}
+        parts: dict[str, list[Tensor]] = {task: [] for task in self.classes if task not in self.ordinal}
         for i in range(v.shape[1]):
             alone = torch.zeros_like(v)
             alone[:, i] = v[:, i]
-            for task, logits in self.apply_heads(self.fusion.join(alone, alpha)).items():
-                parts[task].append(logits - bias[task])
+            logits = self.apply_heads(self.fusion.join(alone, alpha))
+            for task, found in parts.items():
+                found.append(logits[task] - bias[task])
         stacked = {task: torch.stack(found, dim=2) for task, found in parts.items()}
         return {task: found - found.mean(-1, keepdim=True) for task, found in stacked.items()}
 
@@ -119,6 +137,18 @@ class System(nn.Module):
         """The backend that runs the scans on the device of the weights, "none" in a system without scans."""
         setting = next((m.backend for m in self.modules() if isinstance(m, SS2D)), None)
         return "none" if setting is None else pick_backend(setting, next(self.parameters()).device)
+
+
+def log_probabilities(conditional: Tensor) -> Tensor:
+    """Log-probabilities (..., K) of ordered classes from K - 1 conditional logits (..., K - 1), in float32.
+
+    Logit k is that of P(class > k | class >= k), as in CORN (Shi, Cao and Raschka, arXiv:2111.08851): the probability
+    of exceeding k is the product of the first k, so it cannot rise with k.
+    """
+    conditional = conditional.float()
+    above = F.logsigmoid(conditional).cumsum(-1)  # log P(class > k), k = 0 ... K - 2
+    reached = F.pad(above, (1, 0))  # log P(class >= k), k = 0 ... K - 1
+    return reached + F.pad(F.logsigmoid(-conditional), (0, 1))  # the last class cannot be exceeded
 
 
 def build_system(
@@ -154,4 +184,5 @@ def build_system(
     fusion = FUSIONS[settings.fusion](encoders[0].out_features, settings.missing)
     classes = {"diagnosis": 2, "birads": n_birads}
     active = classes if task_mode == "multi" else {task_mode: classes[task_mode]}
-    return System(encoders, fusion, active, settings.dropout)
+    ordinal = [task for task in active if task == "birads" and settings.birads_head == "corn"]
+    return System(encoders, fusion, active, settings.dropout, ordinal)

@@ -1,4 +1,4 @@
-"""Figures of notebook 06: recombined exams, contributions beside weights, subsets of views, and single exams."""
+"""Figures of notebook 06: recombined exams, contributions, subsets of views, saliency maps, and single exams."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mammo_utils.evaluation.gate import CompleteExams
+from mammo_utils.evaluation.saliency import MAPS
 from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
 from mammo_utils.training.dataset import ExamSet
+from mammo_utils.training.saliency import METHODS, SaliencyMaps
 from mammo_utils.training.views import VIEW_SUBSETS, shown_views
 from mammo_utils.vocabulary import SIDES, VIEWS
 
@@ -108,7 +110,68 @@ def draw_subsets(table: pd.DataFrame, looks: Mapping[str, tuple[str, str]], titl
     return figure
 
 
+@styled
+def draw_saliency(table: pd.DataFrame, names: Mapping[str, str], title: str) -> Figure:
+    """Draw the energy of the saliency maps beside that of the maps they are compared with, one line per run.
+
+    Args:
+        table: Made by `saliency_table`, not divided further; methods without a scored view are left out.
+        names: Run -> its label.
+        title: Title of the figure.
+    """
+    scored = table[table["n_views"] > 0]
+    methods = [method for method in METHODS if method in set(scored["method"])]
+    runs = list(dict.fromkeys(scored["run"]))
+    panels = [f"{METHODS[m]}\n({scored.loc[scored['method'] == m, 'n_views'].max()} views)" for m in methods]
+    figure, axes = make_panels(title, panels, (3.2, 1.9 + 0.32 * len(runs)), sharey=True, x="share in the lesion")
+    looks = {"trained": ("o", "k"), "random": ("o", "w"), "other": ("x", "k")}
+    looks |= {"brightest": ("^", "#E69F00"), "centre": ("s", "#56B4E9"), "uniform": ("|", "k")}
+    for axis, method in zip(axes, methods, strict=True):
+        for name, (marker, colour) in looks.items():
+            rows = scored[(scored["method"] == method) & (scored["map"] == name)]
+            y = np.array([runs.index(run) for run in rows["run"]])
+            if name in ("trained", "random"):
+                y = y + (-0.12 if name == "trained" else 0.12)
+                axis.hlines(y, rows["energy_low"], rows["energy_high"], colors="k" if name == "trained" else "0.6")
+            edge = {"edgecolors": "k", "linewidths": 0.8} if marker in "os^" else {}
+            axis.scatter(rows["energy"], y, 26, colour, marker, zorder=3, label=MAPS[name], **edge)
+        axis.set_xlim(-0.03, 1.03)
+    axes[0].set_yticks(range(len(runs)), [names.get(run, run) for run in runs])
+    axes[0].set_ylim(len(runs) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 # --- one run ----------------------------------------------------------------------------------------------
+
+
+@styled
+def draw_saliency_maps(maps: SaliencyMaps, limit: int, title: str) -> Figure:
+    """Draw the maps of the first views in their own resolution, positive values in red, beside the outlined lesion.
+
+    Args:
+        maps: The maps of a run.
+        limit: The largest number of views, one column each.
+        title: Title of the figure.
+    """
+    n, side = min(limit, len(maps.exams)), maps.images.shape[1]
+    figure, axes = plt.subplots(1 + len(METHODS), n, figsize=(1.8 * n + 1, 7.4), layout="constrained", squeeze=False)
+    for row, method in enumerate([None, *METHODS]):
+        cells = "{}\n{} × {} cells".format(METHODS[method], *maps.maps[method].shape[1:]) if method else "the view"
+        axes[row, 0].set_ylabel(cells)
+        for column, axis in enumerate(axes[row]):
+            show_image(axis, maps.images[column])
+            if method:
+                values = np.maximum(maps.maps[method][column], 0)
+                values = values / values.max() if values.any() else values
+                extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+                axis.imshow(np.ones_like(values), alpha=0.75 * values, cmap="autumn_r", vmin=0, vmax=1, extent=extent)
+            else:
+                axis.set_title(f"{maps.exams[column]} {maps.views[column]}\n{maps.kinds[column]}", fontsize=7)
+            if maps.masks[column].any() and not maps.masks[column].all():
+                axis.contour(maps.masks[column], levels=[0.5], colors=COLOURS["outline"], linewidths=1)
+    figure.suptitle(title)
+    return figure
 
 
 @styled
@@ -159,7 +222,7 @@ def draw_prediction(
         title: Title of the figure.
     """
     names = [
-        f"{view}: α = {weight:.2f}\nL {left:+.1f}, R {right:+.1f}"
+        f"{view}: α = {weight:.2f}\n" + ("" if np.isnan(left) else f"L {left:+.1f}, R {right:+.1f}")
         for view, weight, left, right in zip(VIEWS, prediction.weights, *prediction.contributions, strict=True)
     ]
     probabilities = prediction.probabilities

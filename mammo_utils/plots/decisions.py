@@ -19,8 +19,7 @@ from mammo_utils.evaluation.failures import KINDS
 from mammo_utils.evaluation.intervals import wilson_interval
 from mammo_utils.evaluation.operating import net_benefit, recall_all
 from mammo_utils.evaluation.planner import needed_patients
-from mammo_utils.images.preprocess import to_store
-from mammo_utils.images.store import Store
+from mammo_utils.images.store import Store, to_store
 from mammo_utils.plots.data import read_outlines
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
 from mammo_utils.vocabulary import SYSTEMS, VIEWS

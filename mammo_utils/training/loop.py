@@ -227,7 +227,8 @@ def backward(
     for part in batch.split(micro):
         with autocast(batch.images.device, settings):
             logits, _ = model(part.images, part.present)
-        loss = total_loss(logits, part.labels, weights, settings.task_weights.model_dump(), batch.full_labels)
+        shares = settings.task_weights.model_dump()
+        loss = total_loss(logits, part.labels, weights, shares, batch.full_labels, model.ordinal)
         loss.backward()
         total += loss.detach()
     for parameter in model.parameters():

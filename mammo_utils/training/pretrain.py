@@ -3,8 +3,9 @@
 The paper starts from ImageNet weights (§2.1), which need a network and full-width encoders. The weights that are made
 here take their place in studies of the synthetic cohort (`model.weights: patches`): an encoder of a quarter of the
 usual width learns to tell a radial structure from one that runs round its core, first in plain patches with the
-structure near the middle, then in larger ones, as large as a whole view, with faint structures too. The patches are of a release of its own; no study
-holds one of its exams. Starting there, a system has to learn what the study is about: views, breasts and tasks.
+structure near the middle, then in larger ones, as large as a whole view, with faint structures too. The patches are of
+a release of their own; no study holds one of its exams. Starting there, a system has to learn what the study is about:
+views, breasts and tasks.
 """
 
 from __future__ import annotations

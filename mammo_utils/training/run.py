@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mammo_utils.config import Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, make_split, select_subset
-from mammo_utils.images.store import Store, load_store
+from mammo_utils.images.store import Outline, Store, load_store, stored_outlines
 from mammo_utils.io import atomic_write, display_path, folder_lock, read_json, write_json
 from mammo_utils.metrics import METRICS, softmax
 from mammo_utils.models.system import System, build_system
@@ -27,6 +27,7 @@ from mammo_utils.training.distributed import rank_and_size, run_distributed
 from mammo_utils.training.loop import prepare_model, train
 from mammo_utils.training.memory import TrainingError, precision
 from mammo_utils.training.predict import prediction_table
+from mammo_utils.training.saliency import outlined_views, saliency_maps, save_maps
 from mammo_utils.training.views import Features, classify, count_subsets, encode, save_features, subset_predictions
 from mammo_utils.vocabulary import SUBSETS, TASKS
 
@@ -40,17 +41,19 @@ class RunData:
         reported: The part whose metrics are reported.
         hash: Of the images, the split and the labels.
         synthetic: Whether the exams are synthetic.
+        outlines: (exam, view) -> its outlined lesions.
     """
 
     parts: dict[str, ExamSet]
     reported: str
     hash: str
     synthetic: bool
+    outlines: dict[tuple[str, str], list[Outline]] = field(default_factory=dict)
 
 
-def build(spec: RunSpec) -> System:
-    """The run's system with its initial weights, a function of the specification alone."""
-    torch.manual_seed(derive_seed("weights", spec.seed))
+def build(spec: RunSpec, purpose: str = "weights") -> System:
+    """The run's system with its initial weights, a function of the specification and the purpose alone."""
+    torch.manual_seed(derive_seed(purpose, spec.seed))
     return build_system(spec.system, spec.model, task_mode=spec.task_mode, n_birads=len(SUBSETS[spec.subset]))
 
 
@@ -94,7 +97,7 @@ def load_data(spec: RunSpec, device: torch.device | str = "cpu", store: Store | 
         if not (parts["train"].labels[task] >= 0).any():
             raise ValueError(f"{cohort.name} has no {task} label in the training part; choose another task_mode.")
     content = hash_of([store.hash, split.hash, pd.util.hash_pandas_object(exams).tolist()])
-    return RunData(parts, split.reported, content, cohort.synthetic)
+    return RunData(parts, split.reported, content, cohort.synthetic, stored_outlines(cohort.lesions, store))
 
 
 def train_run(
@@ -226,6 +229,7 @@ def write_results(
         views.to_parquet(file, index=False)
     with atomic_write(spec.folder / "features.safetensors") as file:
         save_features(features[reported], file)
+    write_saliency(spec, model, data, rows[-1]["micro_batch"])
     with atomic_write(spec.folder / "weights.safetensors") as file:
         save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, file)
     metrics = {
@@ -244,9 +248,28 @@ def write_results(
         "exams": {part: len(exams) for part, exams in data.parts.items()},
         "train_views": count_subsets(data.parts["train"].present),
         "parts": {part: score_part(table, data.parts[part]) for part, table in predictions.groupby("part")},
-        "files": {name: file_hash(spec.folder / name) for name in run_state.FILES},
+        "files": {name: file_hash(spec.folder / name) for name in run_state.FILES if (spec.folder / name).is_file()},
     }
     write_json(spec.folder / run_state.METRICS, metrics)
+
+
+def write_saliency(spec: RunSpec, model: System, data: RunData, micro: int) -> None:
+    """Write the saliency maps of the reported part; no file if no positive breast is outlined.
+
+    Args:
+        spec: The run.
+        model: The system with the weights of its best epoch, in eval mode.
+        data: Its exams.
+        micro: Exams that fit into memory at a time in training.
+    """
+    path, exams = spec.folder / run_state.SALIENCY, data.parts[data.reported]
+    path.unlink(missing_ok=True)  # of an earlier training
+    chosen = outlined_views(exams, data.outlines, next(iter(model.classes)), spec.training.saliency)
+    if chosen:
+        untrained = build(without_download(spec), "random weights").to(exams.device).eval()
+        maps = saliency_maps(model, untrained, exams, chosen, data.outlines, micro)
+        with atomic_write(path) as file:
+            save_maps(maps, file)
 
 
 def score_part(predictions: pd.DataFrame, exams: ExamSet) -> dict[str, dict[str, float]]:
@@ -277,10 +300,14 @@ def load_run(folder: Path) -> tuple[RunSpec, System]:
         raise FileNotFoundError(reason)
     record = read_json(folder / "config.json")
     spec = RunSpec(**{name: record[name] for name in RunSpec.model_fields})
-    without_download = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": ""})})
-    model = build(without_download)
+    model = build(without_download(spec))
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     return spec, model.eval()
+
+
+def without_download(spec: RunSpec) -> RunSpec:
+    """The specification with random initial weights in place of ImageNet's."""
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"weights": ""})})
 
 
 def pick_device(settings: Training) -> torch.device:

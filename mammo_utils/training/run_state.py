@@ -17,7 +17,8 @@ from mammo_utils.provenance import file_hash, training_code
 from mammo_utils.study import RunSpec, changed_settings, flatten
 
 FIRST_FILES = ("config.json", "environment.json", "epochs.csv", "predictions.parquet", "weights.safetensors")
-FILES = (*FIRST_FILES, "views.parquet", "features.safetensors")  # the last two are newer than some finished runs
+SALIENCY = "saliency.safetensors"  # only where positive breasts are outlined
+FILES = (*FIRST_FILES, "views.parquet", "features.safetensors", SALIENCY)  # those after the first may be missing
 METRICS, CHECKPOINT, PROGRESS = "metrics.json", "checkpoint.pt", "progress.json"
 
 

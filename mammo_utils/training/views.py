@@ -102,7 +102,8 @@ def classify(
         batch_size: Exams at a time.
 
     Returns:
-        Task -> logits (E, 2, K); view weights (E, 4); task -> contribution of each view to the logits (E, 2, 4, K).
+        Task -> logits (E, 2, K); view weights (E, 4); task -> contribution of each view to the logits (E, 2, 4, K),
+        of the tasks that `System.contributions` splits.
     """
     device, found = next(model.heads.parameters()).device, []
     for views, there in zip(v.split(batch_size), present.split(batch_size), strict=True):
@@ -112,7 +113,7 @@ def classify(
     logits, weights, parts = zip(*found, strict=True)
 
     def join(values: tuple[dict[str, torch.Tensor], ...]) -> dict[str, np.ndarray]:
-        return {task: torch.cat([of[task] for of in values]).cpu().numpy() for task in model.classes}
+        return {task: torch.cat([of[task] for of in values]).cpu().numpy() for task in values[0]}
 
     return join(logits), torch.cat(weights).cpu().numpy(), join(parts)
 

@@ -60,10 +60,23 @@ def test_they_need_the_files_of_the_runs_alone(small_study, in_small_project, mo
     full = subsets["diagnosis", 15]
     assert len(subsets) == 30 and {row["run"] for row in record["subsets"]} == {spec.id}
     assert full["n_exams"] < full["n_all"] + 1 and full["change"] == 0 and full["trained"]
+    assert {(row["run"], row["n_views"] + row["n_small"]) for row in record["saliency"]} == {
+        (spec.id, 2),
+        (alone.id, 2),
+    }
     figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
+<<<<<<< HEAD:tests/evaluation/test_notebooks.py
     assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
     page = index_page(small_study, [], [], results_table([], small_study))
     assert "two cancers: both flagged" in page and escape(record["statements"][0]) in page
+=======
+    assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"} | {
+        "saliency",
+        "saliency-maps",
+    }
+    page = index_page(small_study, [])
+    assert "two cancers: both flagged" in page and record["statements"][0] in page
+>>>>>>> sal:tests/evaluation/test_notebook_06.py
 
 
 @pytest.fixture(autouse=True)

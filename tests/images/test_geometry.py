@@ -11,7 +11,8 @@ from mammo_utils.data.sources import read_cohort
 from mammo_utils.images import preprocess as pixels
 from mammo_utils.images.build_store import build_store
 from mammo_utils.images.grey import read_pixels, rescale
-from mammo_utils.images.preprocess import RESIZES, breast_box, crop, crop_box, to_original, to_store
+from mammo_utils.images.preprocess import RESIZES, breast_box, crop, crop_box
+from mammo_utils.images.store import to_original, to_store
 
 
 def test_boxes_by_hand():

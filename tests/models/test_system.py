@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mammo_utils.config import ModelSettings
 from mammo_utils.models.fusion import FUSIONS
-from mammo_utils.models.system import build_system
+from mammo_utils.models.system import build_system, log_probabilities
 from mammo_utils.vocabulary import SYSTEMS
 
 PRESENT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]]).bool()
@@ -194,3 +194,43 @@ def test_the_backend_is_named():
 def test_values_that_are_not_accepted_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         build_system(**({"system": "hybrid_shared"} | arguments))
+
+
+def test_log_probabilities_are_products_of_conditional_probabilities():
+    z = torch.tensor([[0.0, 0.0, 0.0], [2.0, -1.0, 0.5]], requires_grad=True)
+    p = log_probabilities(z).exp()
+    torch.testing.assert_close(p[0], torch.tensor([0.5, 0.25, 0.125, 0.125]))
+    a, b, c = torch.sigmoid(z[1]).tolist()
+    torch.testing.assert_close(p[1], torch.tensor([1 - a, a * (1 - b), a * b * (1 - c), a * b * c]))
+    torch.testing.assert_close(p.sum(1), torch.ones(2))
+    torch.testing.assert_close(torch.softmax(log_probabilities(z), 1), p)
+    (gradient,) = torch.autograd.grad(log_probabilities(z)[1, 2], z)  # of class 2: it exceeds 0 and 1, but not 2
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, 0.0], [1 - a, 1 - b, -c]]))
+
+
+def test_log_probabilities_stay_finite_and_exceeding_a_class_never_gets_likelier():
+    z = 60 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    p = log_probabilities(z)
+    assert p.isfinite().all()
+    above = 1 - p.exp().cumsum(1)
+    assert (above.diff(dim=1) <= 1e-6).all()
+    assert log_probabilities(z.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fusion", ["gated", "per_breast"])
+def test_an_ordinal_head_has_one_output_fewer_and_gives_a_logit_per_category(fusion):
+    torch.manual_seed(0)
+    system = build_system("resnet18", fusion=fusion, birads_head="corn", n_birads=5).eval()
+    plain = build_system("resnet18", fusion=fusion, n_birads=5)
+    outputs = {name: head.out_features for name, head in system.heads.items()}
+    assert set(outputs) == set(plain.heads)
+    assert all(n == (4 if name.endswith("birads") else 2) for name, n in outputs.items())
+    v, present = torch.randn(3, 4, 512), torch.ones(3, 4, dtype=torch.bool)
+    with torch.no_grad():
+        logits, alpha = system.classify(v, present)
+        parts = system.contributions(v, alpha)
+    assert logits["birads"].shape == (3, 2, 5) and list(parts) == ["diagnosis"]
+    torch.testing.assert_close(logits["birads"].exp().sum(2), torch.ones(3, 2))
+    assert build_system("resnet18", birads_head="corn", task_mode="diagnosis").ordinal == ()
+    with pytest.raises(ValueError, match="birads_head is 'coral'"):
+        build_system("resnet18", birads_head="coral")

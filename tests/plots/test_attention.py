@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from mammo_utils.evaluation.gate import complete_exams
+from mammo_utils.evaluation.saliency import MAPS
 from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.plots import attention as draw
+from mammo_utils.training.saliency import METHODS
 from tests.evaluation.exams import exam_set_of
 from tests.evaluation.gates import exams_with_lesions, hand_made_system, predictions_of
+from tests.evaluation.test_saliency import maps_of
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +93,27 @@ def test_the_widget_redraws_when_it_is_changed():
     assert len(set(seen)) == 3 and [tick.disabled for tick in ticks] == [False, False, True, True]
     assert Image.open(io.BytesIO(seen[-1])).format == "PNG"
     assert not plt.get_fignums(), "figures are closed"
+
+
+def test_saliency_is_drawn_with_a_panel_for_each_scored_method():
+    rows = [
+        {"run": run, "method": method, "map": name, "n_views": 0 if method == "grad_cam" else 7}
+        | {f"energy{end}": np.nan if method == "grad_cam" else value for end, value in (("", 0.5), ("_low", 0.4))}
+        | {"energy_high": 0.6}
+        for run in ("a", "b")
+        for method in METHODS
+        for name in MAPS
+    ]
+    figure = draw.draw_saliency(pd.DataFrame(rows), {"a": "System A"}, "saliency")
+    assert [axis.get_title() for axis in figure.axes] == ["integrated gradients\n(7 views)", "occlusion\n(7 views)"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["System A", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(MAPS.values())
+
+
+def test_saliency_maps_are_drawn_in_their_own_resolution():
+    maps = maps_of(3, cam_side=2)
+    figure = draw.draw_saliency_maps(maps, 2, "maps")
+    assert len(figure.axes) == 4 * 2
+    shown = [axis.images[1].get_array().shape for axis in figure.axes if len(axis.images) > 1]
+    assert shown == [(2, 2)] * 2 + [(32, 32)] * 2 + [(8, 8)] * 2
+    assert figure.axes[2].get_ylabel() == "Grad-CAM\n2 × 2 cells"

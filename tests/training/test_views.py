@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from mammo_utils.config import Training
+from mammo_utils.evaluation.gate import complete_exams, gate_table
+from mammo_utils.evaluation.recombination import recombination_table
+from mammo_utils.evaluation.runs import read_runs, read_views
+from mammo_utils.evaluation.view_ablation import predict_exams, stored_prediction
 from mammo_utils.models.fusion import FUSIONS
 from mammo_utils.models.system import build_system
 from mammo_utils.training import run as runs
@@ -89,3 +93,29 @@ def test_features_are_read_back_and_anything_else_is_refused(tmp_path):
     for name, sentence in (("g", "g holds features of other shapes"), ("h", "h holds no features of views")):
         with pytest.raises(ValueError, match=sentence):
             load_features(tmp_path / name)
+
+
+@pytest.mark.parametrize("task_mode", ["multi", "birads"])
+def test_a_run_with_an_ordinal_head_is_trained_kept_and_examined(small_study, in_small_project, task_mode):
+    spec = small_study.run("resnet18", task_mode, "1to5", 0, variant=["model.birads_head=corn"])
+    runs.train_run(spec)
+    (run,) = [run for run in read_runs(small_study) if run.id == spec.id]
+    _, model = runs.load_run(spec.folder)
+    assert run.finished and model.ordinal == ("birads",)
+    table = run.predictions
+    logits = table[[f"birads_logit_{k}" for k in range(1, 6)]].to_numpy()
+    np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(logits), table[[f"birads_p{k}" for k in range(1, 6)]], atol=1e-6)
+    views = read_views(run)
+    assert not [name for name in views if name.startswith("birads_from_")]
+    complete = complete_exams(run, views)
+    assert np.isnan(complete.contributions).all() == (task_mode == "birads")
+    assert np.isfinite(complete.odds[1:]).all() and len(complete.exams)
+    found = stored_prediction(run, views, complete.exams[0], [True] * 4)
+    np.testing.assert_allclose(found.probabilities["birads"].sum(1), 1)
+    exams = runs.load_data(spec).parts["test"]
+    again = predict_exams(model, exams, spec.training)[exams.names.index(complete.exams[0])]
+    np.testing.assert_allclose(again.probabilities["birads"], found.probabilities["birads"], atol=1e-5)
+    np.testing.assert_allclose(again.contributions, found.contributions, atol=1e-4)
+    assert len(gate_table([run], small_study)) == 1 and len(recombination_table([run], small_study)) == 1
+    shutil.rmtree(spec.folder)
