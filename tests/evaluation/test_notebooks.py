@@ -65,18 +65,10 @@ def test_they_need_the_files_of_the_runs_alone(small_study, in_small_project, mo
         (alone.id, 2),
     }
     figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
-<<<<<<< HEAD:tests/evaluation/test_notebooks.py
-    assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
+    expected = {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
+    assert figures == expected | {"saliency", "saliency-maps"}
     page = index_page(small_study, [], [], results_table([], small_study))
     assert "two cancers: both flagged" in page and escape(record["statements"][0]) in page
-=======
-    assert figures == {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"} | {
-        "saliency",
-        "saliency-maps",
-    }
-    page = index_page(small_study, [])
-    assert "two cancers: both flagged" in page and record["statements"][0] in page
->>>>>>> sal:tests/evaluation/test_notebook_06.py
 
 
 @pytest.fixture(autouse=True)
