@@ -67,7 +67,7 @@ def test_drop_path_changes_the_identity_of_a_run_only_where_it_is_not_0():
     run = load_study("config/demo.yaml").run("hybrid_shared", "multi", "1v5", 0)
     settings = decisive_settings(run.model_dump(mode="json"), run.system)
     assert settings["model.drop_path"] == 0
-    older = {name: value for name, value in settings.items() if name not in NEWER}
+    older = {name: value for name, value in settings.items() if name not in NEWER or NEWER[name] != value}
     assert run.hash == hash_of(older), "as before the newer settings existed"
     other = load_study("config/demo.yaml", ["name=mine", "model.drop_path=0.1"]).run("hybrid_shared", "multi", "1v5", 0)
     assert other.hash != run.hash
@@ -86,7 +86,9 @@ def test_an_ordinal_head_changes_the_identity_of_a_run_and_its_absence_does_not(
     assert run.hash != other.hash and changed_settings(run, other) == {"model.birads_head": "corn"}
     settings = decisive_settings(run.model_dump(mode="json"), run.system)
     assert NEWER["model.birads_head"] == settings.pop("model.birads_head") == "softmax"
-    assert run.hash == hash_of({name: value for name, value in settings.items() if name not in NEWER})
+    assert run.hash == hash_of(
+        {name: value for name, value in settings.items() if name not in NEWER or NEWER[name] != value}
+    )
 
 
 def test_yamls_null_is_the_name_of_a_knob():
@@ -132,6 +134,15 @@ def test_a_new_system_leaves_the_hashes_of_others_alone(monkeypatch):
     assert load_study("config/paper.yaml").run("resnet18", "multi", "1v5", 0).hash == before
 
 
+def test_further_runs_follow_the_grid_once():
+    settings = ["grid.systems=[resnet18]", "grid.more_seeds={}", "grid.task_modes=[multi]", "grid.subsets=[1v5]"]
+    more = "grid.more_runs=[{system: vssm_shared, task_mode: birads, subset: 1to5, seed: 2}, {system: resnet18}]"
+    runs = load_study("config/demo.yaml", [*settings, more, "name=mine"]).runs()
+    assert [run.id for run in runs] == ["resnet18-multi-1v5-seed0", "vssm_shared-birads-1to5-seed2"]
+    with pytest.raises(ValueError, match="grid.more_runs.0.system"):
+        load_study("config/demo.yaml", ["grid.more_runs=[{system: lenet}]"])
+
+
 def test_settings_under_the_files_own_name_make_a_variant_with_its_own_folder():
     study = load_study("config/demo.yaml", ["training.epochs=3", "training.learning_rate.vssm_shared=0.5"])
     assert study.run("resnet18", "multi", "1v5", 0).id == "resnet18-multi-1v5-seed0-epochs=3"
@@ -139,7 +150,8 @@ def test_settings_under_the_files_own_name_make_a_variant_with_its_own_folder():
     assert run.id == "vssm_shared-multi-1v5-seed0-epochs=3-vssm_shared=0.5"
     again = load_study("config/demo.yaml").run("vssm_shared", "multi", "1v5", 0, variant=run.variant)
     assert again == run and again.hash == run.hash, "its name makes it again"
-    assert load_study("config/demo.yaml", ["training.epochs=10", "images.workers=3"]).runs()[0].variant == ()
+    same = f"training.epochs={load_study('config/demo.yaml').training.epochs}"
+    assert load_study("config/demo.yaml", [same, "images.workers=3"]).runs()[0].variant == ()
     other = load_study("config/demo.yaml", ["training.epochs=3", "name=mine"])
     assert other.runs()[0].variant == () and other.replaced == ()
     assert study.replaced == ("training.epochs", "training.learning_rate.vssm_shared")
@@ -169,7 +181,8 @@ def test_study_files_are_valid():
 
 
 def test_a_system_may_have_more_seeds():
-    study = load_study("config/demo.yaml", ["grid.seeds=[0]", "grid.more_seeds={resnet18: [0, 1, 2]}"])
+    settings = ["grid.seeds=[0]", "grid.more_seeds={resnet18: [0, 1, 2]}", "grid.more_runs=[]"]
+    study = load_study("config/demo.yaml", settings)
     assert [run.seed for run in study.runs() if run.system == "resnet18"] == [0, 1, 2]
     assert [run.seed for run in study.runs() if run.system == "resnet50"] == [0]
     with pytest.raises(ParameterError, match="lenet"):

@@ -18,10 +18,10 @@ URLS = {18: ResNet18_Weights.IMAGENET1K_V1.url, 50: ResNet50_Weights.IMAGENET1K_
 PATCH_FOLDER = Path(__file__).parent / "patch_weights"
 PATCH_WIDTH = 0.25  # `model.width` of the encoders that were pretrained on patches
 PATCH_FILES = {  # written by `python -m mammo_utils.training.pretrain`
-    "resnet18": "resnet18-6a1a9acc.safetensors",
-    "resnet50": "resnet50-ec53933c.safetensors",
-    "vssm": "vssm-b2478f7b.safetensors",
-    "hybrid": "hybrid-36596410.safetensors",
+    "resnet18": "resnet18-54f08587.safetensors",
+    "resnet50": "resnet50-02a2339a.safetensors",
+    "vssm": "vssm-6acff1bd.safetensors",
+    "hybrid": "hybrid-0da7504f.safetensors",
 }
 
 

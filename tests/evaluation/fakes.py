@@ -104,4 +104,5 @@ def fake_study(tmp_path, monkeypatch) -> Study:
     """The demo study in a project folder of its own, nothing run yet."""
     monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     shutil.copytree(CHECKOUT / "config", tmp_path / "config")
-    return load_study("config/demo.yaml").model_copy(update={"evaluation": Evaluation(resamples=100)})
+    settings = ["grid.more_seeds={}", "grid.more_runs=[]"]
+    return load_study("config/demo.yaml", settings).model_copy(update={"evaluation": Evaluation(resamples=100)})

@@ -36,6 +36,8 @@ SETTINGS = [
     "grid.systems=[lenet, resnet18, hybrid_shared]",
     "grid.task_modes=[multi, diagnosis]",
     "grid.blocks={hybrid_shared: [1]}",
+    "grid.more_seeds={}",
+    "grid.more_runs=[]",
     "evaluation.resamples=50",
 ]
 
@@ -85,9 +87,7 @@ def test_an_added_system_without_a_question_is_compared(study, monkeypatch):
 
 def test_the_blocks_of_an_added_system_are_those_of_its_setting(fake_study, monkeypatch):
     monkeypatch.setitem(SYSTEMS, "lenet", replace(LENET, blocks="vssm_blocks"))
-    study = load_study(
-        "config/demo.yaml", ["grid.systems=[lenet]", "grid.blocks={lenet: [3]}", "evaluation.resamples=50"]
-    )
+    study = load_study("config/demo.yaml", ["grid.systems=[lenet]", "grid.blocks={lenet: [3]}", *SETTINGS[3:]])
     for spec in study.runs():
         write_run(spec)
     blocks = blocks_table(read_runs(study), study)
