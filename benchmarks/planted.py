@@ -2,7 +2,7 @@
 
 The study `config/planted.yaml` has findings that only one view of a breast shows, and cancers in both breasts in a
 fifth of the four-view exams. Every variant differs from the paper's design in one thing and is trained with the same
-seeds. Before the first use, run `snakemake --config study=config/planted.yaml --until 02_preprocessing`.
+seeds. Before the first use, run `snakemake --config study=config/planted.yaml --until preprocessing`.
 """
 
 from __future__ import annotations

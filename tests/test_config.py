@@ -139,7 +139,7 @@ def test_further_runs_follow_the_grid_once():
     more = "grid.more_runs=[{system: vssm_shared, task_mode: birads, subset: 1to5, seed: 2}, {system: resnet18}]"
     runs = load_study("config/demo.yaml", [*settings, more, "name=mine"]).runs()
     assert [run.id for run in runs] == ["resnet18-multi-1v5-seed0", "vssm_shared-birads-1to5-seed2"]
-    with pytest.raises(ValueError, match="grid.more_runs.0.system"):
+    with pytest.raises(ValueError, match=r"grid\.more_runs\.0\.system"):
         load_study("config/demo.yaml", ["grid.more_runs=[{system: lenet}]"])
 
 

@@ -132,6 +132,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     held_out = {"paper": {}, "nested": {"test": split.test}, "kfold": {"test": 1 / split.folds}}[split.kind]
     parts = {"validation": split.validation, **held_out}
     shares = {"training": 1 - sum(parts.values()), **parts}
+    initial = {"": "random", "imagenet": "ImageNet", "patches": "pretrained on synthetic patches, as all encoders"}
     rows = [
         ("data", "TOMPEI-CMMD, 1,360 patients", cohort),
         (
@@ -141,7 +142,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ),
         ("reported on", "validation (best epoch)", "test" if held_out else "validation (best epoch)"),
         ("image size, pixels per side", 512, settings.images.size),
-        ("ImageNet weights of the ResNets", "yes", "yes" if model.weights == "imagenet" else "no"),
+        ("initial weights of the ResNets", "ImageNet", initial.get(model.weights, "a file")),
         ("maximum number of epochs", 100, training.epochs),
         ("weight decay (AdamW)", 0.05, training.weight_decay),
         ("learning-rate schedule", "plateau", training.schedule),
@@ -154,13 +155,14 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("head of BI-RADS", "softmax", model.birads_head),
         ("drop path of the last state space block", "not stated", model.drop_path or "none"),
         ("blocks of the VSSM, of the hybrid", "4, 2", f"{model.vssm_blocks}, {model.hybrid_blocks}"),
+        ("share of the encoders' channels", 1.0, model.width),
         ("batch size, exams", "not stated", training.batch_size),
     ]
     rates = [
         (SYSTEMS[system].paper_learning_rate or "not stated", training.learning_rate[system]) for system in systems
     ]
     rows[6:6] = [(f"learning rate, {system}", *pair) for system, pair in zip(systems, rates, strict=True)]
-    if not any(SYSTEMS[system].pretrained for system in systems):
+    if model.weights != "patches" and not any(SYSTEMS[system].pretrained for system in systems):
         del rows[4]
     if is_study:
         rows.append(("training seeds", "not stated", len(settings.grid.seeds)))

@@ -210,8 +210,12 @@ def test_the_settings_of_one_run_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study.run("vssm_shared", "multi", "1v5", 0))
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert [name for name in table.index if name.startswith("learning rate")] == ["learning rate, vssm_shared"]
-    assert "training seeds" not in table.index and "ImageNet weights of the ResNets" not in table.index
-    assert "ImageNet weights of the ResNets" in settings_table(fake_study.run("resnet18", "multi", "1v5", 0)).index
+    assert "training seeds" not in table.index
+    initial = {"initial weights of the ResNets"} & {*table.index}
+    assert initial, "patches pretrain the VSSM, too"
+    for weights, system, shown in (("imagenet", "resnet18", True), ("imagenet", "vssm_shared", False)):
+        variant = fake_study.run(system, "multi", "1v5", 0, variant=[f"model.weights={weights}", "model.width=1"])
+        assert (initial <= {*settings_table(variant).index}) == shown
 
 
 def test_the_search_for_the_number_of_blocks(fake_study):
