@@ -1,8 +1,8 @@
 """Whether remedies make a system read each breast from its own views: `python -m benchmarks.remedies --out FILE`.
 
 Each system of a study is trained with the paper's design and with each remedy, and exams are recombined of the breasts
-of two patients. The runs are kept in a study of their own, so that an interrupted measurement continues. Before its first
-use, run `snakemake --config 'settings=["name=remedies"]' --until preprocessing`.
+of two patients. The runs are kept in a study of their own, so that an interrupted measurement continues. Before its
+first use, run `snakemake --config 'settings=["name=remedies"]' --until preprocessing`.
 """
 
 from __future__ import annotations
