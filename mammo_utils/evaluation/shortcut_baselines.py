@@ -247,13 +247,13 @@ def _regress(penalty: float):
 
 
 def _boost(trees: int) -> HistGradientBoostingClassifier:
+    # without class weights, with which scikit-learn bins each feature in Python, 150 times as slowly; AUCs need none
     return HistGradientBoostingClassifier(
         max_iter=trees,
         learning_rate=0.06,
         max_leaf_nodes=8,
         l2_regularization=1.0,
         early_stopping=False,
-        class_weight="balanced",
         random_state=0,
     )
 
