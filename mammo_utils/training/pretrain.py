@@ -29,8 +29,8 @@ from mammo_utils.models.encoders import ENCODERS
 from mammo_utils.models.weights import PATCH_FOLDER, PATCH_WIDTH
 from mammo_utils.progress import Progress
 from mammo_utils.provenance import file_hash
-from mammo_utils.synthetic.patches import PatchSettings, draw_patches
 from mammo_utils.training.dataset import DEVIATION, MEAN
+from mammo_utils.training.patches import PatchSettings, draw_patches
 
 STAGES = (
     PatchSettings(),
@@ -126,7 +126,17 @@ def _train_stage(
 
 
 def save_encoder(encoder: nn.Module, name: str, folder: Path, facts: dict) -> Path:
-    """Write an encoder's weights in half precision under a name that ends in the digits of their SHA-256."""
+    """Write an encoder's weights in half precision.
+
+    Args:
+        encoder: The encoder.
+        name: Key of `ENCODERS`.
+        folder: Where to write.
+        facts: How it was trained, written into the file's header.
+
+    Returns:
+        The file, whose name ends in the first digits of its SHA-256.
+    """
     state = {key: value.half() if value.is_floating_point() else value for key, value in encoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     unnamed = folder / f".{name}.safetensors"

@@ -13,8 +13,8 @@ from mammo_utils.models import weights
 from mammo_utils.models.encoders import build_encoder
 from mammo_utils.models.system import build_system
 from mammo_utils.models.weights import PATCH_FILES, PATCH_FOLDER, WeightsError
-from mammo_utils.synthetic.patches import PatchSettings, draw_patches
 from mammo_utils.training.dataset import DEVIATION, MEAN
+from mammo_utils.training.patches import PatchSettings, draw_patches
 from mammo_utils.training.pretrain import Recipe, pretrain, save_encoder
 
 SMALL = ModelSettings(weights="patches", width=0.25)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mammo_utils.synthetic.patches import PatchSettings, draw_patches
+from mammo_utils.training.patches import PatchSettings, draw_patches
 
 SETTINGS = PatchSettings(n_exams=60, offset=0)
 
