@@ -1,0 +1,78 @@
+"""What parts of the design buy, as a page of tables: `python -m benchmarks.designs_page` writes `docs/designs.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mammo_utils.io import project_root, read_json, write_text
+from mammo_utils.vocabulary import SYSTEMS
+
+FOLDER = Path(__file__).parent
+MEASURES = {
+    "auc": "AUC, own exams",
+    "recombined_auc": "AUC, recombined",
+    "both_seen": "two cancers: both flagged",
+    "none_flagged_wrong": "no cancer: any flagged",
+}
+
+
+def describe_planted(record: dict[str, Any]) -> str:
+    """The record of `benchmarks.planted` as Markdown."""
+    lines = [
+        "## Against other designs, where the truth is known",
+        "",
+        f"Synthetic data. {record['exams']} test exams ({record['breasts']} breasts), subset {record['subset']}, seeds "
+        f"{', '.join(map(str, record['seeds']))}, {record['epochs']} epochs. One view of a breast shows a finding, and "
+        "a fifth of the four-view exams have cancer in both breasts (`config/planted.yaml`). Differences to the paper's "
+        "design are paired by patient, with 95 % intervals over patients; the AUC of each seed shows how much "
+        "trainings differ. `python -m benchmarks.planted` measures it again.",
+    ]
+    for question, answer in record["questions"].items():
+        lines += ["", f"**{question[0].upper()}{question[1:]}** ({answer['task']})", ""]
+        lines += ["| design | AUC | difference | told apart | by seed |", "|---|---|---|---|---|"]
+        for row in answer["rows"]:
+            change = row.get("difference")
+            apart = "" if change is None else "yes" if change[1] > 0 or change[2] < 0 else "no"
+            seeds = ", ".join(f"{value:.3f}" for value in row["auc_of_seeds"])
+            lines.append(f"| {row['name']} | {_span(row['auc'])} | {_span(change, '+')} | {apart} | {seeds} |")
+    return "\n".join(lines)
+
+
+def describe_remedies(record: dict[str, Any]) -> str:
+    """The record of `benchmarks.remedies` as Markdown."""
+    lines = [
+        "## Is each breast read from its own views?",
+        "",
+        f"Synthetic data. Exams recombined of the breasts of two patients, from {record['exams']} test exams; "
+        f"{record['epochs']} epochs, seed {record['seed']}; 95 % intervals over patients. "
+        "`python -m benchmarks.remedies` measures it again.",
+        "",
+        f"| system | design | {' | '.join(MEASURES.values())} |",
+        f"|---|---|{'---|' * len(MEASURES)}",
+    ]
+    for row in record["rows"]:
+        values = [_span([row[name], row[f"{name}_low"], row[f"{name}_high"]]) for name in MEASURES]
+        lines.append(f"| {SYSTEMS[row['system']].title} | {row['remedy']} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def _span(values: list[float | None] | None, sign: str = "") -> str:
+    if values is None or values[0] is None:
+        return "–"
+    value, low, high = values
+    return f"{value:{sign}.3f}" + ("" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})")
+
+
+def designs_page() -> str:
+    """The whole page, from the records that come with the study."""
+    parts = [
+        "# What the parts of the design buy",
+        describe_remedies(read_json(FOLDER / "remedies.json")),
+        describe_planted(read_json(FOLDER / "planted.json")),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    write_text(project_root() / "docs" / "designs.md", designs_page())
