@@ -24,8 +24,8 @@ def describe_planted(record: dict[str, Any]) -> str:
         "",
         f"Synthetic data. {record['exams']} test exams ({record['breasts']} breasts), subset {record['subset']}, seeds "
         f"{', '.join(map(str, record['seeds']))}, {record['epochs']} epochs. One view of a breast shows a finding, and "
-        "a fifth of the four-view exams have cancer in both breasts (`config/planted.yaml`). Differences to the paper's "
-        "design are paired by patient, with 95 % intervals over patients; the AUC of each seed shows how much "
+        "a fifth of the four-view exams have cancer in both breasts (`config/planted.yaml`). Differences to the "
+        "paper's design are paired by patient, with 95 % intervals over patients; the AUC of each seed shows how much "
         "trainings differ. `python -m benchmarks.planted` measures it again.",
     ]
     for question, answer in record["questions"].items():
