@@ -42,6 +42,7 @@ PAPER = (  # section, what it says, setting, value
     ("§2.2", "gated attention, Eq. 8-10", "model.fusion", "gated"),
     ("§4.1", "task-specific weights, set to 0.5 each", "training.task_weights.diagnosis", 0.5),
     ("§4.1", "task-specific weights, set to 0.5 each", "training.task_weights.birads", 0.5),
+    ("§2.1", "networks of the usual width", "model.width", 1.0),
     ("§4.2", "four successive VSSM blocks", "model.vssm_blocks", 4),
     ("§4.2", "in the hybrid models half the number of VSSM layers", "model.hybrid_blocks", 2),
     ("§4.2", "backbones initialized with pre-trained weights", "model.weights", "imagenet"),

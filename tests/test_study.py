@@ -27,6 +27,8 @@ SETTINGS = (
     "split={kind: nested, seed: 0, validation: 0.25, test: 0.25}",
     "training.epochs=3",
     "grid.systems=[resnet18, hybrid_shared]",
+    "grid.more_seeds={}",
+    "grid.more_runs=[]",
     "evaluation.resamples=40",
     "real_exams=false",  # the demo shows them
 )

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from mammo_utils.config import Evaluation
 from mammo_utils.provenance import file_hash, training_code
@@ -101,8 +102,12 @@ def write_run(spec: RunSpec, *, strength: float | None = None, data_hash: str = 
 
 @pytest.fixture
 def fake_study(tmp_path, monkeypatch) -> Study:
-    """The demo study in a project folder of its own, nothing run yet."""
+    """The demo study with one run per system and ten epochs in a project folder of its own, nothing run yet."""
     monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     shutil.copytree(CHECKOUT / "config", tmp_path / "config")
-    settings = ["grid.more_seeds={}", "grid.more_runs=[]"]
-    return load_study("config/demo.yaml", settings).model_copy(update={"evaluation": Evaluation(resamples=100)})
+    file = tmp_path / "config" / "demo.yaml"
+    values = yaml.safe_load(file.read_text())
+    values["training"]["epochs"] = 10
+    del values["grid"]["more_seeds"], values["grid"]["more_runs"]
+    file.write_text(yaml.safe_dump(values))
+    return load_study("config/demo.yaml").model_copy(update={"evaluation": Evaluation(resamples=100)})

@@ -20,6 +20,7 @@ from mammo_utils.evaluation.shortcut_baselines import (
 from mammo_utils.images.statistics import image_statistics
 from mammo_utils.study import load_study
 from mammo_utils.training.run import load_data
+from tests.conftest import CHECKOUT
 from tests.evaluation.exams import exam_set_of
 
 
@@ -156,7 +157,7 @@ def test_a_task_without_labels_has_no_baseline_and_does_not_affect_the_other():
     assert shortcut_baselines(exams, "test", "birads") == []
 
 
-def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(monkeypatch):
+def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(tmp_path, monkeypatch):
     """VinDr-Mammo has no diagnoses: a study of BI-RADS alone has its baselines all the same."""
 
     def load_data(spec, store):
@@ -166,6 +167,8 @@ def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(mo
         return spec.subset
 
     monkeypatch.setattr("mammo_utils.evaluation.shortcut_baselines.load_data", load_data)
+    shutil.copytree(CHECKOUT / "config", tmp_path / "config")
+    monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
     for modes, found in (("[birads]", {"1v5": "1v5"}), ("[diagnosis, birads]", {"1v5": "1v5"}), ("[multi]", {})):
         study = load_study("config/demo.yaml", [f"grid.task_modes={modes}"])
         data, why_not = load_subsets(study, ["1v5"])

@@ -15,6 +15,7 @@ from pydicom.uid import RLELossless, generate_uid
 
 from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import DataError, load_cohort
+from mammo_utils.evaluation.tables import results_table
 from mammo_utils.parameters import check_parameters
 from mammo_utils.predict import load_run, predict
 from mammo_utils.predict.model import RESEARCH, SYNTHETIC, Card
@@ -151,7 +152,7 @@ def test_calibration_and_sets_are_the_study_s(runs, images, project, monkeypatch
 
 
 def test_runs_of_other_subsets_are_not_averaged(runs, small_study, project):
-    other = small_study.run("resnet18", "multi", "1v3v5", 0)
+    other = small_study.run("resnet18", "multi", "1to5", 5)
     train_run(other)
     with pytest.raises(ValueError, match="differ in data set, subset, tasks or images"):
         load_run(runs[0], other.folder)
@@ -405,7 +406,8 @@ def test_notebook_08_runs_to_its_end(named, runs, images, small_study, project, 
     assert (out / "index.html").is_file() and (out / "model.zip").is_file()
     assert len(namespace["model"].systems) == (1 if named else 2)
     assert namespace["table"]["exam"].nunique() == (1 if named else 3)
-    assert "exams predicted by 08_predict" in index_page(small_study, [])
+    page = index_page(small_study, [], [], results_table([], small_study))
+    assert "exams predicted by 08_predict" in page
     shutil.rmtree(out)
 
 

@@ -66,7 +66,7 @@ def test_every_change_is_found(published, capsys):
     assert altered_figures(figures) == ["more.png is not in the manifest."]
     (figures / "more.png").unlink()
     config = published / "config" / "demo.yaml"
-    config.write_text(config.read_text().replace("epochs: 10", "epochs: 11"))
+    config.write_text(config.read_text().replace("epochs: ", "epochs: 1"))
     assert stale_figures(figures) == ["config/demo.yaml has changed since the figures were made."]
 
 
