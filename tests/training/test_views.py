@@ -59,10 +59,8 @@ def test_predictions_from_cached_features_are_those_of_a_full_pass(fusion, missi
         assert len(right) and (right == 0).all(axis=None)
 
 
-def test_a_run_keeps_predictions_from_every_subset_of_its_views(small_study, in_small_project, request):
+def test_a_run_keeps_predictions_from_every_subset_of_its_views(small_study, in_small_project):
     spec = small_study.run("resnet18", "multi", "1v3v5", 31)  # a seed that no other test trains
-    folder = spec.folder
-    request.addfinalizer(lambda: shutil.rmtree(folder))  # other tests list the runs
     runs.train_run(spec)
     table = pd.read_parquet(spec.folder / "views.parquet")
     predictions = pd.read_parquet(spec.folder / "predictions.parquet").query("part == 'test'").reset_index(drop=True)
