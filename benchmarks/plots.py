@@ -35,8 +35,8 @@ def draw_scans(record: Mapping[str, Any]) -> Figure:
         _draw_comparison(axis, part, n_ours)
         axis.set_title(title.format(**part))
     figure.supxlabel(
-        "milliseconds, forward and backward; × how many times the first; peak memory in units of the input, a scan's u "
-        "or SS2D's image",
+        "milliseconds, forward and backward; × how many times the first; peak memory in inputs: a scan's u or SS2D's "
+        "image",
         fontsize=8,
     )
     figure.suptitle(f"Scans beside their alternatives, {_describe_machine(record)}")
@@ -53,7 +53,7 @@ def _draw_comparison(axis: Axes, part: Mapping[str, Any], n_ours: int) -> None:
     axis.scatter(times, places, color=colours, s=40, zorder=3)
     for place, time, row in zip(places, times, rows, strict=True):
         text = f"  {time:,.{0 if time >= 10 else 2}f} ms   ×{row['times_slower']:.1f}"
-        axis.text(time, place, f"{text}   {row['peak_memory_in_input']:.0f} in", va="center", fontsize=8)
+        axis.text(time, place, f"{text}   {row['peak_memory_in_input']:.0f} inputs", va="center", fontsize=8)
     axis.axvline(floor, color=FLOOR, linestyle="--", linewidth=1)
     axis.text(floor, len(rows) - 0.45, f" floor {floor:.2g} ms", color=FLOOR, fontsize=7, va="bottom")
     low, high = min(floor, times.min()) / 1.5, times.max()

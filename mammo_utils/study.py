@@ -31,7 +31,7 @@ from mammo_utils.config import (
 )
 from mammo_utils.io import project_root
 from mammo_utils.provenance import hash_of
-from mammo_utils.vocabulary import SYSTEMS
+from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS
 
 # settings that leave a run's numbers alone
 FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store", "training.saliency")
@@ -176,12 +176,24 @@ class RunSpec(Frozen):
         """Name of the run's folder."""
         blocks = f"-blocks{self.blocks}" if self.blocks else ""
         fold = "" if self.fold is None else f"-fold{self.fold}"
-        settings = (setting.partition("=") for setting in self.variant)
-        variant = "".join(f"-{name.rpartition('.')[2]}={value}" for name, _, value in settings)
+        variant = "".join(f"-{change}" for change in self._changes())
         variant = re.sub("[^A-Za-z0-9_.=-]", "", variant)
         if len(variant) > 120:  # names of files are limited
             variant = f"{variant[:100]}-{hash_of(self.variant)[:12]}"
         return f"{self.system}-{self.task_mode}-{self.subset}-seed{self.seed}{blocks}{fold}{variant}"
+
+    @property
+    def title(self) -> str:
+        """Name for readers, such as "Hybrid (Shared), both tasks, BI-RADS 1 vs 5, seed 0"."""
+        parts = [SYSTEMS[self.system].short, MODE_TITLES[self.task_mode], SUBSET_TITLES[self.subset]]
+        parts += [f"{self.blocks} blocks"] * bool(self.blocks) + [f"seed {self.seed}"]
+        parts += [] if self.fold is None else [f"fold {self.fold}"]
+        return ", ".join([*parts, *self._changes()])
+
+    def _changes(self) -> list[str]:
+        """The settings of a variant, without their sections."""
+        settings = (setting.partition("=") for setting in self.variant)
+        return [f"{name.rpartition('.')[2]}={value}" for name, _, value in settings]
 
     @property
     def data_name(self) -> str:

@@ -15,8 +15,11 @@ DENSITIES = ("fatty", "scattered", "heterogeneous", "extreme")  # BI-RADS densit
 LESION_KINDS = ("mass", "calc", "dist", "FA", "FAD", "lipoma")  # TOMPEI-CMMD's labels
 
 TASKS = ("diagnosis", "birads")
+TASK_TITLES = {"diagnosis": "Diagnosis", "birads": "BI-RADS"}
 TASK_MODES = ("multi", *TASKS)  # both tasks at once, or one alone
+MODE_TITLES = {"multi": "both tasks", "diagnosis": "diagnosis alone", "birads": "BI-RADS alone"}
 SUBSETS = {"1v5": (1, 5), "1v3v5": (1, 3, 5), "1to5": (1, 2, 3, 4, 5)}  # §4.2: BI-RADS categories of each subset
+SUBSET_TITLES = {"1v5": "BI-RADS 1 vs 5", "1v3v5": "BI-RADS 1 vs 3 vs 5", "1to5": "BI-RADS 1 to 5"}
 REFERENCE = "hybrid_shared"  # the paper's best system: every other one is compared with it
 
 
@@ -45,6 +48,11 @@ class SystemEntry:
     paper_learning_rate: float | None = None
     blocks: str = ""
     pretrained: bool = True
+
+    @property
+    def short(self) -> str:
+        """The title for narrow places."""
+        return self.title.replace("Hybrid ResNet-VSSM", "Hybrid")
 
 
 SYSTEMS: dict[str, SystemEntry] = {

@@ -100,7 +100,7 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
     fields = ("class", "birads", "density")
     sides = [exams[[f"{side}_{name}" for name in fields]].set_axis(fields, axis=1).assign(side=side) for side in SIDES]
     breasts = pd.concat(sides, ignore_index=True)
-    figure, axes = make_panels(title, ["diagnosis", "BI-RADS by diagnosis", "density", "views present"], (2.8, 2.8))
+    figure, axes = make_panels(title, ["Diagnosis", "BI-RADS by diagnosis", "Density", "Views present"], (2.8, 2.8))
     looks = {"color": COLOURS, "width": 0.8, "rot": 0}
     counts = pd.crosstab(breasts["class"], breasts["side"]).reindex(CLASSES, columns=SIDES, fill_value=0)
     counts.plot.bar(**looks, ax=axes[0])
@@ -112,7 +112,7 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
         axis.set(xlabel=x, ylabel=y)
         if axis is not axes[1]:
             for bars in axis.containers:
-                axis.bar_label(bars, fontsize=6.5)
+                axis.bar_label(bars, fontsize=6)
     axes[2].tick_params(axis="x", rotation=25)
     for axis in axes[:2]:  # room for the legend
         axis.set_ylim(top=1.25 * axis.get_ylim()[1])
@@ -188,8 +188,10 @@ def draw_flow(rows: pd.DataFrame, title: str) -> Figure:
     blocks = [(step, block, _list_reasons(block)) for step, block in rows.iloc[1:].groupby("step", sort=False)]
     heights = [LINE * (text.count("\n") + 1) + 0.3 for _, _, text in blocks]
     height = 2 * (HALF_BOX + GAP) * (1 + len(blocks)) + sum(heights)
-    figure, axis = plt.subplots(figsize=(9, height), layout="constrained")
-    axis.set(xlim=(0, 9), ylim=(height, 0))
+    widest = max((len(line) for _, _, text in blocks for line in text.split("\n")), default=0)
+    width = min(9, 3.2 + 0.075 * widest)  # inches, at 8 points
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    axis.set(xlim=(0, width), ylim=(height, 0))
     axis.axis("off")
 
     def draw_box(x: float, y: float, text: str, colour: str, align: str) -> None:

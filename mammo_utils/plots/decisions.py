@@ -22,7 +22,7 @@ from mammo_utils.evaluation.planner import needed_patients
 from mammo_utils.images.store import Store, to_store
 from mammo_utils.plots.data import read_outlines
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
-from mammo_utils.vocabulary import SYSTEMS, VIEWS
+from mammo_utils.vocabulary import SYSTEMS, TASK_TITLES, VIEWS
 
 
 @styled
@@ -35,7 +35,7 @@ def draw_reliability(samples: Mapping[str, tuple[Sample, Sample | None]], title:
         samples: System -> its breasts as trained (filled) and scaled on validation (hollow), None if there is no fit.
         title: Title of the figure.
     """
-    names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
+    names = [SYSTEMS[system].short for system in samples]
     labels = {"x": "predicted P(malignant)", "y": "share malignant"}
     figure, axes = make_panels(title, names, (2.5, 2.8), columns=3, **labels, sharey=True)
     for axis, (system, pair) in zip(axes, samples.items(), strict=True):
@@ -223,7 +223,7 @@ def draw_heads(samples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
         samples: System -> P(malignant) (n,), expected category (n,), and label of the diagnosis (n,).
         title: Title of the figure.
     """
-    names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
+    names = [SYSTEMS[system].short for system in samples]
     labels = {"x": "P(malignant)", "y": "expected BI-RADS"}
     figure, axes = make_panels(title, names, (2.3, 2.3), columns=3, **labels, sharey=True)
     for axis, (p, expected, label) in zip(axes, samples.values(), strict=True):
@@ -244,7 +244,8 @@ def draw_plan(plan: pd.DataFrame, title: str) -> Figure:
     tasks = list(plan["task"].unique())
     differences = np.linspace(0.01, 0.1, 91)
     labels = {"x": "true difference in AUC", "y": "test patients"}
-    figure, axes = make_panels(title, tasks, (3.4, 2.9), **labels, sharey=True)
+    panels = [TASK_TITLES[task] for task in tasks]
+    figure, axes = make_panels(title, panels, (3.4, 2.9), **labels, sharey=True)
     for axis, task in zip(axes, tasks, strict=True):
         for row in plan[plan["task"] == task].drop_duplicates("system").itertuples():
             needed = [needed_patients(row.n_patients, row.se_difference, d) for d in differences]

@@ -20,7 +20,7 @@ from mammo_utils.vocabulary import SYSTEMS, VIEWS
 
 VIEW, CNN, SCAN, MERGE, FUSION, HEAD = "#E5E5E5", "#BBDCF2", "#F6C9AE", "#F3E3A4", "#CFE8D5", "#E3CFE6"
 KINDS = {  # of a vision state space encoder's steps: name and colour
-    "PatchEmbedding": ("patch\nembed", MERGE),
+    "PatchEmbedding": ("patch\nembed-\nding", MERGE),
     "PatchMerging": ("patch\nmerging", MERGE),
     "SSConvSSM": ("SS-Conv-\nSSM\nblock", SCAN),
 }
@@ -81,11 +81,12 @@ def draw_discretisations(
 
 @styled
 def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw each pixel's influence on the centre of a model's map, relative to the largest; white means none."""
+    """Draw each pixel's influence on the centre of a model's map, relative to the largest; black means none."""
     figure, axes = make_panels(title, list(fields), (2.8, 2.9))
     for axis, field in zip(axes, fields.values(), strict=True):
         relative = np.ma.masked_less_equal(field / field.max(), 0)
-        picture = axis.imshow(relative, norm=LogNorm(1e-5, 1), cmap="magma_r")
+        picture = axis.imshow(relative, norm=LogNorm(1e-5, 1), cmap="magma")
+        axis.set_facecolor("k")
         axis.set(xticks=[], yticks=[], xlabel=f"{(field > 0).mean():.0%} of the pixels have influence")
     figure.colorbar(picture, ax=axes, label="|∂ centre / ∂ pixel| / maximum", shrink=0.8)
     return figure

@@ -20,9 +20,9 @@ from mammo_utils.metrics import METRICS, rank_scores, scored_classes
 from mammo_utils.plots.data import draw_sheet
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, styled
 from mammo_utils.training.dataset import DEVIATION, MEAN
-from mammo_utils.vocabulary import SYSTEMS, TASKS, VIEWS
+from mammo_utils.vocabulary import MODE_TITLES, REFERENCE, SYSTEMS, TASK_TITLES, VIEWS
 
-MODE_DASHES = {"multi": "", "diagnosis": (4, 2), "birads": (1, 1)}
+MODE_DASHES = dict(zip(MODE_TITLES.values(), ("", (4, 2), (1, 1)), strict=True))
 GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are averaged
 
 
@@ -39,9 +39,9 @@ def draw_roc(
         resamples: Bootstrap resamples of the band.
         seed: Of the resamples.
     """
-    names = [SYSTEMS[system].title for system in samples]
+    names = [SYSTEMS[system].short for system in samples]
     labels = {"x": "false positive rate", "y": "true positive rate"}
-    figure, axes = make_panels(title, names, (2.6, 3), columns=3, **labels, sharey=True)
+    figure, axes = make_panels(title, names, (2.6, 3.4), columns=3, **labels, sharey=True)
     curves = {system: roc_curve(sample, np.ones((1, len(sample.labels))))[0] for system, sample in samples.items()}
     for axis, (system, sample) in zip(axes, samples.items(), strict=True):
         colour = SYSTEMS[system].colour
@@ -55,6 +55,9 @@ def draw_roc(
         axis.plot(GRID, curves[system], color=colour)
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axis.text(0.97, 0.05, f"AUC {aucs[system]}", ha="right", transform=axis.transAxes, fontsize=7.5)
+    handles = [Line2D([], [], color="k", label="the system"), Line2D([], [], color="0.8", label="the other systems")]
+    handles.append(Line2D([], [], color="k", alpha=0.25, linewidth=6, label="95 % band over patients"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -94,7 +97,7 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
         classes: Names of the classes, in order.
         title: Title of the figure.
     """
-    names = [SYSTEMS[system].title.replace("Hybrid ResNet-VSSM", "Hybrid") for system in samples]
+    names = [SYSTEMS[system].short for system in samples]
     side = 1.3 + 0.45 * len(classes)
     figure, axes = make_panels(title, names, (side, side), columns=3)
     for axis, sample in zip(axes, samples.values(), strict=True):
@@ -104,7 +107,7 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
         texts = [f"{count:.{decimals}f}\n{share:.0%}" for count, share in zip(counts.flat, shares.flat, strict=True)]
         looks = {"fmt": "", "cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "square": True}
         sns.heatmap(shares, annot=np.reshape(texts, shares.shape), annot_kws={"size": 7}, ax=axis, **looks)
-        axis.set(xlabel="predicted class", ylabel="label" if axis.get_subplotspec().is_first_col() else "")
+        axis.set(xlabel="predicted class", ylabel="true class" if axis.get_subplotspec().is_first_col() else "")
         axis.set_xticklabels(classes, fontsize=7)
         axis.set_yticklabels(classes, fontsize=7, rotation=90, va="center")
     return figure
@@ -124,13 +127,13 @@ def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
     tables = [
         run.epochs.assign(
             **{"run": run.id, "system": SYSTEMS[run.spec.system].title, "colour": SYSTEMS[run.spec.system].colour},
-            **{"task mode": run.spec.task_mode, "kept": run.epochs["epoch"] == run.metrics["best_epoch"]},
+            **{"tasks": MODE_TITLES[run.spec.task_mode], "kept": run.epochs["epoch"] == run.metrics["best_epoch"]},
         )
         for run in runs
     ]
-    modes = [mode for mode in MODE_DASHES if any(run.spec.task_mode == mode for run in runs)]
+    modes = [title for mode, title in MODE_TITLES.items() if any(run.spec.task_mode == mode for run in runs)]
     looks = {"hue": "system", "palette": colours, "hue_order": list(colours)}
-    looks |= {"style": "task mode", "style_order": modes, "dashes": MODE_DASHES}
+    looks |= {"style": "tasks", "style_order": modes, "dashes": MODE_DASHES}
     return _draw_epochs(pd.concat(tables), title, **looks)
 
 
@@ -141,9 +144,11 @@ def draw_curves(rows: list[dict[str, Any]], title: str) -> Figure:
 
 
 def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:
-    names = {"loss": "training loss (Eq. 11)"} | {f"validation_{task}_auc": f"validation AUC, {task}" for task in TASKS}
+    names = {"loss": "training loss (Eq. 11)"} | {
+        f"validation_{task}_auc": f"validation AUC, {TASK_TITLES[task]}" for task in TASK_TITLES
+    }
     names = {column: name for column, name in names.items() if column in table}
-    about = [column for column in ("epoch", "run", "system", "task mode", "colour", "kept") if column in table]
+    about = [column for column in ("epoch", "run", "system", "tasks", "colour", "kept") if column in table]
     long = table.rename(columns=names).melt(about, list(names.values()), "curve", "value")
     shape = {"col": "curve", "units": "run", "estimator": None, "height": 2.8, "facet_kws": {"sharey": False}}
     grid = sns.relplot(long, kind="line", x="epoch", y="value", **shape, **looks).set_titles("").set_ylabels("")
@@ -179,26 +184,27 @@ def draw_batch(before: torch.Tensor, after: torch.Tensor, title: str) -> Figure:
 
 
 @styled
-def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, data: str) -> Figure:
-    """Draw AUCs with intervals beside the paper's values (diamonds) and the shortcut baselines (grey).
-
-    Ours and the paper's are on different data: they stand side by side and are not compared.
+def draw_systems(results: pd.DataFrame, baselines: pd.DataFrame, title: str, *, paper: bool) -> Figure:
+    """Draw the AUCs of the systems with intervals, and those of the shortcut baselines (grey).
 
     Args:
         results: Rows of one subset of `results_table` with metric "auc" and side "both".
         baselines: The same of the shortcut baselines; may be empty.
-        data: Data set of our values, for the legend.
+        title: Title of the figure.
+        paper: Whether the paper's values, which are on real data, are drawn beside them (diamonds).
     """
-    names = [*SYSTEMS, *(baselines["baseline"].unique() if len(baselines) else ())]
+    names = [system for system in SYSTEMS if system in set(results["system"])]
+    names += list(baselines["baseline"].unique()) if len(baselines) else []
     panels = _split(results)
-    figure, axes = make_panels("", list(panels), (3.3, 0.8 + 0.3 * len(names)), x="AUC", sharey=True)
+    figure, axes = make_panels(title, list(panels), (3.3, 0.8 + 0.3 * len(names)), x="AUC", sharey=True, sharex=True)
     for axis, rows in zip(axes, panels.values(), strict=True):
         y = np.array([names.index(system) for system in rows["system"]])
         colours = [SYSTEMS[system].colour for system in rows["system"]]
         draw_intervals(axis, rows["value"], rows["low"], rows["high"], y, colours)
         low, high = rows["value"] - rows["sd_seeds"], rows["value"] + rows["sd_seeds"]
         axis.hlines(y, low, high, colors=colours, linewidth=6, alpha=0.35)
-        axis.scatter(rows["paper"], y - 0.25, 14, marker="D", facecolor="none", edgecolor="k")
+        if paper:
+            axis.scatter(rows["paper"], y - 0.25, 14, marker="D", facecolor="none", edgecolor="k")
         if len(baselines):
             grey = baselines[baselines["task"] == rows["task"].iloc[0]]
             y = [names.index(name) for name in grey["baseline"]]
@@ -207,8 +213,9 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, data: str
     axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title if name in SYSTEMS else name for name in names])
     axes[0].set_ylim(len(names) - 0.5, -0.6)
     black = {"color": "k", "markersize": 5}
-    handles = [Line2D([], [], **black, marker="o", label=f"ours, {data}, 95 % interval over patients")]
-    handles += [Line2D([], [], **black, marker="D", mfc="none", linestyle="", label="paper, TOMPEI-CMMD")]
+    handles = [Line2D([], [], **black, marker="o", label="AUC, 95 % interval over patients; grey: shortcuts")]
+    if paper:
+        handles.append(Line2D([], [], **black, marker="D", mfc="none", linestyle="", label="paper, TOMPEI-CMMD"))
     if results["sd_seeds"].notna().any():
         label = f"± 1 standard deviation over {results['n_seeds'].max()} seeds"
         handles.append(Line2D([], [], color="k", linewidth=6, alpha=0.35, label=label))
@@ -219,7 +226,7 @@ def draw_against_paper(results: pd.DataFrame, baselines: pd.DataFrame, data: str
 def _split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Rows by task mode and task, with the title of their panel."""
     return {
-        f"{task} ({'multi-task' if mode == 'multi' else 'single-task'})": rows
+        TASK_TITLES[task] + (", both tasks learnt" if mode == "multi" else ", learnt alone"): rows
         for (mode, task), rows in table.groupby(["task_mode", "task"], sort=False)
     }
 
@@ -246,10 +253,11 @@ def draw_blocks(blocks: pd.DataFrame, title: str) -> Figure:
 @styled
 def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
     """Draw paired differences in AUC with 95 % intervals, one panel per task; left of 0 the reference is better."""
-    tasks = comparisons["task"].unique()
-    labels = comparisons["system"] + " " + comparisons["task_mode"] + "\nminus " + comparisons["reference"]
-    names, x = list(labels.unique()), f"difference in {METRICS['auc'].title}"
-    figure, axes = make_panels(title, tasks, (3.6, 0.8 + 0.42 * len(names)), x=x, sharey=True)
+    tasks = [task for task in TASK_TITLES if task in set(comparisons["task"])]
+    labels = comparisons.apply(_name_comparison, axis=1)
+    names, x = list(labels.unique()), f"difference in {METRICS['auc'].title}\n← worse than the reference    better →"
+    size, panels = (3.6, 1 + 0.42 * len(names)), [TASK_TITLES[task] for task in tasks]
+    figure, axes = make_panels(title, panels, size, x=x, sharey=True, sharex=True)
     for axis, task in zip(axes, tasks, strict=True):
         rows = comparisons[comparisons["task"] == task]
         y = [names.index(label) for label in labels[rows.index]]
@@ -260,6 +268,15 @@ def draw_comparisons(comparisons: pd.DataFrame, title: str) -> Figure:
     axes[0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
+
+
+def _name_comparison(row: pd.Series) -> str:
+    """What is compared; the reference only where it is not REFERENCE trained on the same tasks."""
+    system, (reference, mode) = SYSTEMS[row["system"]].short, row["reference"].split(" ")
+    if (reference, mode) == (REFERENCE, row["task_mode"]):
+        return system
+    other = MODE_TITLES[mode] if reference == row["system"] else f"{SYSTEMS[reference].short}, {MODE_TITLES[mode]}"
+    return f"{system}, {MODE_TITLES[row['task_mode']]}\nminus {other}"
 
 
 @styled
@@ -300,7 +317,8 @@ def draw_ordinal(ordinal: pd.DataFrame, title: str) -> Figure:
     modes = list(ordinal["task_mode"].unique())
     names = [(s, a) for s in SYSTEMS if s in set(ordinal["system"]) for a in ordinal["answer"].unique()]
     size = (3.8, 0.9 + 0.28 * len(names))
-    figure, axes = make_panels(title, modes, size, x="share of breasts", sharey=True)
+    panels = [MODE_TITLES[mode] for mode in modes]
+    figure, axes = make_panels(title, panels, size, x="share of breasts", sharey=True)
     for axis, mode in zip(axes, modes, strict=True):
         rows = ordinal[ordinal["task_mode"] == mode].set_index(["metric", "system", "answer"])["value"]
         left = np.zeros(len(names))

@@ -71,7 +71,7 @@ def test_every_figure_is_drawn_from_any_subset_of_runs(fake_study):
     assert len(roc.axes) == 1
     assert len(draw.draw_confusions(samples, ["1", "3", "5"], "one").axes) == 1
     assert len(draw.draw_training(runs, "two").axes) == 3
-    assert len(draw.draw_against_paper(table, pd.DataFrame(), "made up").axes) == 3
+    assert len(draw.draw_systems(table, pd.DataFrame(), "made up", paper=True).axes) == 3
     paired = compare_systems(runs, fake_study)
     assert paired.empty, "the reference of the single-task run was not run"
 
@@ -82,7 +82,7 @@ def test_seeds_and_numbers_of_blocks_are_drawn_with_their_spread(fake_study):
             write_run(fake_study.run("hybrid_shared", "multi", "1v5", seed, blocks))
     runs = read_runs(fake_study)
     table = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'")
-    figure = draw.draw_against_paper(table, pd.DataFrame(), "made up")
+    figure = draw.draw_systems(table, pd.DataFrame(), "made up", paper=True)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "± 1 standard deviation over 2 seeds" in texts
     row = table[table["task"] == "diagnosis"].iloc[0]
@@ -143,7 +143,7 @@ def test_a_system_added_to_the_registry_alone_is_in_every_figure(fake_study, mon
     row = {"task": "diagnosis", "task_mode": "multi", "system": "lenet", "value": 0.7, "low": 0.6, "high": 0.8}
     row |= {"sd_seeds": np.nan, "n_seeds": 1, "paper": np.nan, "blocks": 2, "difference": 0.1, "reference": "x multi"}
     table = pd.DataFrame([row])
-    against = draw.draw_against_paper(table, pd.DataFrame(), "made up").axes[0]
+    against = draw.draw_systems(table, pd.DataFrame(), "made up", paper=True).axes[0]
     (heights,) = (points.get_offsets()[:, 1] for points in against.collections if _has_colour(points, colour))
     assert against.get_yticklabels()[int(heights[0])].get_text() == "LeNet"
     blocks = draw.draw_blocks(table, "one")
@@ -157,7 +157,7 @@ def test_shortcuts_are_drawn_grey_below_the_systems():
     row = {"task": "diagnosis", "task_mode": "multi", "system": "resnet18", "value": 0.7, "low": 0.6, "high": 0.8}
     row |= {"sd_seeds": np.nan, "n_seeds": 1, "paper": 0.9}
     shortcut = {"task": "diagnosis", "baseline": "brightness", "value": 0.55, "low": 0.5, "high": 0.6}
-    axis = draw.draw_against_paper(pd.DataFrame([row]), pd.DataFrame([shortcut]), "made up").axes[0]
+    axis = draw.draw_systems(pd.DataFrame([row]), pd.DataFrame([shortcut]), "made up", paper=True).axes[0]
     (grey,) = (points for points in axis.collections if _has_colour(points, to_rgba(COLOURS["baseline"])))
     assert grey.get_offsets().tolist() == [[0.55, len(SYSTEMS)]]
     assert axis.get_yticklabels()[-1].get_text() == "brightness"
