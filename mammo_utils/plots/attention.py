@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,13 +15,20 @@ from matplotlib.figure import Figure
 from mammo_utils.evaluation.gate import CompleteExams
 from mammo_utils.evaluation.saliency import MAPS
 from mammo_utils.evaluation.view_ablation import ExamPrediction
-from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
+from mammo_utils.plots.style import (
+    CHANCE_LINE,
+    COLOURS,
+    draw_intervals,
+    fold_name,
+    make_panels,
+    show_image,
+    styled,
+)
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.saliency import METHODS, SaliencyMaps
 from mammo_utils.training.views import VIEW_SUBSETS, shown_views
 from mammo_utils.vocabulary import SIDES, TASK_TITLES, VIEWS
 
-WRAP = 34  # characters in a line of a run's name
 COMBINATIONS = {  # the views that the system receives
     "all views": (True, True, True, True),
     "CC alone": (True, False, True, False),
@@ -63,7 +69,7 @@ def draw_recombination(table: pd.DataFrame, names: Mapping[str, str], title: str
         wanted = "#0072B2" if column != "none_flagged_wrong" else "#D55E00"
         draw_intervals(axis, table[column], table[f"{column}_low"], table[f"{column}_high"], y, wanted)
         axis.set(xlim=(-0.04, 1.04), xlabel="share of exams")
-    axes[0].set_yticks(y, [textwrap.fill(names.get(run, run), WRAP) for run in table["run"]], fontsize=7)
+    axes[0].set_yticks(y, [fold_name(names.get(run, run)) for run in table["run"]], fontsize=7)
     axes[0].set_ylim(len(table) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
@@ -138,7 +144,7 @@ def draw_saliency(table: pd.DataFrame, names: Mapping[str, str], title: str) -> 
             edge = {"edgecolors": "k", "linewidths": 0.8} if marker in "os^" else {}
             axis.scatter(rows["energy"], y, 26, colour, marker, zorder=3, label=MAPS[name], **edge)
         axis.set_xlim(-0.03, 1.03)
-    axes[0].set_yticks(range(len(runs)), [textwrap.fill(names.get(run, run), WRAP) for run in runs], fontsize=7)
+    axes[0].set_yticks(range(len(runs)), [fold_name(names.get(run, run)) for run in runs], fontsize=7)
     axes[0].set_ylim(len(runs) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
     return figure

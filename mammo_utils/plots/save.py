@@ -30,8 +30,9 @@ def save_figure(
     data: str = "",
     caption: str = "",
     synthetic: bool,
+    vector: bool = False,
 ) -> Path:
-    """Write `folder/<name>.png` atomically and its entry in `folder/manifest.json`.
+    """Write `folder/<name>.png` atomically, if asked `<name>.pdf` beside it, and its entry in `folder/manifest.json`.
 
     The same figure gives the same bytes: the resolution is fixed, and the file holds neither date nor version.
 
@@ -44,6 +45,7 @@ def save_figure(
         data: Name and hash of the data that it shows.
         caption: One line for the report.
         synthetic: Whether it shows the synthetic cohort; if so, the figure is marked.
+        vector: Whether to write a PDF, too.
 
     Raises:
         ValueError: The name has other characters.
@@ -53,11 +55,13 @@ def save_figure(
     if synthetic:
         mark_synthetic(figure)
     path = Path(folder) / f"{name}.png"
-    with plt.rc_context(STYLE):
+    formats = {".png": {"Software": None}} | ({".pdf": {"CreationDate": None, "Producer": None}} if vector else {})
+    for suffix, metadata in formats.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        with plt.rc_context(STYLE):
+            figure.savefig(buffer, format=suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+        with atomic_write(path.with_suffix(suffix)) as temporary:
+            temporary.write_bytes(buffer.getvalue())
     drawn_by = getattr(figure, "drawn_by", "")
     entry = {"figure": path.name, "sha256": file_hash(path), "notebook": notebook, "runs": list(runs), "data": data}
     entry |= {"synthetic": synthetic, "commit": commit(), "notebook_hash": notebook_hash(notebook)}

@@ -110,6 +110,13 @@ def show_image(axis: Axes, image: np.ndarray | None, *, note: str = "") -> None:
         axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", color=colour)
 
 
+def fold_name(name: str) -> str:
+    """Break a run's title, parts with commas between, into two lines."""
+    parts = name.split(", ")
+    half = len(parts) // 2
+    return ",\n".join(", ".join(part) for part in (parts[:half], parts[half:]) if part)
+
+
 def draw_intervals(axis: Axes, centres: ArrayLike, low: ArrayLike, high: ArrayLike, y: ArrayLike, colours: Any) -> None:
     """Draw points with horizontal intervals.
 
