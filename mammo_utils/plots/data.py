@@ -114,6 +114,8 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
             for bars in axis.containers:
                 axis.bar_label(bars, fontsize=6)
     axes[2].tick_params(axis="x", rotation=25)
+    for axis in axes[2:]:  # room for the numbers
+        axis.set_ylim(top=1.08 * axis.get_ylim()[1])
     for axis in axes[:2]:  # room for the legend
         axis.set_ylim(top=1.25 * axis.get_ylim()[1])
         axis.legend(ncols=3, loc="upper center", fontsize=7, handlelength=1, columnspacing=1)
