@@ -21,7 +21,7 @@ from benchmarks.ablations import compare_ablations
 from benchmarks.batch_norm import measure_batch_norm
 from benchmarks.epochs import compare_epochs
 from benchmarks.images import compare_preprocessing
-from benchmarks.report import describe, update_readme
+from benchmarks.report import describe, update_docs
 from benchmarks.scans import compare_scans, compare_ss2d
 from benchmarks.steps import measure_steps
 from mammo_utils.io import project_root, read_json, write_json
@@ -64,10 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="file for the record; parts in it that are not measured now stay")
-    parser.add_argument("--readme", action="store_true", help="measure nothing; update README from the stored record")
+    parser.add_argument("--docs", action="store_true", help="measure nothing; write the record to docs/speed.md")
     a = parser.parse_args(arguments)
-    if a.readme:
-        return update_readme(project_root() / "README.md", load_records()["cpu"])
+    if a.docs:
+        return update_docs(project_root() / "docs" / "speed.md", load_records()["cpu"])
     parts, device, record = a.parts or PARTS, torch.device(a.device), {}
     if unknown := set(parts) - {*PARTS, *STUDIED}:
         parser.error(f"There is no part {min(unknown)!r}; accepted are {', '.join((*PARTS, *STUDIED))}.")

@@ -1,4 +1,4 @@
-"""A record as tables to read, and as README's section on speed."""
+"""A record as tables to read, and as the table in docs/speed.md."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pandas as pd
 
 from mammo_utils.io import write_text
 
-START, END = "<!-- speed: python -m benchmarks --readme -->", "<!-- /speed -->"
-README_SCANS = {
+START, END = "<!-- speed: python -m benchmarks --docs -->", "<!-- /speed -->"
+PAGE_SCANS = {
     "backend cpu": "this study's CPU scan",
     "plain loop over unbound steps": "a plain loop in torch",
     "parallel scan as in mamba.py": "a parallel scan in torch, as in mamba.py",
@@ -71,8 +71,8 @@ def _describe_floor(part: dict[str, Any]) -> str:
     return "  floor: exponentials {exponentials_ms:.2f} ms, bytes {bytes_ms:.2f} ms".format(**part["floor"])
 
 
-def describe_for_readme(record: dict[str, Any]) -> str:
-    """README's text between its marks: the scans as a Markdown table, and the preprocessing."""
+def describe_for_docs(record: dict[str, Any]) -> str:
+    """The text of docs/speed.md between its marks: the scans as a Markdown table, and the preprocessing."""
     facts, parts = record["environment"], record["scans"]
     lines = [
         f"{facts['threads']} threads of {facts['cpu']}, float32, forward and backward, "
@@ -82,7 +82,7 @@ def describe_for_readme(record: dict[str, Any]) -> str:
         f"| | {' | '.join('L = {length}'.format(**part) for part in parts)} | peak memory, in units of u |",
         "|---" * (len(parts) + 2) + "|",
     ]
-    for name, title in README_SCANS.items():
+    for name, title in PAGE_SCANS.items():
         rows = [row for part in parts for row in part["rows"] if row["name"] == name]
         times = " | ".join(f"{row['forward_backward_ms']:,.0f} ms" for row in rows)
         lines.append(f"| {title} | {times} | {max(row['peak_memory_in_input'] for row in rows):.1f} |")
@@ -93,7 +93,7 @@ def describe_for_readme(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def update_readme(readme: Path, record: dict[str, Any]) -> None:
-    """Replace the text between README's marks by that of `record`."""
-    text = "\n".join([START, describe_for_readme(record), END])
-    write_text(readme, re.sub(f"{START}.*{END}", lambda _: text, readme.read_text(encoding="utf-8"), flags=re.S))
+def update_docs(page: Path, record: dict[str, Any]) -> None:
+    """Replace the text between the page's marks by that of `record`."""
+    text = "\n".join([START, describe_for_docs(record), END])
+    write_text(page, re.sub(f"{START}.*{END}", lambda _: text, page.read_text(encoding="utf-8"), flags=re.S))

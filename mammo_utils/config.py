@@ -1,6 +1,6 @@
 """The sections of a study's settings: validated, frozen, and without unknown names.
 
-Defaults are the paper's (§3.1, §4) or, where the paper is silent, those of the table "Choices" in the README.
+Defaults are the paper's (§3.1, §4) or, where the paper is silent, those of `docs/choices.md`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class SplitSettings(Frozen):
 
 
 class ModelSettings(Frozen):
-    """The systems; see the README's table "Choices"."""
+    """The systems; see `docs/choices.md`."""
 
     weights: str = ""  # "": none; "imagenet": torchvision's; "patches": small encoders, synthetic patches; or a file
     resnet_cut: Literal["layer1", "layer2", "layer3"] = "layer2"
@@ -125,7 +125,7 @@ class ModelSettings(Frozen):
     block: Literal["shuffle", "inner"] = "shuffle"
     fusion: Literal["gated", "concat", "mean", "per_breast", "sigmoid"] = "gated"  # Eq. 8-10
     missing: Literal["zeros", "masked"] = "zeros"  # §3.1
-    birads_head: Literal["softmax", "corn"] = "softmax"  # corn: ordered categories, see the README's Choices
+    birads_head: Literal["softmax", "corn"] = "softmax"  # corn: ordered categories, see docs/choices.md
     dropout: Fraction = 0.5  # §4.3
     drop_path: Fraction = 0.0  # probability in the last state space block; rises from 0 in the first
     backend: Literal["auto", "reference", "cpu", "mamba_ssm", "triton"] = "auto"
@@ -160,7 +160,7 @@ class Training(Frozen):
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate
     clip: Positive = 1.0  # largest norm of the gradient
     average: Fraction = 0.0  # decay per step of a running average of the weights, which is evaluated; 0: none
-    batch_norm: Literal["running", "recomputed"] = "running"  # statistics used in evaluation; see the README's Choices
+    batch_norm: Literal["running", "recomputed"] = "running"  # statistics used in evaluation; see docs/choices.md
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
     augmentation: Augmentation = Augmentation()
     recombine: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a batch's exams exchange right breasts

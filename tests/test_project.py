@@ -11,8 +11,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from mammo_utils.io import read_json
 from mammo_utils.parameters import NOTEBOOKS
-from mammo_utils.workflow.publish import altered_figures
+from mammo_utils.workflow.publish import END, RESULTS, START, altered_figures, describe_results
 from tests.conftest import CHECKOUT
 
 PACKAGE = CHECKOUT / "mammo_utils"
@@ -138,9 +139,33 @@ def test_the_published_figures_are_the_files_that_the_study_wrote():
     assert altered_figures(CHECKOUT / "figures") == []
 
 
-def test_the_readme_shows_figures_that_exist():
-    shown = re.findall(r"\((figures/[^)]+)\)", (CHECKOUT / "README.md").read_text())
-    assert shown and all((CHECKOUT / name).is_file() for name in shown)
+def pages():
+    return [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name
+            assert target.is_file(), link
+            headings = re.findall("(?m)^#+ (.+)$", target.read_text(encoding="utf-8")) if anchor else []
+            assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], link
+
+
+def test_the_readme_shows_the_published_results():
+    """`python -m mammo_utils.workflow.publish` writes both."""
+    text, results = (CHECKOUT / "README.md").read_text(encoding="utf-8"), read_json(CHECKOUT / "figures" / RESULTS)
+    assert "\n".join([START, describe_results(results), END]) in text
+    assert re.findall(r"\((figures/[^)]+\.png)\)", text)
+
+
+def test_the_tree_has_every_module_of_the_package_and_no_other():
+    tree = re.search(r"```\n(mammo_utils/.+?)```", (CHECKOUT / "docs" / "code.md").read_text("utf-8"), re.S)[1]
+    named = re.findall(r"\w+\.py", tree)
+    modules = {p.name for p in PACKAGE.rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert set(named) == {name for name in modules if not (PACKAGE / "models" / "kernels" / name).is_file()}
 
 
 def test_public_functions_with_more_than_two_arguments_document_each():

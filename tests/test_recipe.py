@@ -1,6 +1,6 @@
 """The paper's recipe, sentence by sentence: what config/paper.yaml resolves to, and what the code does with it.
 
-A change of any value or behaviour below fails. Where the paper is silent, the value is that of the README's "Choices".
+A change of any value or behaviour below fails. Where the paper is silent, the value is that of docs/choices.md.
 """
 
 import shutil

@@ -54,7 +54,7 @@ def find_label_tables(folder: Path, files: list[Path]) -> tuple[Path | None, lis
         names = ", ".join(path.relative_to(folder).as_posix() for path in workbooks) or "none"
         raise DataError(
             f"{display_path(folder)} should hold one workbook {WORKBOOK}, or CMMD's own {CLINICAL[0]}, but has {names};"
-            f" see the README.{hint_packed(folder, files)}"
+            f" see docs/data.md.{hint_packed(folder, files)}"
         )
     return (workbooks[0] if workbooks else None), clinical
 

@@ -1,11 +1,13 @@
-"""Figures of notebook 03: scan paths, discretisations, receptive fields, the gate, and the architectures."""
+"""Figures of notebook 03: scan paths, discretisations, memory, receptive fields, the gate, and the architectures."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -13,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from mammo_utils.models.costs import Layer, trace_layers
+from mammo_utils.models.selective_scan import selective_scan
 from mammo_utils.models.ss2d import PATHS, SSConvSSM, four_paths
 from mammo_utils.models.system import System
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, styled
@@ -77,6 +80,53 @@ def draw_discretisations(
     right.set(xlabel="step", ylabel="y")
     right.legend()
     return figure
+
+
+@styled
+def draw_memory(steps: Sequence[float], title: str) -> Figure:
+    """Draw what a scan of one state (A = -1, Eq. 5 and 6) keeps of an impulse train, a panel per step size Δ.
+
+    One scan takes the step Δ at every position; the selective one at the marked impulses alone, and 0 elsewhere.
+
+    Args:
+        steps: Values of Δ.
+        title: Title of the figure.
+    """
+    u = np.zeros(60)
+    u[4::9] = (1.0, 0.5, 0.8, 0.3, 0.9, 0.6, 0.4)
+    marked = np.zeros(60, bool)
+    marked[[4, 31]] = True
+    width = max(3.6, 7 / len(steps))  # at least that of the legend
+    figure, axes = make_panels(title, [f"Δ = {s:.3g}" for s in steps], (width, 2.6), x="position t", sharey=True)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for axis, step in zip(axes, steps, strict=True):
+        axis.vlines(np.flatnonzero(u), 0, u[u > 0], color="0.75", linewidth=2, label="input x")
+        axis.vlines(np.flatnonzero(marked), 0, u[marked], color=COLOURS["R_CC"], linewidth=2, label="marked input")
+        for where, colour, label in ((True, "L_CC", "y, Δ at every position"), (marked, "R_CC", "y, Δ where marked")):
+            inputs = (torch.from_numpy(values)[None, None] for values in (u, np.where(where, step, np.zeros(60))))
+            y = selective_scan(*inputs, -one, one, one, backend="reference", discretisation="exact")[0, 0]
+            axis.plot(y, color=COLOURS[colour], drawstyle="steps-post", label=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def explore_memory(title: str):
+    """Make a slider of Δ over `draw_memory`; an ipywidgets box, which needs a running kernel."""
+    import ipywidgets as widgets
+
+    slider = widgets.FloatLogSlider(value=0.3, base=10, min=-2, max=1, step=0.05, description="Δ")
+    picture = widgets.Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        buffer = io.BytesIO()
+        figure = draw_memory([slider.value], title)
+        figure.savefig(buffer, format="png", dpi=100)
+        plt.close(figure)  # else the notebook would show it once more
+        picture.value = buffer.getvalue()
+
+    slider.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([slider, picture])
 
 
 @styled

@@ -24,7 +24,7 @@ def ensure_data(study: Study) -> None:
         write_release(study.data_folder, **settings, progress=Progress("synthetic cohort", "exams"))
     elif not study.data_folder.is_dir() or not any(study.data_folder.iterdir()):
         raise DataError(
-            f"The data folder {study.data.folder} is missing or empty; see the README for what belongs in it."
+            f"The data folder {study.data.folder} is missing or empty; docs/data.md describes what belongs in it."
         )
 
 

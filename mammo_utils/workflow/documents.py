@@ -220,10 +220,10 @@ def claim_page(e: Evidence) -> str:
 
 
 def _place(study: Study, place: str) -> str:
-    """A link to a page of the study, or the name of a section of the README; "" if the page is missing."""
+    """A link to a page of the study, or the name of a section of the project's pages; "" if the page is missing."""
     name, _, heading = place.partition("#")
-    if name in ("", "README"):
-        return place.replace("#", ", ")
+    if name in ("", "README") or name.startswith("docs/"):
+        return place.replace("#", ".md, ") if heading else name
     if name in ("index.html", "certificate.json"):
         return f"[{name}]({'html/' if name == 'index.html' else ''}{name})"
     page = f"html/{name}.html"

@@ -1,4 +1,6 @@
-"""Copy a study's figures into the project's `figures/`, with what each was made from.
+"""Copy a study's figures and results into the project's `figures/`, with what each was made from.
+
+README's table of results is written from the copy.
 
 python -m mammo_utils.workflow.publish config/demo.yaml [settings ...]
 python -m mammo_utils.workflow.publish --check        lists published figures that are out of date or altered
@@ -6,16 +8,24 @@ python -m mammo_utils.workflow.publish --check        lists published figures th
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+import pandas as pd
+
 from mammo_utils.config import ParameterError
-from mammo_utils.io import atomic_write, display_path, project_root, read_json, write_json
+from mammo_utils.io import atomic_write, display_path, project_root, read_json, write_json, write_text
 from mammo_utils.plots.save import MANIFEST, drawing_code, read_manifest
 from mammo_utils.provenance import file_hash, hash_of, notebook_hash, training_code
 from mammo_utils.study import Study, load_study
+from mammo_utils.vocabulary import SYSTEMS
+
+RESULTS = "results.json"
+START, END = "<!-- results: snakemake figures -->", "<!-- /results -->"
 
 
 class StaleFigures(ValueError):
@@ -42,7 +52,54 @@ def publish(study: Study, study_file: str) -> list[Path]:
         old.unlink()
     values = {"study": study_file, "configuration": study_hash(study), "figures": entries}
     write_json(target / MANIFEST, values)
+    if (study.folder / "results.csv").is_file():
+        write_json(target / RESULTS, collect_results(study))
+        update_readme(project_root() / "README.md", read_json(target / RESULTS))
     return [target / entry["figure"] for entry in entries]
+
+
+def collect_results(study: Study) -> dict[str, Any]:
+    """The AUCs of the first subset and task mode of a study, and what notebook 06 found about its gates."""
+    table = pd.read_csv(study.folder / "results.csv").query("metric == 'auc' and side == 'both'")
+    table = table[(table["subset"] == study.grid.subsets[0]) & (table["task_mode"] == study.grid.task_modes[0])]
+    columns = ["system", "task", "value", "low", "high", "n_patients", "n_breasts", "n_seeds", "part", "subset"]
+    views = study.folder / "views.json"
+    found = read_json(views)["findings"] if views.is_file() else []
+    synthetic = bool(table["synthetic"].all())
+    findings = [row["finding"] for row in found]
+    return {
+        "study": study.name,
+        "synthetic": synthetic,
+        "rows": table[columns].to_dict("records"),
+        "findings": findings,
+    }
+
+
+def describe_results(results: dict[str, Any]) -> str:
+    """README's table of results in Markdown; `results` is made by `collect_results`."""
+    table = pd.DataFrame(results["rows"])
+    first = table.iloc[0]
+    cohort = "Synthetic cohort" if results["synthetic"] else f"Study {results['study']}"
+    note = (
+        f"{cohort}, BI-RADS subset `{first['subset']}`, {table['n_patients'].max()} patients of the part "
+        f"`{first['part']}`. AUC with its 95 % interval over patients; of several trainings, the mean:"
+    )
+    lines = [
+        fill(note, 120),
+        "",
+        f"| system | trainings | {' | '.join(table['task'].unique())} |",
+        "|---" * (table["task"].nunique() + 2) + "|",
+    ]
+    for system, rows in table.groupby("system", sort=False):
+        cells = [f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in rows.itertuples()]
+        lines.append(f"| {SYSTEMS[system].title} | {rows['n_seeds'].max()} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *("\n" + fill(finding, 120) for finding in results["findings"])])
+
+
+def update_readme(readme: Path, results: dict[str, Any]) -> None:
+    """Replace the text between README's marks by that of `results`."""
+    text = "\n".join([START, describe_results(results), END])
+    write_text(readme, re.sub(f"{START}.*{END}", lambda _: text, readme.read_text(encoding="utf-8"), flags=re.S))
 
 
 def stale_figures(folder: Path) -> list[str]:

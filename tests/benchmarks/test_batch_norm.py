@@ -25,9 +25,9 @@ def test_each_epoch_is_scored_with_each_kind_of_statistics(small_study, in_small
     assert "before the last batch" in "\n".join(report.describe({"batch_norm": [found]}))
 
 
-def test_the_readmes_figures_are_the_records():
+def test_the_figures_in_the_docs_are_the_records():
     falls = load_records()["cpu"]["batch_norm"][0]["falls"]
     words = (
         f"falls by up to {falls['running']:.2f} from one epoch to the next with them, and by {falls['mean, plain']:.2f}"
     )
-    assert words in (project_root() / "README.md").read_text(encoding="utf-8")
+    assert words in (project_root() / "docs" / "choices.md").read_text(encoding="utf-8")

@@ -199,14 +199,14 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "unprepared/cohort is missing; run notebook 02" in capsys.readouterr().err
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_record(tmp_path):
-    """After a new record: `python -m benchmarks --readme`."""
-    text, record = (CHECKOUT / "README.md").read_text(encoding="utf-8"), load_records()["cpu"]
-    assert "\n".join([report.START, report.describe_for_readme(record), report.END]) in text
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+def test_the_numbers_in_the_docs_are_those_of_the_record(tmp_path):
+    """After a new record: `python -m benchmarks --docs`."""
+    text, record = (CHECKOUT / "docs" / "speed.md").read_text(encoding="utf-8"), load_records()["cpu"]
+    assert "\n".join([report.START, report.describe_for_docs(record), report.END]) in text
+    (tmp_path / "speed.md").write_text(text, encoding="utf-8")
     record["scans"][0]["rows"][0]["forward_backward_ms"] = 1234.5
-    report.update_readme(tmp_path / "README.md", record | {"environment": record["environment"] | {"cpu": "a 6502"}})
-    changed = (tmp_path / "README.md").read_text(encoding="utf-8")
+    report.update_docs(tmp_path / "speed.md", record | {"environment": record["environment"] | {"cpu": "a 6502"}})
+    changed = (tmp_path / "speed.md").read_text(encoding="utf-8")
     assert "| 1,234 ms |" in changed and "threads of a 6502, float32" in changed
     assert changed.split(report.END)[1] == text.split(report.END)[1]
 

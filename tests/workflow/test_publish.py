@@ -12,7 +12,7 @@ from mammo_utils.plots.data import draw_leakage
 from mammo_utils.plots.save import save_figure
 from mammo_utils.provenance import training_code
 from mammo_utils.study import load_study
-from mammo_utils.workflow.publish import StaleFigures, altered_figures, main, publish, stale_figures
+from mammo_utils.workflow.publish import END, START, StaleFigures, altered_figures, main, publish, stale_figures
 from tests.conftest import CHECKOUT
 
 
@@ -75,3 +75,18 @@ def test_publishing_refuses_stale_figures(finished, tmp_path):
     with pytest.raises(StaleFigures, match=r"training code of the runs in one\.png has changed\. Run the study again"):
         publish(finished, "config/demo.yaml")
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["old.png"], "nothing was copied or removed"
+
+
+def test_the_readme_gets_the_results_of_the_published_study(finished, tmp_path):
+    row = {"subset": "1v5", "task_mode": "multi", "task": "diagnosis", "metric": "auc", "side": "both", "part": "test"}
+    row |= {"value": 0.9, "low": 0.85, "high": 0.95, "n_patients": 7, "n_breasts": 14, "n_seeds": 2, "synthetic": True}
+    others = [{"side": "L"}, {"metric": "f1_macro"}, {"subset": "1to5"}]
+    rows = [row | {"system": "resnet18"} | change for change in ({}, *others)]
+    pd.DataFrame(rows).to_csv(finished.folder / "results.csv", index=False)
+    write_json(finished.folder / "views.json", {"findings": [{"finding": "One of two cancers is missed."}]})
+    (tmp_path / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    publish(finished, "config/demo.yaml")
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert "| ResNet-18 | 2 | 0.900 (0.850 to 0.950) |" in lines and "One of two cancers is missed." in lines
+    assert any(line.startswith("Synthetic cohort, BI-RADS subset `1v5`, 7 patients") for line in lines)
