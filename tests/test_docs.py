@@ -62,3 +62,12 @@ def test_the_sections_of_notebooks_exist():
 def test_each_section_of_the_papers_method_has_its_table():
     sections = re.findall(r"(?m)^#+ (§\S+)", PAGE)
     assert sections == "§2 §2.1.1 §2.1.2 §2.1.3 §2.2 §3 §3.1 §4 §4.1 §4.2 §4.3 §4.4".split()
+
+
+@pytest.mark.parametrize("path", sorted(CHECKOUT.glob("notebooks/0*.ipynb")), ids=lambda path: path.stem)
+def test_a_chapter_lists_its_sections_and_ends_with_its_limits_and_questions(path):
+    texts = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    sections = re.findall(r"(?m)^## (.+)$", "\n".join(texts))
+    contents = re.search(r"\*\*Contents\*\*: (.+)", texts[0])[1]
+    assert contents == " · ".join(f"[{name}](#{name.replace(' ', '-')})" for name in sections)
+    assert texts[-1].startswith("## What this shows, and what it does not") and "**Questions**" in texts[-1]

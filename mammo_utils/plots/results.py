@@ -144,9 +144,8 @@ def draw_curves(rows: list[dict[str, Any]], title: str) -> Figure:
 
 
 def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:
-    names = {"loss": "training loss (Eq. 11)"} | {
-        f"validation_{task}_auc": f"validation AUC, {TASK_TITLES[task]}" for task in TASK_TITLES
-    }
+    names = {"loss": "training loss (Eq. 11)"}
+    names |= {f"validation_{task}_auc": f"{title}, validation AUC" for task, title in TASK_TITLES.items()}
     names = {column: name for column, name in names.items() if column in table}
     about = [column for column in ("epoch", "run", "system", "tasks", "colour", "kept") if column in table]
     long = table.rename(columns=names).melt(about, list(names.values()), "curve", "value")

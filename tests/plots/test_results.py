@@ -99,7 +99,7 @@ def test_training_shows_every_epoch_and_marks_the_kept_one(fake_study):
         write_run(fake_study.run("resnet18", mode, "1v5", 0))
     runs = [run for run in read_runs(fake_study) if run.finished]
     figure = draw.draw_training(runs, "two")
-    names = ["training loss (Eq. 11)", "validation AUC, diagnosis", "validation AUC, birads"]
+    names = ["training loss (Eq. 11)", "Diagnosis, validation AUC", "BI-RADS, validation AUC"]
     assert [axis.get_ylabel() for axis in figure.axes] == names
     columns = {"loss": 2, "validation_diagnosis_auc": 1, "validation_birads_auc": 2}  # and the runs that have them
     for axis, (column, n) in zip(figure.axes, columns.items(), strict=True):
@@ -141,7 +141,14 @@ def test_a_system_added_to_the_registry_alone_is_in_every_figure(fake_study, mon
     assert all(axis.lines[0].get_color() == "#123456" for axis in training.axes)
 
     row = {"task": "diagnosis", "task_mode": "multi", "system": "lenet", "value": 0.7, "low": 0.6, "high": 0.8}
-    row |= {"sd_seeds": np.nan, "n_seeds": 1, "paper": np.nan, "blocks": 2, "difference": 0.1, "reference": "x multi"}
+    row |= {
+        "sd_seeds": np.nan,
+        "n_seeds": 1,
+        "paper": np.nan,
+        "blocks": 2,
+        "difference": 0.1,
+        "reference": "hybrid_shared multi",
+    }
     table = pd.DataFrame([row])
     against = draw.draw_systems(table, pd.DataFrame(), "made up", paper=True).axes[0]
     (heights,) = (points.get_offsets()[:, 1] for points in against.collections if _has_colour(points, colour))
@@ -150,7 +157,25 @@ def test_a_system_added_to_the_registry_alone_is_in_every_figure(fake_study, mon
     assert [text.get_text() for text in blocks.legends[0].get_texts()] == ["LeNet"]
     compared = draw.draw_comparisons(table.assign(low=0.0, high=0.2), "one").axes[0]
     assert any(_has_colour(points, colour) for points in compared.collections)
-    assert compared.get_yticklabels()[0].get_text().startswith("lenet multi")
+    assert [label.get_text() for label in compared.get_yticklabels()] == ["LeNet"]
+
+
+def test_a_comparison_names_its_reference_only_where_it_is_another():
+    row = {
+        "task": "diagnosis",
+        "task_mode": "diagnosis",
+        "system": "resnet18",
+        "difference": 0.1,
+        "low": 0,
+        "high": 0.2,
+    }
+    rows = [row | {"reference": name} for name in ("hybrid_shared diagnosis", "resnet18 multi", "hybrid_shared multi")]
+    axis = draw.draw_comparisons(pd.DataFrame(rows), "one").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "ResNet-18",
+        "ResNet-18, diagnosis alone\nminus both tasks",
+        "ResNet-18, diagnosis alone\nminus Hybrid (Shared), both tasks",
+    ]
 
 
 def test_shortcuts_are_drawn_grey_below_the_systems():
@@ -159,8 +184,16 @@ def test_shortcuts_are_drawn_grey_below_the_systems():
     shortcut = {"task": "diagnosis", "baseline": "brightness", "value": 0.55, "low": 0.5, "high": 0.6}
     axis = draw.draw_systems(pd.DataFrame([row]), pd.DataFrame([shortcut]), "made up", paper=True).axes[0]
     (grey,) = (points for points in axis.collections if _has_colour(points, to_rgba(COLOURS["baseline"])))
-    assert grey.get_offsets().tolist() == [[0.55, len(SYSTEMS)]]
-    assert axis.get_yticklabels()[-1].get_text() == "brightness"
+    assert grey.get_offsets().tolist() == [[0.55, 1]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ResNet-18", "brightness"]
+
+
+def test_the_papers_values_are_drawn_only_on_request():
+    row = {"task": "diagnosis", "task_mode": "multi", "system": "resnet18", "value": 0.7, "low": 0.6, "high": 0.8}
+    table = pd.DataFrame([row | {"sd_seeds": np.nan, "n_seeds": 1, "paper": 0.9}])
+    for paper in (True, False):
+        points = draw.draw_systems(table, pd.DataFrame(), "one", paper=paper).axes[0].collections
+        assert ([0.9, -0.25] in [p for c in points for p in c.get_offsets().tolist()]) == paper
 
 
 def _has_colour(points, colour) -> bool:
