@@ -35,6 +35,20 @@ def test_the_block_search_is_that_of_section_4_2():
             load_study("config/blocks.yaml", [f"grid.blocks={wrong}"])
 
 
+def test_the_study_of_folds_is_the_demo_with_another_split():
+    demo, folds = load_study("config/demo.yaml"), load_study("config/folds.yaml")
+    assert (folds.data, folds.images, folds.model) == (demo.data, demo.images, demo.model)
+    for run in folds.runs():
+        other = demo.run(run.system, run.task_mode, run.subset, run.seed)
+        assert run.learning_rate == other.learning_rate
+        assert {"saliency", "learning_rate"} >= {
+            name
+            for name in type(run.training).model_fields
+            if getattr(run.training, name) != getattr(other.training, name)
+        }
+    assert [run.fold for run in folds.runs()] == 2 * list(range(folds.split.folds))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
