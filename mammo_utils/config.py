@@ -159,6 +159,7 @@ class Training(Frozen):
     patience: Count = 10  # plateau: epochs without a better mean AUC until the rate falls
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the learning rate
     clip: Positive = 1.0  # largest norm of the gradient
+    early_stopping: Annotated[int, Field(ge=0)] = 0  # epochs without a better mean AUC until training ends; 0: never
     average: Fraction = 0.0  # decay per step of a running average of the weights, which is evaluated; 0: none
     batch_norm: Literal["running", "recomputed"] = "running"  # statistics used in evaluation; see docs/choices.md
     task_weights: TaskWeights = TaskWeights()  # Eq. 11
@@ -175,6 +176,7 @@ class Training(Frozen):
     fused: bool = True  # AdamW in one kernel
     compile: bool = False  # compile the encoders; needs a C++ compiler
     saliency: Annotated[int, Field(ge=0)] = 40  # outlined views of which saliency maps are kept
+    tensorboard: bool = False  # also write each epoch for TensorBoard, into the run's folder
 
     @field_validator("learning_rate", mode="before")
     @classmethod

@@ -35,11 +35,13 @@ from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS
 
 # settings that leave a run's numbers alone
 FREE = ("study", "variant", "fold", "images.workers", "data.folder", "training.store", "training.saliency")
+FREE += ("training.tensorboard",)
 # settings that are newer than runs on disk: left out of a run's hash at the value that those runs had
 NEWER = {
     "model.width": 1.0,
     "model.drop_path": 0.0,
     "model.birads_head": "softmax",
+    "training.early_stopping": 0,
     "training.recombine": 0.0,
     "training.view_dropout": 0.0,
 }

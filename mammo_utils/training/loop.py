@@ -91,6 +91,8 @@ def train(
     micro = rows[-1]["micro_batch"] if rows else settings.micro_batch or settings.batch_size
 
     for epoch in range(len(rows) + 1, settings.epochs + 1):
+        if settings.early_stopping and len(rows) - best["epoch"] >= settings.early_stopping:
+            break
         start = time.perf_counter()
         try:
             loss, micro = train_epoch(model, train_set, optimizer, weights, settings, seed, epoch, micro, average)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from mammo_utils.config import Training
+from mammo_utils.config import ParameterError, Training
 from mammo_utils.data.cohort import load_cohort
 from mammo_utils.data.split import check_split, load_split, make_split, select_subset
 from mammo_utils.images.store import Outline, Store, load_store, stored_outlines
@@ -172,11 +172,15 @@ def train_and_save(
     }
     if first:
         write_json(spec.folder / "environment.json", facts)
+    log = _open_tensorboard(spec) if first and spec.training.tensorboard else None
 
     def report_epoch(row: dict[str, Any]) -> None:
         if first:
             progress = {"epochs": row["epoch"], "of": spec.training.epochs, "seconds": row["seconds"]}
             write_json(spec.folder / run_state.PROGRESS, progress)
+            _append_epoch(spec.folder / "epochs.csv", row)
+        for name in ("loss", *(name for name in row if name.endswith("auc"))) if log else ():
+            log.add_scalar(name, row[name], row["epoch"])
         on_epoch(row)
 
     # a state made by another device, library or kernel would give results that no uninterrupted run can reproduce
@@ -193,6 +197,8 @@ def train_and_save(
         identity={"config": spec.hash, "data": data.hash, **made_by},
         on_epoch=report_epoch,
     )
+    if log:
+        log.close()
     features = {
         part: encode(model, exams, spec.training, rows[-1]["micro_batch"])
         for part, exams in data.parts.items()
@@ -200,6 +206,24 @@ def train_and_save(
     }
     if first:
         write_results(spec, model, data, rows, best_epoch, features)
+
+
+def _append_epoch(path: Path, row: dict[str, Any]) -> None:
+    """Keep the table of epochs up to date while a run trains, for those who watch it."""
+    before = pd.read_csv(path) if row["epoch"] > 1 and path.is_file() else pd.DataFrame({"epoch": []})
+    rows = [*before[before["epoch"] < row["epoch"]].to_dict("records"), row]
+    with atomic_write(path) as file:
+        pd.DataFrame(rows).to_csv(file, index=False)
+
+
+def _open_tensorboard(spec: RunSpec) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ParameterError(
+            "training.tensorboard is true, but the package tensorboard is missing; `pip install tensorboard` adds it."
+        ) from error
+    return SummaryWriter(str(spec.folder / "tensorboard"))
 
 
 def write_results(

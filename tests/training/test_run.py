@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -240,3 +241,31 @@ def test_an_altered_cohort_is_noticed(small_study):
             runs.load_data(small_study.run("resnet18", "multi", "1v5", 0))
     finally:
         file.write_bytes(good)
+
+
+def test_training_ends_early_and_its_table_of_epochs_grows_with_it(small_study, monkeypatch):
+    """The score is made to fall after epoch 2, and the run is interrupted after epoch 3."""
+    from mammo_utils.training import loop
+
+    spec = small_study.run("resnet18", "multi", "1v5", 47, variant=("training.early_stopping=2", "training.epochs=9"))
+    scores = iter([0.6, 0.8, 0.7, 0.75, 0.9])
+    monkeypatch.setattr(loop, "validation_scores", lambda *a, **k: {"diagnosis": next(scores)})
+    table = spec.folder / "epochs.csv"
+
+    def stop_at_three(row):
+        assert pd.read_csv(table)["epoch"].tolist() == list(range(1, row["epoch"] + 1))
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_run(spec, stop_at_three)
+    metrics = runs.train_run(spec, stop_at_three)
+    assert metrics["epochs"] == 4 and metrics["best_epoch"] == 2
+    assert pd.read_csv(table)["epoch"].tolist() == [1, 2, 3, 4]
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(small_study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    spec = small_study.run("resnet18", "multi", "1v5", 48, variant=("training.tensorboard=true",))
+    with pytest.raises(ParameterError, match="pip install tensorboard"):
+        runs.train_run(spec)
