@@ -215,3 +215,9 @@ def test_no_folder_that_is_short_enough_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(engine.os, "access", lambda *_: False)
     with pytest.raises(SystemExit, match="too long for the sockets of a notebook"):
         engine.socket_parent()
+
+
+def test_reading_a_notebook_compiles_no_grammar():
+    """It would cost each of a study's processes two seconds."""
+    check = "import mammo_utils.workflow.run_notebook, sys; assert 'lark' not in sys.modules, 'a grammar is compiled'"
+    subprocess.run([sys.executable, "-c", check], check=True)
