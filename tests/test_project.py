@@ -110,6 +110,17 @@ def test_the_environments_name_what_pyproject_names():
         assert not found, f"{file} names more than pyproject: {found}"
 
 
+def test_binder_has_the_environment_of_a_cpu_and_containers_install_as_the_readme_does():
+    """Binder installs the package itself by binder/postBuild, because paths in its file would start at its folder."""
+    names = ("environment-cpu.yml", "binder/environment.yml")
+    cpu, binder = ((CHECKOUT / name).read_text().splitlines() for name in names)
+    assert [line for line in cpu[1:] if line.strip() != "- -e ."] == binder[1:]
+    assert "pip install --no-deps -e ." in (CHECKOUT / "binder" / "postBuild").read_text()
+    install = re.search(r"pip install -q (.+?) && ", (CHECKOUT / "README.md").read_text(encoding="utf-8"))[1]
+    for name in ("Dockerfile", ".devcontainer/devcontainer.json"):
+        assert install in (CHECKOUT / name).read_text().replace("'", '"'), name
+
+
 def test_the_lock_pins_all_and_names_no_address():
     text = (CHECKOUT / "requirements.lock").read_text()
     assert "://" not in text and "--" not in text
