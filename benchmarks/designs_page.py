@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.remedies import REMEDIES
 from mammo_utils.io import project_root, read_json, write_text
 from mammo_utils.vocabulary import SYSTEMS
 
@@ -30,13 +31,27 @@ def describe_planted(record: dict[str, Any]) -> str:
     ]
     for question, answer in record["questions"].items():
         lines += ["", f"**{question[0].upper()}{question[1:]}** ({answer['task']})", ""]
-        lines += ["| design | AUC | difference | told apart | by seed |", "|---|---|---|---|---|"]
+        lines += ["| design | AUC | difference | 0 in the interval | AUC by seed |", "|---|---|---|---|---|"]
         for row in answer["rows"]:
             change = row.get("difference")
-            apart = "" if change is None else "yes" if change[1] > 0 or change[2] < 0 else "no"
+            inside = "" if change is None else "no" if change[1] > 0 or change[2] < 0 else "yes"
             seeds = ", ".join(f"{value:.3f}" for value in row["auc_of_seeds"])
-            lines.append(f"| {row['name']} | {_span(row['auc'])} | {_span(change, '+')} | {apart} | {seeds} |")
+            lines.append(f"| {row['name']} | {_span(row['auc'])} | {_span(change, '+')} | {inside} | {seeds} |")
     return "\n".join(lines)
+
+
+def summarise_remedies(rows: list[dict[str, Any]]) -> list[str]:
+    """One line per remedy: the range over systems of what recombining changes."""
+    lines = []
+    for remedy in REMEDIES:
+        own = [row for row in rows if row["remedy"] == remedy]
+        change = [row["recombined_auc"] - row["auc"] for row in own]
+        seen = [row["both_seen"] for row in own]
+        lines.append(
+            f"- {remedy}, {len(own)} systems: recombining changes the AUC by {min(change):+.2f} to {max(change):+.2f}; "
+            f"both of two cancers are flagged in {min(seen):.0%} to {max(seen):.0%} of exams."
+        )
+    return lines
 
 
 def describe_remedies(record: dict[str, Any]) -> str:
@@ -48,10 +63,13 @@ def describe_remedies(record: dict[str, Any]) -> str:
         f"{record['epochs']} epochs, seed {record['seed']}; 95 % intervals over patients. "
         "`python -m benchmarks.remedies` measures it again.",
         "",
+        *summarise_remedies(record["rows"]),
+        "",
         f"| system | design | {' | '.join(MEASURES.values())} |",
         f"|---|---|{'---|' * len(MEASURES)}",
     ]
-    for row in record["rows"]:
+    order = [(system, remedy) for system in SYSTEMS for remedy in REMEDIES]
+    for row in sorted(record["rows"], key=lambda row: order.index((row["system"], row["remedy"]))):
         values = [_span([row[name], row[f"{name}_low"], row[f"{name}_high"]]) for name in MEASURES]
         lines.append(f"| {SYSTEMS[row['system']].title} | {row['remedy']} | {' | '.join(values)} |")
     return "\n".join(lines)

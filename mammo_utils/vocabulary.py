@@ -1,7 +1,7 @@
 """The study's vocabulary: the names of views, labels, tasks, subsets and systems. Each name is defined here only.
 
-To add a system, add one entry to :data:`SYSTEMS` and, if its encoder is new, one function to
-``mammo_utils.models.encoders.ENCODERS``. Tables, figures, the configuration and the notebooks follow.
+To add a system, add one entry to `SYSTEMS` and, if its encoder is new, one function to
+`mammo_utils.models.encoders.ENCODERS`. Tables, figures, the configuration and the notebooks follow.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class SystemEntry:
 
     Attributes:
         title: Name printed in tables and figures, as in the paper's Tables 2-4.
-        colour: Its colour in figures (Okabe and Ito 2008), as ``#RRGGBB``.
-        encoder: Key of ``models.encoders.ENCODERS``, which builds its encoder.
+        colour: Its colour in figures (Okabe and Ito 2008), as `#RRGGBB`.
+        encoder: Key of `models.encoders.ENCODERS`, which builds its encoder.
         encoders: 1 if all views share one encoder, 2 if CC and MLO views have one each.
         learning_rate: Default learning rate of AdamW.
         question: What its comparison with the reference answers; "" for the reference itself.
