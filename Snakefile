@@ -6,7 +6,7 @@ from mammo_utils.workflow.plan import Plan
 
 PLAN = Plan(config, workflow)
 NOTEBOOKS = ["01_data_exploration", "02_preprocessing", "03_models", "05_results", "06_attention", "07_decisions"]
-NOTEBOOKS += ["08_predict"]
+NOTEBOOKS += ["08_predict", "09_reading_room"]
 OUTCOMES = [PLAN.outcome(name) for name in NOTEBOOKS]
 TRAINED = [PLAN.outcome(f"04_train-{run}") for run in PLAN.runs]
 COMPILED = PLAN.outcome("compile_scan")
@@ -170,6 +170,17 @@ rule predict:
         PLAN.depends("08_predict"),
     shell:
         PLAN.supervised("08_predict")
+
+
+rule reading_room:
+    input:
+        TRAINED,
+    output:
+        PLAN.outcome("09_reading_room"),
+    params:
+        PLAN.depends("09_reading_room"),
+    shell:
+        PLAN.supervised("09_reading_room")
 
 
 rule report:

@@ -64,7 +64,7 @@ class TrainParameters(NotebookParameters):
 
 
 class AttentionParameters(NotebookParameters):
-    """Parameters of 06_attention."""
+    """Parameters of 06_attention and 09_reading_room."""
 
     run: str = ""  # a run's ID; "": the first hybrid_shared run of the study
 
@@ -98,6 +98,7 @@ NOTEBOOKS: dict[str, type[NotebookParameters]] = {
     "06_attention": AttentionParameters,
     "07_decisions": NotebookParameters,
     "08_predict": PredictParameters,
+    "09_reading_room": AttentionParameters,
 }
 
 

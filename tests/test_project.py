@@ -17,7 +17,18 @@ from mammo_utils.workflow.publish import END, RESULTS, START, altered_figures, d
 from tests.conftest import CHECKOUT
 
 PACKAGE = CHECKOUT / "mammo_utils"
-LINE = ("synthetic", "data", "images", "models", "training", "evaluation", "plots", "predict", "workflow")
+LINE = (
+    "synthetic",
+    "data",
+    "images",
+    "models",
+    "training",
+    "evaluation",
+    "plots",
+    "reading_room",
+    "predict",
+    "workflow",
+)
 CONDA = {"torch": ("pytorch-gpu", "pytorch-cpu"), "matplotlib": ("matplotlib-base",)}
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 
@@ -63,7 +74,8 @@ def test_notebooks_carry_no_outputs_and_freeze_their_parameters(name):
 
 
 def test_data_flow_one_way():
-    """data → images → models → training → evaluation → plots → predict → workflow: no import goes upstream."""
+    """data → images → models → training → evaluation → plots → reading_room →
+    predict → workflow: no import goes upstream."""
     for path in PACKAGE.rglob("*.py"):
         here = path.relative_to(PACKAGE).parts[0]
         if here not in LINE:

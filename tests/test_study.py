@@ -33,6 +33,7 @@ SETTINGS = (
     "real_exams=false",  # the demo shows them
 )
 RUNS = ("resnet18-multi-1v5-seed0", "hybrid_shared-multi-1v5-seed0")
+LAST = ("08_predict", "09_reading_room")
 
 
 def project(folder):
@@ -243,7 +244,7 @@ def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     assert process.wait(timeout=600) == 1
     again, reason = (folder / "log.txt").read_text()[before:], "its job was killed"
     redone = {name for name, time in made(folder).items() if time != earlier.get(name)}
-    assert redone == {"04_train-resnet50-multi-1v5-seed0", "05_results", "06_attention", "07_decisions", "08_predict"}
+    assert redone == {"04_train-resnet50-multi-1v5-seed0", "05_results", "06_attention", "07_decisions", *LAST}
     assert reason in read_json(results / "outcomes" / "04_train-resnet50-multi-1v5-seed0.json")["reason"]
     text = (results / "html" / "index.html").read_text()
     assert "1 failed" in text and reason in text
@@ -268,14 +269,14 @@ def kill_run(folder, name, modules, before):
 
 
 def test_a_change_redoes_what_it_concerns_and_nothing_else(undisturbed, tmp_path):
-    """A deleted run is trained anew; an evidence setting and a notebook's code concern 05 to 08 alone."""
+    """A deleted run is trained anew; an evidence setting and a notebook's code concern 05 to 09 alone."""
     reference, _ = undisturbed
     folder = tmp_path / "changed"
     shutil.copytree(reference, folder)
     shutil.rmtree(folder / "results" / "tiny" / "runs" / RUNS[0])
     for settings, redone in (
-        (SETTINGS, {f"04_train-{RUNS[0]}", "05_results", "06_attention", "07_decisions", "08_predict"}),
-        ([*SETTINGS, "evaluation.seed=1"], {"05_results", "06_attention", "07_decisions", "08_predict"}),
+        (SETTINGS, {f"04_train-{RUNS[0]}", "05_results", "06_attention", "07_decisions", *LAST}),
+        ([*SETTINGS, "evaluation.seed=1"], {"05_results", "06_attention", "07_decisions", *LAST}),
     ):
         before = made(folder)
         log = finish(folder, settings=settings)

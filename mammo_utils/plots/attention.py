@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -303,39 +302,3 @@ def draw_combinations(
     below.legend(ncols=2, loc="upper center", fontsize=7)
     figure.suptitle(title)
     return figure, table
-
-
-def explore_views(exams: ExamSet, predict: Callable[[str, Sequence[bool]], ExamPrediction], note: str):
-    """Make a widget in which one chooses an exam, removes views and sees the prediction and the weights.
-
-    Args:
-        exams: The exams to choose from.
-        predict: (research ID, the views shown) -> the prediction.
-        note: Shown above every figure, such as "synthetic cohort".
-
-    Returns:
-        An ipywidgets box.
-    """
-    import ipywidgets as widgets
-
-    choice = widgets.Dropdown(options=[(name, i) for i, name in enumerate(exams.names)], description="exam")
-    boxes = [widgets.Checkbox(value=True, description=view, indent=False) for view in VIEWS]
-    picture = widgets.Image(format="png")
-
-    def redraw(_: object = None) -> None:
-        present = exams.present[choice.value].tolist()
-        for box, available in zip(boxes, present, strict=True):
-            box.disabled = not available
-        visible = [box.value and not box.disabled for box in boxes]
-        name = exams.names[choice.value]
-        title = f"{name} ({note})" + ("" if any(visible) else ": no view, no prediction")
-        figure = draw_prediction(exams, choice.value, visible, predict(name, visible), title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-        plt.close(figure)  # else the notebook would show it once more
-        picture.value = buffer.getvalue()
-
-    for widget in (choice, *boxes):
-        widget.observe(redraw, names="value")
-    redraw()
-    return widgets.VBox([widgets.HBox([choice, *boxes]), picture])

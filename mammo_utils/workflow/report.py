@@ -30,7 +30,7 @@ from mammo_utils.workflow.certificate import certify, compare_certificates, read
 from mammo_utils.workflow.documents import claim_page, collect_evidence, model_card
 from mammo_utils.workflow.study_state import failures
 
-ORDER = "05 07 06 01 02 03"  # order in which the notebooks' figures are shown
+ORDER = "05 07 06 09 01 02 03"  # order in which the notebooks' figures are shown
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""

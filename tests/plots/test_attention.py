@@ -1,13 +1,9 @@
-"""Figures of recombined exams, contributions, subsets of views and single exams, and the widget."""
+"""Figures of recombined exams, contributions, subsets of views and single exams."""
 
-import io
-
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from mammo_utils.evaluation.gate import complete_exams
 from mammo_utils.evaluation.saliency import MAPS
@@ -77,22 +73,6 @@ def test_combinations_give_one_row_each():
     assert table.loc["right alone", "α L_CC"] == 0 and table.loc["all views", "α L_CC"] == pytest.approx(0.25)
     assert table.loc["right alone", "P(malignant) L"] == 0.5
     assert figure.get_suptitle() == "x"
-
-
-def test_the_widget_redraws_when_it_is_changed():
-    exams = exam_set_of(12)
-    box = draw.explore_views(exams, lambda name, shown: predict(shown), "made up")
-    choice, *ticks = box.children[0].children
-    picture = box.children[1]
-    assert isinstance(picture, ipywidgets.Image)
-    seen = [picture.value]
-    ticks[0].value = False
-    seen.append(picture.value)
-    choice.value = int(np.flatnonzero(~exams.present[:, 2].numpy())[0])
-    seen.append(picture.value)
-    assert len(set(seen)) == 3 and [tick.disabled for tick in ticks] == [False, False, True, True]
-    assert Image.open(io.BytesIO(seen[-1])).format == "PNG"
-    assert not plt.get_fignums(), "figures are closed"
 
 
 def test_saliency_is_drawn_with_a_panel_for_each_scored_method():

@@ -1,0 +1,260 @@
+"""Run the notebooks in a browser and use their widgets: ``python -m tests.browser --out DIR [--notebooks 01 09]``.
+
+JupyterLab is started on a copy of the notebooks and of the study's results. Each notebook is opened, all of its cells
+are run, and its widgets are moved. The pictures go into DIR, and each check prints one line. The exit status is 1 if a
+cell or a check fails. Needed are the finished demo study, playwright and Chromium; neither is installed by the project.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from mammo_utils.io import project_root
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDE, HIGH = 1280, 900
+DEMO = "results/demo"
+QUIET = {  # no question about news, and every cell of a notebook in the page
+    "config/labconfig/page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
+    "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
+}
+ERRORS = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap((cell, i) => (cell.outputs ?? [])
+    .filter((output) => output.output_type === "error").map((o) => `cell ${i}: ${o.ename}: ${o.evalue}`))"""
+DONE = """() => { const panel = jupyterapp.shell.currentWidget;
+    return panel.sessionContext.session?.kernel?.status === "idle" && !panel.node.querySelector(".jp-mod-pending") &&
+        ![...panel.node.querySelectorAll(".jp-InputPrompt")].some((p) => p.textContent.includes("[*]")); }"""
+PICTURE = "() => document.querySelector('.mammo-room canvas.views').toDataURL()"
+NUMBERS = "() => document.querySelector('.mammo-room .panel').innerText"
+TOGGLE = """async (view) => { const panel = document.querySelector('.mammo-room .panel'), before = panel.innerText;
+    const start = performance.now();
+    document.querySelector(`.mammo-room [data-view=${view}]`).click();
+    do await new Promise(requestAnimationFrame); while (panel.innerText === before && performance.now() - start < 5000);
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    return panel.innerText === before ? Infinity : performance.now() - start; }"""
+SPILLED = """() => [...document.querySelectorAll('.mammo-room *')].filter((node) => node.clientWidth &&
+    node.scrollWidth > node.clientWidth + 1).map((node) => node.className || node.tagName)"""
+
+
+class Checks:
+    """Prints one line per check and counts those that fail."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def note(self, name: str, good: bool, more: object = "") -> None:
+        self.failed += not good
+        print(f"{'ok    ' if good else 'FAILED'} {name} {more}".rstrip(), flush=True)
+
+
+def copy_project(folder: Path) -> None:
+    """Copy what the notebooks read and may write; the data folder is linked."""
+    root = project_root()
+    for name in ("config", "notebooks", DEMO):
+        shutil.copytree(root / name, folder / "project" / name)
+    (folder / "project" / "data").symlink_to(root / "data")
+    for name, values in QUIET.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(json.dumps(values))
+
+
+@contextlib.contextmanager
+def jupyterlab(folder: Path):
+    """Start JupyterLab in the folder, yield its address, and end it with its kernels."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    project, root = folder / "project", project_root()
+    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings"}
+    places |= {"JUPYTERLAB_WORKSPACES_DIR": "workspaces", "MAMMO_PROJECT": "project"}
+    environment = os.environ | {name: str(folder / place) for name, place in places.items()}
+    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(root)}
+    environment.pop("MPLBACKEND", None)  # the notebooks draw inline
+    options = [f"--ServerApp.port={port}", f"--ServerApp.root_dir={project}", "--IdentityProvider.token="]
+    options += ["--ServerApp.ip=127.0.0.1", "--LabApp.expose_app_in_browser=True", "--no-browser", "--allow-root"]
+    with (folder / "jupyter.log").open("w") as log:
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(240):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/api", timeout=5)
+                    break
+                time.sleep(0.5)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+
+
+def run_all(page, address: str, name: str, checks: Checks) -> None:
+    """Open a notebook, run all of its cells and report errors."""
+    page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=120_000)
+    page.wait_for_function("() => jupyterapp.shell.currentWidget.sessionContext?.session?.kernel", timeout=120_000)
+    page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
+    start = time.monotonic()
+    page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_timeout(1000)
+    page.wait_for_function(DONE, timeout=600_000)
+    errors = page.evaluate(ERRORS)
+    checks.note(f"{name}: all cells", not errors, "; ".join(errors) or f"in {time.monotonic() - start:.0f} s")
+
+
+def use_browser_of_01(page, out: Path, checks: Checks) -> None:
+    """Choose another exam in notebook 01."""
+    choice = page.locator(".widget-dropdown select")
+    choice.scroll_into_view_if_needed()
+    choice.select_option(index=1)
+    page.wait_for_selector(".jupyter-widgets .jp-OutputArea img", timeout=30_000)
+    before = page.locator(".jupyter-widgets .jp-OutputArea img").first.get_attribute("src")
+    choice.select_option(index=2)
+    page.wait_for_function(
+        "(before) => { const i = document.querySelector('.jupyter-widgets .jp-OutputArea img');"
+        "return i && i.src !== before; }",
+        arg=before,
+        timeout=30_000,
+    )
+    checks.note("01: the exam browser shows another exam", True)
+    page.screenshot(path=out / "01-browser.png")
+
+
+def use_room(page, out: Path, checks: Checks) -> None:
+    """Use everything in the reading room of notebook 09."""
+    room = page.locator(".mammo-room")
+    room.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    answered = "() => !document.querySelector('.mammo-room').classList.contains('waiting')"
+
+    def shoot(name: str) -> None:
+        room.screenshot(path=out / f"09-{name}.png")
+
+    def changes(name: str, act, what: str = PICTURE, wanted: bool = True) -> None:
+        before = page.evaluate(what)
+        act()
+        page.wait_for_timeout(150)
+        page.wait_for_function(answered, timeout=10_000)
+        page.wait_for_timeout(150)
+        changed = page.evaluate(what) != before
+        checks.note(f"09: {name}", changed == wanted, "" if wanted else "(nothing changes)")
+
+    shoot("1-opened")
+    box = room.locator("canvas.views").bounding_box()
+    x, y = box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"]
+
+    def drag(dx: int, dy: int, button: str = "left") -> None:
+        page.mouse.move(x, y)
+        page.mouse.down(button=button)
+        page.mouse.move(x + dx, y + dy, steps=4)
+        page.mouse.up(button=button)
+
+    def wheel() -> None:
+        page.mouse.move(x, y)
+        page.mouse.wheel(0, -500)
+
+    changes("the wheel before the room has the focus", wheel, wanted=False)
+    room.scroll_into_view_if_needed()
+    box = room.locator("canvas.views").bounding_box()
+    x, y = box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"]
+    start = page.evaluate(PICTURE)
+    page.mouse.click(x, y)
+    changes("wheel zooms", wheel)
+    changes("drag pans", lambda: drag(40, 30))
+    shoot("2-zoomed")
+    changes("right drag sets the window", lambda: drag(-60, -20, "right"))
+    page.mouse.dblclick(x, y)
+    page.wait_for_timeout(300)
+    checks.note("09: double click resets", page.evaluate(PICTURE) == start)
+    for key, what in (("o", "outlines"), ("h", "heat map"), ("c", "contributions"), ("i", "invert")):
+        enabled = room.get_by_role("button", name=what, exact=True).is_enabled()
+        changes(f"key {key}: {what}", lambda key=key: page.keyboard.press(key), wanted=enabled)
+        shoot(f"3-key-{key}")
+        page.keyboard.press(key)
+    changes("key 2 hides a view: picture", lambda: page.keyboard.press("2"))
+    shoot("4-hidden")
+    changes("key 2 shows it again: numbers", lambda: page.keyboard.press("2"), NUMBERS)
+    kinds = page.evaluate("() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.map((c) => c.cell_type)")
+    stored = json.loads((project_root() / "notebooks" / "09_reading_room.ipynb").read_text("utf-8"))["cells"]
+    checks.note("09: no key reaches the notebook", kinds == [cell["cell_type"] for cell in stored])
+    times = [page.evaluate(TOGGLE, view) for view in ("R_CC", "L_CC", "R_MLO", "L_MLO") for _ in range(6)]
+    more = f"median {statistics.median(times):.0f} ms, longest {max(times):.0f} ms of {len(times)}"
+    checks.note("09: a view is shown or hidden in less than 200 ms", max(times) < 200, more)
+    changes("arrow key: another exam", lambda: page.keyboard.press("ArrowRight"), NUMBERS)
+    begun = time.monotonic()
+    changes("click: another exam", lambda: room.locator("[data-exam]").nth(4).click(), NUMBERS)
+    print(f"       with both pauses of 150 ms in {1000 * (time.monotonic() - begun):.0f} ms")
+    room.locator("[data-filter=views]").select_option("2")
+    page.wait_for_function("() => document.querySelector('.mammo-room .count').textContent.match(/^\\d+/)[0] < 120")
+    changes("filter: an exam of two views", lambda: room.locator("[data-exam]").first.click(), NUMBERS)
+    checks.note("09: no probability without an image", "no image: no prediction" in page.evaluate(NUMBERS))
+    shoot("5-two-views")
+    with page.expect_download() as download:
+        room.get_by_role("button", name="save PNG").click()
+    download.value.save_as(out / "09-saved.png")
+    checks.note("09: the view is saved", (out / "09-saved.png").stat().st_size > 20_000)
+    spilled = page.evaluate(SPILLED)
+    checks.note(f"09: nothing is cut off at {WIDE} px", not spilled, sorted(set(spilled)) or "")
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.shutdown()")
+    page.wait_for_timeout(1000)
+    room.locator("[data-exam]").nth(2).click()
+    page.wait_for_timeout(3000)
+    words = room.locator(".status").inner_text()
+    checks.note("09: without a kernel the numbers are dim", "has not answered" in words, words)
+    shoot("6-no-kernel")
+    changes("without a kernel, views are still hidden", lambda: room.locator("[data-view]:enabled").first.click())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.browser", description=__doc__.splitlines()[0])
+    parser.add_argument("--notebooks", nargs="+", default=["01", "06", "08", "09"], help="their numbers")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    options = parser.parse_args()
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sys.exit("The browser checks need playwright; run `pip install playwright`.")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        sys.exit(f"The browser checks need Chromium; install one of {', '.join(BROWSERS)}.")
+    if not (project_root() / DEMO / "runs").is_dir():
+        sys.exit(f"The browser checks need the finished demo in {DEMO}; run `snakemake` first.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    names = [file.stem for file in sorted((project_root() / "notebooks").glob("*.ipynb"))]
+    checks = Checks()
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        copy_project(Path(temporary))
+        chrome = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        with jupyterlab(Path(temporary)) as address:
+            for name in (name for name in names if re.split("_", name)[0] in options.notebooks):
+                page = chrome.new_page(viewport={"width": WIDE, "height": HIGH})
+                page.set_default_timeout(30_000)
+                wrong: list[str] = []
+                page.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error).splitlines()[0]))
+                try:
+                    run_all(page, address, name, checks)
+                    page.screenshot(path=options.out / f"{name[:2]}-notebook.png")
+                    for number, use in (("01", use_browser_of_01), ("09", use_room)):
+                        if name.startswith(number):
+                            use(page, options.out, checks)
+                except Exception as error:  # the next notebook is still checked
+                    page.screenshot(path=options.out / f"{name[:2]}-error.png")
+                    checks.note(name, False, str(error).splitlines()[0])
+                checks.note(f"{name}: the page", not wrong, "; ".join(wrong))
+                page.close()
+        chrome.close()
+    sys.exit(1 if checks.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
