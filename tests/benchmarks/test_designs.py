@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks import planted, remedies
+from benchmarks.designs_page import designs_page
 from mammo_utils.evaluation.runs import read_runs
+from tests.conftest import CHECKOUT
 
 
 def test_designs_are_compared_with_the_papers_and_an_interrupted_measurement_continues(
@@ -54,3 +56,8 @@ def test_each_remedy_is_a_variant_whose_recombined_exams_are_scored(
     assert [(row["system"], row["remedy"]) for row in found["rows"]] == [("hybrid_shared", name) for name in chosen]
     fusions = {run.spec.model.fusion for run in read_runs(study)}
     assert fusions == {"gated", "per_breast"}
+
+
+def test_the_page_of_designs_is_that_of_the_records():
+    """`python -m benchmarks.designs_page` writes it."""
+    assert (CHECKOUT / "docs" / "designs.md").read_text(encoding="utf-8") == designs_page()
