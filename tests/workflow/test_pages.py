@@ -85,7 +85,8 @@ def test_the_folder_is_complete_and_every_link_leads_somewhere(pages):
     assert not re.search(r"url\(|@import", style()) and "mathjax" not in "".join(
         p.read_text() for p in pages.glob("*.html")
     )
-    assert not (pages / "predicted" / "model.zip").exists()
+    assert not (pages / "predicted" / "model.zip").exists() and (pages / "predicted" / "predictions.json").is_file()
+    assert 'href="predicted/index.html"' in (pages / "index.html").read_text()
     for page in pages.glob("*.html"):
         text = page.read_text()
         assert '<meta name="viewport"' in text and "No description has been provided" not in text, page.name
