@@ -1,181 +1,96 @@
 """The pages of a study: each executed notebook as HTML, and an index page.
 
-python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict | --claims | --verify CERTIFICATE]
+python -m mammo_utils.workflow.report config/demo.yaml [settings ...] [--verdict | --claims |
+    --verify CERTIFICATE | --compare OTHER]
 """
 
 from __future__ import annotations
 
 import argparse
-import html
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
-import nbformat
-import pandas as pd
-from nbconvert import HTMLExporter
-from nbconvert.filters.markdown import markdown2html
+from bs4 import BeautifulSoup
 
 from mammo_utils.config import ParameterError
-from mammo_utils.data.cohort import load_cohort
-from mammo_utils.evaluation.bootstrap import ONE_TRAINING
-from mammo_utils.evaluation.runs import RunResult, read_runs
-from mammo_utils.evaluation.tables import RECOMBINATION, results_table, run_list, settings_table, with_intervals
+from mammo_utils.evaluation.runs import read_runs
+from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import read_json, write_json, write_text
-from mammo_utils.metrics import METRICS
-from mammo_utils.plots.save import read_manifest
-from mammo_utils.provenance import environment
 from mammo_utils.study import Study, load_study
 from mammo_utils.workflow.certificate import certify, compare_certificates, read_certificate
+from mammo_utils.workflow.compare_studies import write_comparison
 from mammo_utils.workflow.documents import claim_page, collect_evidence, model_card
+from mammo_utils.workflow.index_page import index_body
+from mammo_utils.workflow.notebook_page import notebook_body, title_of
+from mammo_utils.workflow.pages import Link, style, tidy_tables, to_html, write_page
+from mammo_utils.workflow.pictures import Pictures
 from mammo_utils.workflow.study_state import failures
 
-ORDER = "05 07 06 09 01 02 03"  # order in which the notebooks' figures are shown
-WIDGET = "application/vnd.jupyter.widget-view+json"
-PAGE = """{% extends 'lab/index.html.j2' %}
-{% block html_head_js_requirejs %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}"""
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-.mark { background: #fff3cd; border-left: 4px solid #e0a800; padding: .6rem 1rem; }
-.failed { background: #fdecea; border-left: 4px solid #c0392b; padding: .6rem 1rem; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .25rem .7rem; text-align: left; }
-tr { border-bottom: 1px solid #eee; } thead tr { border-bottom: 2px solid #999; }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; } figcaption { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; }
-"""
+CARD, CLAIM = Link("model_card.html", "Model card"), Link("claim.html", "CLAIM checklist")
+CERTIFICATE = Link("certificate.json", "Certificate: what the numbers are based on, with hashes (JSON)")
+PREDICTED = Link("predicted/index.html", "Exams predicted by notebook 08")
 
 
 def write_report(study: Study) -> Path:
-    """Write the study's folder `html` from the results that exist, and return the index page."""
-    pages = study.folder / "html"
-    links = []
-    for notebook in sorted((study.folder / "notebooks").glob("[!.]*.ipynb")):
-        write_text(pages / f"{notebook.stem}.html", page_of(notebook))
-        links.append((f"{notebook.stem}.html", notebook.stem))
+    """Write the study's folder `html` from the results that exist, and return the index page.
+
+    The folder is complete in itself: nothing in it needs a network or a file outside.
+    """
+    folder, pictures = study.folder / "html", Pictures(study.folder)
+    notebooks = sorted((study.folder / "notebooks").glob("[!.]*.ipynb"))
+    pages = {Link(f"{notebook.stem}.html", title_of(notebook)): notebook for notebook in notebooks}
+    steps = _reading_order([*pages, CARD, CLAIM])
+
+    def write(link: Link, body: str) -> None:
+        previous, next_ = steps[link]
+        write_page(folder / link.address, link.title, body, study.name, previous=previous, next_=next_)
+
+    write_text(folder / "style.css", style())
+    for link, notebook in pages.items():
+        write(link, notebook_body(notebook, pictures))
     runs = read_runs(study)
     results = results_table(runs, study)
-    write_json(study.folder / "certificate.json", certify(study, runs, results))
+    for place in (study.folder, folder):
+        write_json(place / CERTIFICATE.address, certify(study, runs, results))
     evidence = collect_evidence(study, runs, results)
-    for name, text in (("model_card", model_card(evidence)), ("claim", claim_page(evidence))):
-        write_text(study.folder / f"{name}.md", text)
-        links.append((f"{name}.html", name))
-        body = markdown2html(text.replace("](html/", "](").replace("](certificate.json", "](../certificate.json"))
-        write_text(pages / f"{name}.html", _page(f"{study.name}: {name}", body))
-    links.append(("../certificate.json", "certificate.json"))
-    index = pages / "index.html"
-    write_text(index, index_page(study, links, runs, results))
-    return index
+    for link, text in ((CARD, model_card(evidence)), (CLAIM, claim_page(evidence))):
+        write_text((study.folder / link.address).with_suffix(".md"), text)
+        soup = BeautifulSoup(to_html(text.replace("](html/", "](")), "html.parser")
+        tidy_tables(soup, lambda _: "")
+        write(link, str(soup))
+    links = [*pages, CARD, CLAIM, CERTIFICATE]
+    if (study.folder / PREDICTED.address).is_file():
+        _copy_predictions(study.folder / "predicted", folder / "predicted")
+        links.append(PREDICTED)
+    links += [
+        Link(page.name, page.stem.replace("compare-", "Compared with ")) for page in folder.glob("compare-*.html")
+    ]
+    body = index_body(study, links, runs, results, pictures)
+    write_page(folder / "index.html", "Results", body, study.name, contents=None, next_=links[0])
+    pictures.remove_unused()
+    return folder / "index.html"
 
 
-def _page(title: str, body: str) -> str:
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+def _reading_order(pages: list[Link]) -> dict[Link, tuple[Link | None, Link | None]]:
+    """The pages before and after each page. All runs of notebook 04 share a place."""
+    trainings = [page for page in pages if page.address.startswith("04_train-")]
+    order = [Link("index.html", "Contents"), *(page for page in pages if page not in trainings[1:])]
+    steps = {}
+    for place, page in enumerate(order[1:], 1):
+        previous, next_ = order[place - 1], order[place + 1] if place + 1 < len(order) else None
+        for same in trainings if page in trainings else [page]:
+            steps[same] = (None if place == 1 else previous, next_)
+    return steps
 
 
-def page_of(notebook: Path) -> str:
-    """An executed notebook as one HTML page, figures included. Only its equations need a network, for MathJax."""
-    node = nbformat.read(notebook, as_version=4)
-    node.metadata.pop("widgets", None)
-    for output in (output for cell in node.cells for output in cell.get("outputs", [])):
-        if WIDGET in output.get("data", {}):  # it needs a kernel; a static figure stands beside it
-            output["data"] = {"text/plain": "(a widget: open the notebook in JupyterLab to use it)"}
-    return HTMLExporter(raw_template=PAGE).from_notebook_node(node)[0]
-
-
-def index_page(study: Study, links: list[tuple[str, str]], runs: list[RunResult], results: pd.DataFrame) -> str:
-    """Write the HTML of the index page.
-
-    Args:
-        study: The study.
-        links: (address, name) of each other page.
-        runs: The study's runs.
-        results: The result of `tables.results_table`.
-    """
-    cohort = load_cohort(study.folder / ("cohort" if (study.folder / "cohort").is_dir() else "found"))
-    facts = environment()
-    parts = [f"<h1>Study “{study.name}”</h1>"]
-    parts.append("<p>A hybrid CNN–VSSM model for multi-view, multi-task mammography analysis.</p>")
-    if cohort.synthetic:
-        parts.append(
-            '<p class="mark"><b>Synthetic cohort.</b> Every image and label here is drawn by a program. The '
-            "numbers show that the study runs and what it can find; they are no evidence about patients.</p>"
-        )
-    if failed := failures(study):
-        items = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in failed.items())
-        parts.append(f'<div class="failed"><b>{len(failed)} failed</b><ul>{items}</ul></div>')
-    parts.append("<h2>Results</h2>" + _results(results))
-    if (study.folder / "results.json").is_file():
-        checks = pd.DataFrame(read_json(study.folder / "results.json")["checks"]).fillna("cannot be decided")
-        parts.append("<p>What the study claims, checked against these numbers:</p>")
-        parts.append(_html(checks.replace({"holds": {True: "yes", False: "no"}}).set_index("claim")))
-    records = [study.folder / name for name in ("results.json", "decisions.json")]
-    sentences = [s for file in records if file.is_file() for s in read_json(file).get("summary", [])]
-    if sentences:
-        parts.append(f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>")
-    if (study.folder / "views.json").is_file():
-        parts.append("<h2>Is each breast read from its own views?</h2>" + _recombination(study))
-    parts.append("<h2>Notebooks as they ran, and what the study rests on</h2><ul>")
-    parts += [f'<li><a href="{escape(link)}">{escape(name)}</a></li>' for link, name in links]
-    if (study.folder / "predicted" / "index.html").is_file():
-        parts.append('<li><a href="../predicted/index.html">exams predicted by 08_predict</a></li>')
-    parts.append("</ul><p>Widgets need a kernel, so a static figure stands in for each. Equations need a network.</p>")
-    parts.append("<h2>Figures</h2>")
-    for entry in sorted(read_manifest(study.folder / "figures"), key=lambda e: ORDER.find(e["notebook"][:2])):
-        text = escape(entry["caption"] or entry["figure"])
-        source = f"<br>{escape(entry['notebook'])}"
-        image = f'<img src="../figures/{escape(entry["figure"])}" alt="{text}" loading="lazy">'
-        parts.append(f"<figure>{image}<figcaption>{text}{source}</figcaption></figure>")
-    parts.append("<h2>Runs</h2>" + _html(run_list(runs)))
-    parts.append("<h2>Settings compared with the paper's</h2>" + _html(settings_table(study)))
-    excluded = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
-    parts.append(
-        f"<h2>Data</h2><p>{len(cohort.exams)} exams, {(cohort.images['status'] == 'used').sum()} images used.</p>"
-    )
-    if len(excluded):
-        parts.append("<p>Excluded, by reason:</p>" + _html(excluded.set_index("kind")))
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    parts.append(f"<h2>Made with</h2><p>{escape(versions)}; {escape(facts['platform'])}; ")
-    parts.append(f"commit {escape(facts['commit'][:12] or 'unknown')}; {escape(facts['written'])}</p>")
-    return _page(f"{study.name}: results", "\n".join(parts))
-
-
-def _results(table: pd.DataFrame) -> str:
-    table = table[table["side"] == "both"] if len(table) else table
-    if not len(table):
-        return "<p>No run has finished yet.</p>"
-    cell = table.apply(lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", axis=1)
-    rows = table.assign(cell=cell, what=table["task"] + " " + table["metric"].map(lambda name: METRICS[name].title))
-    wide = rows.pivot_table(
-        index=["subset", "task_mode", "system"], columns="what", values="cell", aggfunc="first", sort=False
-    ).fillna("")
-    wide.columns.name = None
-    first = rows.iloc[0]
-    note = f"On the part <i>{escape(first['part'])}</i>, first row: {first['n_exams']} exams and {first['n_breasts']} "
-    note += f"breasts of {first['n_patients']} patients; 95 % intervals over patients"
-    note += f" ({ONE_TRAINING})." if first["n_seeds"] == 1 else "."
-    if first["part"] == "validation":
-        note += " The same part chose the epoch, so the values are optimistic."
-    return f"<p>{note}</p>" + _html(wide.reset_index().set_index("system"))
-
-
-def _recombination(study: Study) -> str:
-    """What notebook 06 recorded of exams whose breasts are of two patients."""
-    record = read_json(study.folder / "views.json")
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["statements"])
-    table = with_intervals(pd.DataFrame(record["recombination"]), RECOMBINATION)
-    return f"<p>Exams recombined of two patients' breasts; 95 % intervals over patients.</p><ul>{sentences}</ul>" + (
-        _html(table) if len(table) else ""
-    )
-
-
-def _html(table: pd.DataFrame) -> str:
-    return '<div class="wide">' + table.to_html(border=0, na_rep="", justify="left") + "</div>"
-
-
-def escape(text: Any) -> str:
-    """Any value as text that is safe in HTML."""
-    return html.escape(str(text))
+def _copy_predictions(source: Path, target: Path) -> None:
+    """Copy the pages and tables of the predicted exams, without the model."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.suffix in (".html", ".csv", ".json"):
+            shutil.copy(file, target)
 
 
 def print_verdict(study: Study) -> None:
@@ -237,6 +152,7 @@ def main() -> None:
     parser.add_argument("--broken", action="store_true", help="a step failed: report the results that exist")
     parser.add_argument("--claims", action="store_true", help="write nothing; print which claims of the results hold")
     parser.add_argument("--verify", type=Path, metavar="FILE", help="write nothing; compare with a certificate.json")
+    parser.add_argument("--compare", metavar="OTHER", help="compare with another study: its file or results folder")
     options = parser.parse_args()
     try:
         study = load_study(options.study, options.settings)
@@ -246,6 +162,12 @@ def main() -> None:
         sys.exit(print_claims(study))
     if options.verify:
         sys.exit(verify(study, options.verify))
+    if options.compare:
+        try:
+            print(write_comparison(study, options.compare))
+        except (ParameterError, ValueError) as error:
+            parser.exit(2, f"{error}\n")
+        return
     action = print_verdict if options.verdict else report_unfinished if options.broken else write_report
     action(study)
 

@@ -5,11 +5,13 @@ import shutil
 
 import matplotlib.pyplot as plt
 import pytest
+from markupsafe import escape
 
 from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import read_json
 from mammo_utils.training.run import train_run
-from mammo_utils.workflow.report import escape, index_page
+from mammo_utils.workflow.index_page import index_body
+from mammo_utils.workflow.pictures import Pictures
 from tests.conftest import CHECKOUT, SMALL
 
 
@@ -67,7 +69,7 @@ def test_they_need_the_files_of_the_runs_alone(small_study, in_small_project, mo
     figures = {path.stem for path in (small_study.folder / "figures").glob("*.png")}
     expected = {"recombination", "attention-weights", "view-subsets-diagnosis", "view-subsets-birads"}
     assert figures == expected | {"saliency", "saliency-maps"}
-    page = index_page(small_study, [], [], results_table([], small_study))
+    page = index_body(small_study, [], [], results_table([], small_study), Pictures(small_study.folder))
     assert "two cancers: both flagged" in page and escape(record["statements"][0]) in page
 
 

@@ -7,12 +7,14 @@ from mammo_utils.data.exclusions import exclude_images
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import write_json
-from mammo_utils.workflow.report import index_page, print_claims
+from mammo_utils.workflow.index_page import index_body
+from mammo_utils.workflow.pictures import Pictures
+from mammo_utils.workflow.report import print_claims
 
 
 def page_of_study(study):
     runs = read_runs(study)
-    return index_page(study, [], runs, results_table(runs, study))
+    return index_body(study, [], runs, results_table(runs, study), Pictures(study.folder))
 
 
 CLAIMS = {"a": True, "b": False, "c": None}

@@ -1,0 +1,213 @@
+"""The index page of a study: results first, then claims, findings, the most telling pictures, and all the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from mammo_utils.data.cohort import load_cohort
+from mammo_utils.evaluation.bootstrap import ONE_TRAINING
+from mammo_utils.evaluation.intervals import LEVEL
+from mammo_utils.evaluation.runs import RunResult
+from mammo_utils.evaluation.tables import RECOMBINATION, run_list, settings_table, with_intervals
+from mammo_utils.io import read_json
+from mammo_utils.metrics import METRICS
+from mammo_utils.provenance import environment
+from mammo_utils.study import Study
+from mammo_utils.vocabulary import SUBSETS, SYSTEMS
+from mammo_utils.workflow.pages import TEMPLATES, Link, table_html
+from mammo_utils.workflow.pictures import Pictures, figure_html
+from mammo_utils.workflow.study_state import failures
+
+MODES = {"multi": "both tasks", "diagnosis": "diagnosis alone", "birads": "BI-RADS alone"}
+TASKS = {"diagnosis": "Diagnosis", "birads": "BI-RADS"}
+ORDER = "05 07 06 01 02 03 08"  # order in which the notebooks' figures are shown
+N_TELLING = 6
+TELLING = {  # patterns of figures, the most telling ones first -> what to see; the last ones step in for missing ones
+    "systems-*": "Colour: AUC of each system with its 95 % interval. Do the intervals of the systems overlap, and do "
+    "they lie right of the grey shortcuts, which ignore lesions? Diamonds are the paper's values, on other data.",
+    "comparisons-*": "Each system minus the reference on the same patients. An interval that crosses 0 leaves open "
+    "which of the two is better.",
+    "roc-*-diagnosis": "The further a curve bends to the upper left, the more cancers are found at the same share of "
+    "false alarms. The width of the band shows how much the curve depends on the choice of patients.",
+    "recombination": "Left and right breast of two patients in one exam. The second column is the share of exams with "
+    "two cancers in which both are flagged: near 0, one of the two cancers is missed.",
+    "failures-*": "The most certain mistakes: missed cancers at the left, false alarms at the right. The framed breast "
+    "is the one in question. Was the lesion visible, and which view decided?",
+    "exam": "The four views of an exam as a radiologist hangs them. Each breast has its own labels; an outline marks "
+    "a lesion.",
+    "reliability-*": "Points on the diagonal: of the breasts with a predicted probability of 0.7, 70 % are malignant.",
+    "attention-weights": "A view that weighs much should also contribute much to the breast that has the cancer.",
+    "confusion-*-birads": "Rows are labels. Dark cells off the diagonal are the categories that a system confuses.",
+    "training-*": "Loss and validation AUC by epoch. A dot marks the epoch whose weights were kept.",
+    "flow-*": "How many images and exams were found, excluded for which reason, and used.",
+}
+
+
+def index_body(
+    study: Study, pages: Sequence[Link], runs: Sequence[RunResult], results: pd.DataFrame, pictures: Pictures
+) -> str:
+    """Write the body of the index page.
+
+    Args:
+        study: The study.
+        pages: The other pages, in their order.
+        runs: The study's runs.
+        results: The result of `tables.results_table`.
+        pictures: The pictures of the study's pages.
+    """
+    cohort = load_cohort(study.folder / ("cohort" if (study.folder / "cohort").is_dir() else "found"))
+    found, decisions, views = (_record(study, name) for name in ("results", "decisions", "views"))
+    if views:
+        views["said"] = [finding["finding"] for finding in views.get("findings", [])]
+        views["table"] = table_html(with_intervals(pd.DataFrame(views.get("recombination", [])), RECOMBINATION))
+    results = results[results["side"] == "both"]
+    tables, marked = results_tables(results, found.get("comparisons", []))
+    trainings = {link.address.removesuffix(".html"): link for link in pages if link.address.startswith("04_train-")}
+    telling, others = choose_figures(pictures.figures)
+    excluded = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
+    facts = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return TEMPLATES.get_template("index.html.j2").render(
+        study=study,
+        synthetic=cohort.synthetic,
+        failed=failures(study),
+        results=tables,
+        notes=_notes(results, marked) if len(results) else [],
+        sentences=[*found.get("summary", []), *decisions.get("summary", [])],
+        checks=found.get("checks", []),
+        views=views,
+        telling=[figure_html(pictures.figure(name), TELLING[pattern], name) for name, pattern in telling.items()],
+        others={
+            notebook: [figure_html(pictures.figure(name), pictures.figures[name]["caption"], name) for name in names]
+            for notebook, names in others.items()
+        },
+        titles={link.address.removesuffix(".html"): link.title for link in pages} | {"04_train": "04"},
+        pages=[link for link in pages if link not in trainings.values()],
+        trainings=list(trainings.values()),
+        runs=_runs_table(runs, trainings),
+        settings=table_html(settings_table(study)),
+        n_exams=len(cohort.exams),
+        n_images=(cohort.images["status"] == "used").sum(),
+        excluded=table_html(excluded.set_index("kind"), "Excluded, by reason") if len(excluded) else "",
+        made_with=f"{versions}; {facts['platform']}; commit {facts['commit'][:12] or 'unknown'}; {facts['written']}",
+    )
+
+
+# --- results --------------------------------------------------------------------------------------------
+
+
+def subset_title(subset: str) -> str:
+    """Name of a BI-RADS subset for readers, such as "BI-RADS 1 vs 5"."""
+    values = SUBSETS[subset]
+    return f"BI-RADS {values[0]} to {values[-1]}" if len(values) > 3 else f"BI-RADS {' vs '.join(map(str, values))}"
+
+
+def with_interval(value: float, low: float, high: float) -> Markup:
+    """Write a value with three significant digits and its interval, on one line.
+
+    Args:
+        value: The value; NaN if there is none.
+        low: Lower end of the interval; NaN if there is none.
+        high: Its upper end.
+    """
+    text = f"{value:#.3g}" + ("" if pd.isna(low) else f" [{low:#.3g}, {high:#.3g}]")
+    return Markup('<span class="interval">{}</span>').format("–" if pd.isna(value) else text)
+
+
+def results_tables(results: pd.DataFrame, comparisons: Sequence[dict[str, Any]]) -> tuple[list[Markup], int]:
+    """Write one table per BI-RADS subset, and count the values marked as the best of their column.
+
+    A value is marked only if the corrected comparison of its system with each other one of the column tells the two
+    apart.
+
+    Args:
+        results: Rows of `tables.results_table` for both sides together.
+        comparisons: Rows of `comparisons.compare_systems`.
+    """
+    apart = {
+        (
+            row["subset"],
+            row["task"],
+            row["metric"],
+            frozenset((f"{row['system']} {row['task_mode']}", row["reference"])),
+        )
+        for row in comparisons
+        if row["p_holm"] is not None and row["p_holm"] < 1 - LEVEL
+    }
+    tables, marked = [], 0
+    for subset, rows in results.groupby("subset", sort=False):
+        wide: dict[tuple[str, str], dict[str, Markup]] = {}
+        for (task, metric), column in rows.groupby(["task", "metric"], sort=False):
+            best = column.loc[column["value"].idxmax()] if column["value"].notna().any() else None
+            for row in column.itertuples():
+                system, best_system = (f"{r.system} {r.task_mode}" for r in (row, row if best is None else best))
+                others = set(column["system"] + " " + column["task_mode"]) - {system}
+                pairs = {(subset, task, metric, frozenset((system, other))) for other in others}
+                cell = with_interval(row.value, row.low, row.high)
+                if system == best_system and others and pairs <= apart:
+                    marked, cell = marked + 1, Markup('<b class="best">{}</b>').format(cell)
+                names = SYSTEMS[row.system].title, MODES[row.task_mode]
+                wide.setdefault(names, {})[f"{TASKS[task]}, {METRICS[metric].title}"] = cell
+        columns = list(dict.fromkeys(title for cells in wide.values() for title in cells))
+        table = [[*names, *(cells.get(title, "") for title in columns)] for names, cells in wide.items()]
+        frame = pd.DataFrame(table, columns=["System", "Trained on", *columns]).map(escape)
+        tables.append(table_html(frame.set_index("System"), subset_title(str(subset)), escaped=True))
+    return tables, marked
+
+
+def _notes(results: pd.DataFrame, marked: int) -> list[str]:
+    """What the numbers are based on, and what a mark means."""
+    first = results.iloc[0]
+    note = f"Part “{first['part']}” of the split, first row: {first['n_exams']} exams and {first['n_breasts']} breasts"
+    note += f" of {first['n_patients']} patients. In brackets: 95 % intervals over patients"
+    note += f" ({ONE_TRAINING})." if first["n_seeds"] == 1 else "."
+    if first["part"] == "validation":
+        note += " The same part chose the epoch, so the values are optimistic."
+    rule = "is told apart from every other one of its column (Holm's correction, level 5 %)."
+    return [note, f"Highlighted: a value that {rule}" if marked else f"No value is highlighted: none {rule}"]
+
+
+# --- figures and runs -----------------------------------------------------------------------------------
+
+
+def choose_figures(figures: dict[str, dict[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Choose the most telling figures, and group the others by their notebook.
+
+    Args:
+        figures: Name -> entry of the manifest.
+
+    Returns:
+        Name of a chosen figure -> its pattern in TELLING; notebook -> names of its other figures.
+    """
+    chosen: dict[str, str] = {}
+    for pattern in TELLING:
+        names = [name for name in figures if fnmatch(name, pattern)]
+        names.sort(key=lambda name: ("1v5" not in name, "multi" not in name, name))  # the subset that all systems have
+        if names and len(chosen) < N_TELLING:
+            chosen[names[0]] = pattern
+    rest = sorted(set(figures) - set(chosen), key=lambda name: (ORDER.find(figures[name]["notebook"][:2]), name))
+    return chosen, {key: list(names) for key, names in groupby(rest, lambda name: figures[name]["notebook"])}
+
+
+def _runs_table(runs: Iterable[RunResult], trainings: dict[str, Link]) -> Markup:
+    """The list of runs, each linked to its page."""
+    table = run_list(list(runs)).map(escape)
+    names = [
+        Markup('<a href="{}">{}</a>').format(trainings[page].address, run)
+        if (page := f"04_train-{run}") in trainings
+        else escape(run)
+        for run in table.index
+    ]
+    return table_html(table.set_axis(pd.Index(names, name="run")), escaped=True)
+
+
+def _record(study: Study, name: str) -> dict[str, Any]:
+    """What a notebook recorded; {} if it has not run."""
+    file = study.folder / f"{name}.json"
+    return read_json(file) if file.is_file() else {}
