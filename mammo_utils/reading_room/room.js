@@ -243,7 +243,7 @@ function render({ model, el }) {
       } }), run.title)));
   const [task, classes] = Object.entries(about.runs[0].classes)[0];
   const table = make("table", { className: "numbers" }, make("thead", {}, make("tr", {}, make("th", {}, "run"),
-    make("th", {}, "AUC"), make("th", {}, "right"), make("th", {}, "left"), make("th", {}, "weights"))), rows);
+    make("th", { title: `over the whole part “${about.part}”` }, "AUC"), make("th", {}, "right"), make("th", {}, "left"), make("th", {}, "weights"))), rows);
   const last = task === "diagnosis" ? "malignant" : `BI-RADS ${classes.at(-1)}`;
   root.append(
     make("header", {}, heading, make("span", { className: "note" }, `${about.note}, part “${about.part}”`), status),

@@ -141,6 +141,7 @@ function paintPart(context, { view, left, x, y, w, h }, { weight, shares, most }
     context.fillStyle = share < 0 ? LESS : MORE;
     const bar = (share / most) * 34;
     context.fillRect(Math.min(middle, middle + bar), line - 7, Math.abs(bar), 7);
-    text(context, signed(share), start + 176, line, share < 0 ? LESS : MORE, "right", 11);
+    const words = signed(share), colour = words === "0.00" ? DIM : share < 0 ? LESS : MORE;
+    text(context, words, start + 176, line, colour, "right", 11);
   });
 }
