@@ -26,7 +26,11 @@ from mammo_utils.training.run_state import SALIENCY
 from mammo_utils.training.saliency import METHODS, SaliencyMaps, load_maps
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, SYSTEMS, VIEWS
 
-ORDERS = ("wrong first", "by name")
+ORDERS = {  # of the list -> the columns that it is sorted by
+    "wrong first": ["wrong", "error", "exam"],
+    "heat maps first": ["mapped", "wrong", "error", "exam"],
+    "by name": ["exam"],
+}
 FINDINGS = ("left", "right", "both", "none")  # the side of a cancer or an outlined lesion
 
 
@@ -153,6 +157,7 @@ class Room:
                     "classes": {task: list(categories(run, task)) for task in run.tasks},
                     "auc": part.get(main_task(run), {}).get("auc"),
                     "stale": run.stale,
+                    "first": not more,
                 }
             )
         return plain_values({"runs": runs, "note": self.note, "part": self.runs[0].reported, "methods": METHODS})
@@ -200,7 +205,7 @@ def choose(table: pd.DataFrame, filters: Mapping[str, str]) -> pd.DataFrame:
     Args:
         table: Made by `Room.table`.
         filters: `label` (a class, or "BI-RADS 5"), `finding`, `density`, `views`, `order`; see `Room.options`. An
-            empty or missing value accepts every exam; the order is ORDERS[0] unless it is named.
+            empty or missing value accepts every exam; the order is the first of ORDERS unless it is named.
     """
     kept = pd.Series(True, table.index)
     if label := filters.get("label"):
@@ -213,7 +218,7 @@ def choose(table: pd.DataFrame, filters: Mapping[str, str]) -> pd.DataFrame:
         kept &= table["density"].map(lambda of: density in of)
     if number := filters.get("views"):
         kept &= table["n_views"] == int(number)
-    keys = ["exam"] if filters.get("order") == "by name" else ["wrong", "error", "exam"]
+    keys = ORDERS[filters.get("order") or "wrong first"]
     return table[kept].sort_values(keys, ascending=[key == "exam" for key in keys], ignore_index=True)
 
 

@@ -1,10 +1,6 @@
-// The reading room. Pictures, zoom, window and overlays are drawn here; the kernel is asked for exams alone. The
-// prediction from every subset of an exam's views comes with the exam, so that showing a view needs no answer.
+// The reading room. The kernel is asked for exams alone: the prediction from every subset of an exam's views comes with
+// the exam, so that showing a view needs no answer. Pictures are drawn by `views.js`, which this file follows.
 
-const HANGING = ["R_CC", "L_CC", "R_MLO", "L_MLO"]; // chest walls meet in the middle; keys 1 to 4
-const COLOURS = { L_CC: "#4aa3e0", L_MLO: "#8fd0f5", R_CC: "#f07f3c", R_MLO: "#f2b544" };
-const MORE = "#ff8f6b", LESS = "#6fb7ff", LINE = "#7fe3ff";
-const START = { zoom: 1, x: 0, y: 0, width: 1, level: 0.5, invert: false };
 const HELP = [["← →", "exam"], ["1–4", "views"], ["o", "outlines"], ["h", "heat map"], ["c", "contributions"],
   ["i", "invert"], ["f", "full screen"], ["0", "reset"], ["wheel", "zoom"], ["drag", "pan"],
   ["shift or right drag", "window, level"], ["double click", "reset"]];
@@ -22,27 +18,12 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-const bytesOf = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const signed = (value) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
-const limit = (value, low, high) => Math.min(high, Math.max(low, value));
-
-// Pixels (columns × rows) on a canvas of their own; `colour(value)` gives red, green, blue and alpha.
-function picture(values, columns, rows, colour) {
-  const canvas = make("canvas", { width: columns, height: rows });
-  const context = canvas.getContext("2d"), data = context.createImageData(columns, rows);
-  const table = Array.from({ length: 256 }, (_, value) => colour(value));
-  values.forEach((value, i) => data.data.set(table[value], 4 * i));
-  context.putImageData(data, 0, 0);
-  return canvas;
-}
-
 function render({ model, el }) {
   const about = model.get("about");
-  const state = { ...START, outlines: true, heat: false, parts: true, method: Object.keys(about.methods)[0],
-    opacity: 0.6, hidden: new Set(), run: about.runs[0].id,
-    runs: new Set(about.runs.filter((run, i) => i === 0 || !/, /.test(run.title)).map((run) => run.id)) };
-  let cells = [], pictures = {}, planned = false, late = 0, drag = null;
+  const state = { zoom: 1, x: 0, y: 0, invert: false, width: 1, level: 0.5, fixed: false, // by the reader
+    outlines: true, heat: false, parts: true, method: Object.keys(about.methods)[0], opacity: 0.6, hidden: new Set(),
+    run: about.runs[0].id, runs: new Set(about.runs.filter((run, i) => i === 0 || run.first).map((run) => run.id)) };
+  let pictures = {}, planned = false, late = 0, drag = null;
 
   // --- what is shown --------------------------------------------------------------------------------------
   const exam = () => model.get("answer");
@@ -52,13 +33,13 @@ function render({ model, el }) {
   const subset = () => about.views.reduce((sum, view, i) => sum + (seen(view) ? 1 << i : 0), 0);
   const predicted = (run) => exam().runs[run]?.[subset()]; // undefined without a view, or if the run lacks the exam
   const breast = (side) => about.views.filter((view) => view[0] === side);
-  const mapOf = (view) => exam().maps[state.run]?.[about.views.indexOf(view)]?.[state.method];
 
   // --- requests -------------------------------------------------------------------------------------------
   function ask(change) {
     const old = model.get("request");
     model.set("request", { ...old, ...change, number: Math.max(old.number, exam().number) + 1 });
     model.save_changes();
+    mark();
     wait();
   }
   function wait() { // the numbers are dim until the kernel has answered
@@ -82,8 +63,7 @@ function render({ model, el }) {
     update();
   }
   function reset() {
-    Object.assign(state, START);
-    pictures = {};
+    Object.assign(state, { zoom: 1, x: 0, y: 0, invert: false, fixed: false }, fullWindow(exam().views));
     update();
   }
 
@@ -92,119 +72,29 @@ function render({ model, el }) {
     if (!planned) requestAnimationFrame(() => { planned = false; draw(); });
     planned = true;
   }
-  function grey(view) {
-    const key = `${exam().number} ${exam().exam} ${view} ${state.width} ${state.level} ${state.invert}`;
-    if (pictures[view]?.key !== key) {
-      const { image, side } = exam().views[about.views.indexOf(view)];
-      const low = state.level - state.width / 2;
-      const shade = (value) => {
-        const share = limit((value / 255 - low) / state.width, 0, 1);
-        const level = Math.round(255 * (state.invert ? 1 - share : share));
-        return [level, level, level, 255];
-      };
-      pictures[view] = { key, canvas: picture(bytesOf(image), side, side, shade) };
-    }
+  function grey(view, stored) {
+    const key = [exam().number, state.width, state.level, state.invert].join(" ");
+    if (pictures[view]?.key !== key) pictures[view] = { key, canvas: greyPicture(stored, state) };
     return pictures[view].canvas;
+  }
+  function part(view) { // a breast without a visible image has no prediction, and no contributions to one
+    const found = predicted(state.run), i = about.views.indexOf(view);
+    if (!found) return null;
+    const share = (side, row) => breast(side).some(seen) ? found.shares[row][i] ?? "no sum over views" : "no image";
+    return { weight: found.weights[i], shares: { L: share("L", 0), R: share("R", 1) },
+      most: Math.max(1e-9, ...found.shares.flat().map((value) => Math.abs(value ?? 0))) };
   }
   function draw() {
     const scale = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
-    if (!width || !height) return;
-    if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
-      canvas.width = Math.round(width * scale);
-      canvas.height = Math.round(height * scale);
-    }
+    const [columns, rows] = [Math.round(width * scale), Math.round(height * scale)];
+    if (!columns || !rows) return;
+    if (canvas.width !== columns || canvas.height !== rows) Object.assign(canvas, { width: columns, height: rows });
     const context = canvas.getContext("2d");
     context.setTransform(scale, 0, 0, scale, 0, 0);
-    paint(context, width, height);
-  }
-  function paint(context, width, height) {
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, width, height);
-    const w = width / 2, h = height / 2;
-    cells = HANGING.map((view, i) => ({ view, left: view[0] === "L", x: (i % 2) * w, y: Math.floor(i / 2) * h, w, h }));
-    cells.forEach((cell) => paintCell(context, cell));
-    context.fillStyle = "#2a2f37";
-    context.fillRect(w - 0.5, 0, 1, height);
-    context.fillRect(0, h - 0.5, width, 1);
-  }
-  function text(context, words, x, y, colour, align, size = 12, weight = 400) {
-    context.font = `${weight} ${size}px system-ui, sans-serif`;
-    context.textAlign = align;
-    context.shadowColor = "#000";
-    context.shadowBlur = 3;
-    context.fillStyle = colour;
-    context.fillText(words, x, y);
-    context.shadowBlur = 0;
-  }
-  function paintCell(context, cell) {
-    const { view, left, x, y, w, h } = cell, name = view.replace("_", "-");
-    const outer = left ? x + w - 12 : x + 12, align = left ? "right" : "left";
-    if (!has(view)) {
-      context.strokeStyle = "#3a4049";
-      context.setLineDash([5, 5]);
-      context.strokeRect(x + 14.5, y + 14.5, w - 29, h - 29);
-      context.setLineDash([]);
-      text(context, name, x + w / 2, y + h / 2 - 6, "#8b95a3", "center", 15, 600);
-      text(context, "no image", x + w / 2, y + h / 2 + 14, "#8b95a3", "center", 12);
-      return;
-    }
-    const { side, aspect, outlines } = exam().views[about.views.indexOf(view)];
-    const fit = Math.min(h, w / aspect) * state.zoom; // height of the picture
-    context.save();
-    context.beginPath();
-    context.rect(x, y, w, h);
-    context.clip();
-    // from the chest wall outwards and from the top down: a right breast, stored mirrored, is turned back here
-    context.translate(left ? x : x + w, y + (h - Math.min(h, w / aspect)) / 2);
-    context.scale(left ? 1 : -1, 1);
-    context.translate(state.x, state.y);
-    context.globalAlpha = seen(view) ? 1 : 0.16;
-    context.imageSmoothingEnabled = fit < 12 * side;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(grey(view), 0, 0, fit * aspect, fit);
-    const map = state.heat && seen(view) ? mapOf(view) : null;
-    if (map) {
-      const heat = (value) => [255, Math.round(60 + 0.7 * value), 20, Math.round(value * state.opacity)];
-      context.imageSmoothingEnabled = false; // in the map's own cells
-      context.drawImage(picture(bytesOf(map.values), map.columns, map.rows, heat), 0, 0, fit * aspect, fit);
-    }
-    context.globalAlpha = 1;
-    if (state.outlines) {
-      context.strokeStyle = LINE;
-      context.lineWidth = 1.6;
-      for (const { points } of outlines) {
-        context.beginPath();
-        points.forEach(([u, v]) => context.lineTo(u * fit * aspect, v * fit));
-        context.closePath();
-        context.stroke();
-      }
-    }
-    context.restore();
-    text(context, name, outer, y + 21, seen(view) ? "#fff" : "#8b95a3", align, 14, 650);
-    const kinds = state.outlines ? outlines.map((line) => line.kind).join(", ") : "";
-    if (kinds) text(context, kinds, outer, y + 38, LINE, align, 11);
-    if (map) text(context, `${map.columns} × ${map.rows} cells`, outer, y + (kinds ? 53 : 38), "#ffb36b", align, 11);
-    if (!seen(view)) text(context, "hidden from the system", x + w / 2, y + h / 2, "#c6ced8", "center", 13);
-    const found = predicted(state.run);
-    if (state.parts && found && seen(view)) paintParts(context, cell, found);
-  }
-  // What the view contributes to the log-odds of either breast: bars from the middle, on one scale for all views.
-  function paintParts(context, { view, left, x, y, w, h }, found) {
-    const at = about.views.indexOf(view), width = 62, start = left ? x + w - 12 - 176 : x + 12;
-    const most = Math.max(1e-9, ...found.shares.flat().map((share) => Math.abs(share ?? 0)));
-    context.fillStyle = "rgba(10, 12, 16, 0.72)";
-    context.fillRect(start - 6, y + h - 62, 188, 56);
-    text(context, `weight α ${number(found.weights[at])}`, start, y + h - 46, COLOURS[view], "left", 12, 600);
-    ["R", "L"].forEach((side, row) => {
-      const share = found.shares["LR".indexOf(side)][at], line = y + h - 29 + 16 * row, middle = start + 108;
-      text(context, side === "R" ? "to right" : "to left", start, line, "#b8c1cc", "left", 11);
-      context.fillStyle = "#4a525d";
-      context.fillRect(middle, line - 9, 1, 11);
-      if (share === null) return text(context, "no sum over views", start + 52, line, "#8b95a3", "left", 11);
-      context.fillStyle = share < 0 ? LESS : MORE;
-      const bar = (share / most) * (width / 2) * 1.1;
-      context.fillRect(Math.min(middle, middle + bar), line - 7, Math.abs(bar), 7);
-      text(context, signed(share), start + 176, line, share < 0 ? LESS : MORE, "right", 11);
+    paintViews(context, width, height, state, (view) => {
+      const i = about.views.indexOf(view), stored = exam().views[i];
+      return { ...stored, grey: stored.image && grey(view, stored), seen: seen(view), part: part(view),
+        map: exam().maps[state.run]?.[i]?.[state.method] };
     });
   }
 
@@ -222,7 +112,7 @@ function render({ model, el }) {
     else for (const [task, classes] of Object.entries(entry().classes)) {
       const p = found.tasks[task][i];
       if (task === "diagnosis") parts.push(make("div", { className: "lead" },
-        make("b", {}, number(p[1])), make("span", {}, "P(malignant)")), bar(p[1], p[1] > 0.5 ? MORE : "#7bd3a8"));
+        make("span", {}, "P(malignant)"), make("b", {}, number(p[1]))), bar(p[1], p[1] > 0.5 ? MORE : "#7bd3a8"));
       else parts.push(make("div", { className: "birads" }, ...classes.map((category, k) => make("div",
         { className: p[k] === Math.max(...p) ? "most" : "", title: `P(BI-RADS ${category}) = ${number(p[k], 3)}` },
         make("span", { className: "post" }, make("i", { style: `height:${100 * p[k]}%` })),
@@ -244,7 +134,8 @@ function render({ model, el }) {
   function runRow(run) {
     const found = predicted(run.id), main = Object.keys(run.classes)[0];
     const p = (side) => {
-      const shown = found && breast(side).some(seen), value = shown ? found.tasks[main]["LR".indexOf(side)].at(-1) : null;
+      const shown = found && breast(side).some(seen);
+      const value = shown ? found.tasks[main]["LR".indexOf(side)].at(-1) : null;
       return make("td", {}, bar(value, run.colour), make("b", {}, shown ? number(value) : "–"));
     };
     const gate = HANGING.map((view) => make("i", {
@@ -256,12 +147,17 @@ function render({ model, el }) {
       make("td", {}, name), make("td", {}, number(run.auc)), p("R"), p("L"),
       make("td", {}, make("span", { className: "gate" }, ...gate)));
   }
+  function keepFocus(work) { // an element that is replaced loses the focus, and keys would go to the notebook
+    const inside = focused();
+    work();
+    if (inside && !focused()) root.focus({ preventScroll: true });
+  }
   function update() {
     heading.textContent = exam().title;
     cards.replaceChildren(card("R"), card("L"));
     gates.replaceChildren(make("h4", {}, `Weights of ${entry().title}`), ...weights());
     const chosen = about.runs.filter((run) => state.runs.has(run.id) || run.id === state.run);
-    rows.replaceChildren(...chosen.map(runRow));
+    keepFocus(() => rows.replaceChildren(...chosen.map(runRow)));
     chips.forEach(({ box, label }, view) => {
       box.checked = seen(view);
       box.disabled = !has(view);
@@ -277,15 +173,25 @@ function render({ model, el }) {
     plan();
   }
   function fill() { // the list of exams
-    const current = model.get("request").exam, listed = model.get("listed");
+    const listed = model.get("listed");
     count.textContent = `${listed.length} of ${about.exams} exams`;
-    list.replaceChildren(...listed.map((row) => make("button", { role: "option", "data-exam": row.exam,
-      "aria-selected": row.exam === current, onclick: () => ask({ exam: row.exam }) },
-      make("span", {}, row.exam), make("small", {}, ["R", "L"].map((side) => row.classes["LR".indexOf(side)] &&
-        `${side} ${row.classes["LR".indexOf(side)]}`).filter(Boolean).join(", ") || "no label"),
-      row.wrong ? make("mark", {}, "wrong") : null)));
-    const chosen = list.querySelector("[aria-selected=true]");
-    if (chosen) list.scrollTop = chosen.offsetTop - list.clientHeight / 2;
+    const item = (row) => {
+      const labels = ["R", "L"].map((side) => [side, row.classes["LR".indexOf(side)]]).filter(([, label]) => label);
+      const words = labels.map((pair) => pair.join(" ")).join(", ") || "no label";
+      return make("button", { role: "option", "data-exam": row.exam, onclick: () => ask({ exam: row.exam }) },
+        make("span", {}, row.exam), make("small", {}, words + (row.mapped ? ", heat map" : "")),
+        row.wrong ? make("mark", {}, "wrong") : null);
+    };
+    keepFocus(() => list.replaceChildren(...listed.map(item)));
+    mark();
+  }
+  function mark() { // the exam that was asked for last
+    for (const item of list.children) {
+      const chosen = item.dataset.exam === model.get("request").exam;
+      item.setAttribute("aria-selected", chosen);
+      const [above, below] = [item.offsetTop - list.scrollTop, item.offsetTop + item.offsetHeight - list.scrollTop];
+      if (chosen && (above < 0 || below > list.clientHeight)) list.scrollTop = item.offsetTop - list.clientHeight / 2;
+    }
   }
 
   // --- the page ---------------------------------------------------------------------------------------------
@@ -312,7 +218,10 @@ function render({ model, el }) {
   const switches = { outlines: button("outlines", () => flip("outlines")), parts: button("contributions", () =>
     flip("parts")), invert: button("invert", () => flip("invert")), heat: button("heat map", () => flip("heat")) };
   const slider = (name, low, high) => make("input", { type: "range", min: low, max: high, step: 0.01,
-    "aria-label": name, oninput: (event) => { state[name] = Number(event.target.value); plan(); } });
+    "aria-label": name, oninput: (event) => {
+      Object.assign(state, { [name]: Number(event.target.value), fixed: true });
+      plan();
+    } });
   const wide = slider("width", 0.05, 2), middle = slider("level", 0, 1), opacity = slider("opacity", 0.05, 1);
   const method = make("select", { "aria-label": "method of the heat map", onchange: (event) => {
     Object.assign(state, { method: event.target.value, heat: true });
@@ -334,7 +243,7 @@ function render({ model, el }) {
       } }), run.title)));
   const [task, classes] = Object.entries(about.runs[0].classes)[0];
   const table = make("table", { className: "numbers" }, make("thead", {}, make("tr", {}, make("th", {}, "run"),
-    make("th", {}, "AUC"), make("th", {}, "right"), make("th", {}, "left"), make("th", {}, "weights"))), rows);
+    make("th", { title: `over the whole part “${about.part}”` }, "AUC"), make("th", {}, "right"), make("th", {}, "left"), make("th", {}, "weights"))), rows);
   const last = task === "diagnosis" ? "malignant" : `BI-RADS ${classes.at(-1)}`;
   root.append(
     make("header", {}, heading, make("span", { className: "note" }, `${about.note}, part “${about.part}”`), status),
@@ -368,13 +277,12 @@ function render({ model, el }) {
   const focused = () => root.contains(document.activeElement);
   const cellAt = (event) => {
     const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
-    return { x, y, cell: cells.find((c) => x >= c.x && x < c.x + c.w && y >= c.y && y < c.y + c.h) ?? cells[0] };
+    return { x, y, cell: cellsOf(box.width, box.height)[(x > box.width / 2) + 2 * (y > box.height / 2)] };
   };
   canvas.addEventListener("pointerdown", (event) => {
     root.focus({ preventScroll: true });
     canvas.setPointerCapture(event.pointerId);
-    drag = { window: event.shiftKey || event.button === 2, x: event.clientX, y: event.clientY, ...cellAt(event).cell };
-    drag.at = [event.clientX, event.clientY];
+    drag = { window: event.shiftKey || event.button === 2, ...cellAt(event), at: [event.clientX, event.clientY] };
     event.preventDefault();
   });
   canvas.addEventListener("pointermove", (event) => {
@@ -384,8 +292,9 @@ function render({ model, el }) {
     if (drag.window) {
       state.width = limit(state.width + dx / 250, 0.05, 2);
       state.level = limit(state.level + dy / 400, 0, 1);
+      state.fixed = true;
       [wide.value, middle.value] = [state.width, state.level];
-    } else pan(drag.left ? dx : -dx, dy);
+    } else pan(drag.cell.left ? dx : -dx, dy);
     plan();
   });
   const stop = () => { drag = null; };
@@ -394,7 +303,7 @@ function render({ model, el }) {
   canvas.addEventListener("contextmenu", (event) => { event.preventDefault(); event.stopPropagation(); });
   canvas.addEventListener("dblclick", reset);
   function pan(dx, dy) { // mirrored in the other breast, and never out of sight
-    const { w, h } = cells[0];
+    const w = canvas.clientWidth / 2, h = canvas.clientHeight / 2;
     state.x = limit(state.x + dx, -w * state.zoom * 0.8, w * 0.8);
     state.y = limit(state.y + dy, -h * state.zoom * 0.8, h * 0.8);
   }
@@ -408,9 +317,9 @@ function render({ model, el }) {
     pan((from[0] - state.x) * (1 - by), (from[1] - state.y) * (1 - by));
     plan();
   }, { passive: false });
-  const keys = { ArrowRight: () => step(1), ArrowDown: () => step(1), ArrowLeft: () => step(-1), ArrowUp: () => step(-1),
-    o: () => flip("outlines"), h: () => flip("heat"), c: () => flip("parts"), i: () => flip("invert"), f: screen,
-    0: reset };
+  const [next, before] = [() => step(1), () => step(-1)];
+  const keys = { ArrowRight: next, ArrowDown: next, ArrowLeft: before, ArrowUp: before, o: () => flip("outlines"),
+    h: () => flip("heat"), c: () => flip("parts"), i: () => flip("invert"), f: screen, 0: reset };
   HANGING.forEach((view, i) => { keys[i + 1] = () => toggle(view); });
   root.addEventListener("keydown", (event) => {
     event.stopPropagation(); // JupyterLab has other uses for these keys
@@ -420,10 +329,17 @@ function render({ model, el }) {
     keys[event.key]();
   });
 
-  const arrived = () => { pictures = {}; state.hidden.clear(); fill(); update(); wait(); };
+  function arrived() {
+    pictures = {};
+    state.hidden.clear();
+    if (!state.fixed) Object.assign(state, fullWindow(exam().views));
+    fill();
+    update();
+    wait();
+  }
   model.on("change:answer", arrived);
   model.on("change:listed", fill);
-  const size = new ResizeObserver(plan);
+  const size = new ResizeObserver(() => { mark(); plan(); });
   size.observe(canvas);
   el.append(root);
   arrived();

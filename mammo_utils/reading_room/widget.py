@@ -24,7 +24,7 @@ class ReadingRoom(anywidget.AnyWidget):
         room: What `exams.open_room` returned.
     """
 
-    _esm = HERE / "room.js"
+    _esm = "\n".join((HERE / name).read_text("utf-8") for name in ("views.js", "room.js"))
     _css = HERE / "room.css"
     about = traitlets.Dict().tag(sync=True)
     listed = traitlets.List().tag(sync=True)
@@ -46,7 +46,7 @@ class ReadingRoom(anywidget.AnyWidget):
     def _list(self, filters: dict[str, str]) -> list[dict[str, Any]]:
         rows = choose(self._table, filters)
         return [
-            {"exam": row.exam, "classes": row.classes, "n_views": row.n_views, "wrong": row.wrong}
+            {"exam": row.exam, "classes": row.classes, "wrong": row.wrong, "mapped": row.mapped}
             for row in rows.itertuples()
         ]
 
