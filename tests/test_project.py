@@ -70,7 +70,7 @@ def test_notebooks_carry_no_outputs_and_freeze_their_parameters(name):
     cells = [c for c in notebook(name).cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in cells)
     assert "parameters" in cells[0].metadata["tags"] and f'freeze_parameters("{name}", globals())' in cells[1].source
-    assert notebook(name).cells[0].source.startswith("# ") and "showed" in notebook(name).cells[-1].source
+    assert notebook(name).cells[0].source.startswith("# ") and "What this shows" in notebook(name).cells[-1].source
 
 
 def test_data_flow_one_way():

@@ -266,9 +266,6 @@ def describe_divergence(steps: list, exams: ExamSet, epoch: int, learning_rate: 
     )
 
 
-# --- parts of the recipe ----------------------------------------------------------------------------------
-
-
 def make_optimizer(model: nn.Module, settings: Training, learning_rate: float) -> torch.optim.AdamW:
     """AdamW (§4.3). Parameters marked ``_no_weight_decay`` (A and D of the state space model) do not decay.
 
