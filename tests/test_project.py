@@ -162,21 +162,6 @@ def test_the_published_figures_are_the_files_that_the_study_wrote():
     assert altered_figures(CHECKOUT / "figures") == []
 
 
-def pages():
-    return [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
-def test_every_link_of_a_page_leads_somewhere(page):
-    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-        if not link.startswith("https://"):
-            name, _, anchor = link.partition("#")
-            target = page.parent / name
-            assert target.is_file(), link
-            headings = re.findall("(?m)^#+ (.+)$", target.read_text(encoding="utf-8")) if anchor else []
-            assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], link
-
-
 def test_the_readme_shows_the_published_results():
     """`python -m mammo_utils.workflow.publish` writes both."""
     text, results = (CHECKOUT / "README.md").read_text(encoding="utf-8"), read_json(CHECKOUT / "figures" / RESULTS)
