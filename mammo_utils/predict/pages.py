@@ -43,9 +43,10 @@ CODES = {
 }
 CODES = {name: dict(zip(("value", "scheme", "meaning"), code, strict=True)) for name, code in CODES.items()}
 CAPTION = "The views as the model receives them, weights α, contributions to the log-odds; probabilities as trained"
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; }
-.mark { background: #fff3cd; border-left: 4px solid #e0a800; padding: .5rem 1rem; margin: 1rem 0; }
-img { width: 100%; }
+STYLE = """:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+.mark { background: #fff3cd; color: #222; border-left: 4px solid #e0a800; padding: .5rem 1rem; margin: 1rem 0; }
+img { width: 100%; background: #fff; } main { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd; }"""
 
 
@@ -124,9 +125,12 @@ def _picture(inputs: ExamSet, place: int, prediction: ExamPrediction, notice: st
     figure = draw_prediction(inputs, place, visible, prediction, title)
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
     plt.close(figure)
-    return f'<img alt="views" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    shown = ", ".join(view for view, present in zip(VIEWS, visible, strict=True) if present)
+    text = f"The views {shown}, with the weight and contribution of each, and the probabilities of both breasts"
+    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _page(title: str, body: str) -> str:
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
