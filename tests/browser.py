@@ -44,7 +44,7 @@ TOGGLE = """async (view) => { const panel = document.querySelector('.mammo-room 
     return panel.innerText === before ? Infinity : performance.now() - start; }"""
 SLEEP = """() => { jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute(
     { code: "import time; time.sleep(3)" }); }"""
-SPILLED = """() => [...document.querySelectorAll('.mammo-room *')].filter((node) => node.clientWidth &&
+SPILLED = """() => [...document.querySelectorAll('.mammo-room *:not(.list)')].filter((node) => node.clientWidth &&
     node.scrollWidth > node.clientWidth + 1).map((node) => node.className || node.tagName)"""
 
 
