@@ -11,6 +11,7 @@ from benchmarks import load_records
 from mammo_utils.config import Grid, ParameterError
 from mammo_utils.io import STARTER, write_json
 from mammo_utils.study import load_study
+from mammo_utils.vocabulary import SYSTEMS
 from mammo_utils.workflow.plan import Plan, _refuse_to_replace
 from mammo_utils.workflow.study_state import damaged_outcomes, failures, outcomes_to_redo
 from tests.conftest import CHECKOUT
@@ -96,10 +97,11 @@ def test_a_mistake_in_the_command_is_one_sentence(tmp_path, words, sentence):
 def test_the_longest_training_starts_first(fake_study):
     plan = object.__new__(Plan)
     plan.runs = {run.id: run for run in fake_study.model_copy(update={"grid": Grid(subsets=["1v5", "1to5"])}).runs()}
-    steps = load_records()["cpu"]["steps"]
+    steps = [{"system": name, "step_ms": 2000 if name == "resnet50" else 500} for name in SYSTEMS]
     order = sorted(plan.runs, key=lambda run: plan.run_priority(run, steps), reverse=True)
     assert order[0].startswith("resnet50-") and "1to5" in order[0] and "1v5" in order[-1]
     assert all(1 <= plan.run_priority(run, steps) < 2 for run in order)
+    assert {row["system"] for row in load_records()["cpu"]["steps"]} == set(SYSTEMS), "the record has each system"
 
 
 def test_a_damaged_outcome_counts_as_none_and_is_named(fake_study):
