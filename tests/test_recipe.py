@@ -64,6 +64,7 @@ PAPER = (  # section, what it says, setting, value
     ("§4.3", "batch size " + SILENT, "training.batch_size", 8),
     ("§4.3", "all exams of a batch at once " + SILENT, "training.micro_batch", 0),
     ("§4.3", "reduced ... if the metric did not improve", "training.schedule", "plateau"),
+    ("§4.3", "at most 100 epochs; early stopping is not mentioned " + SILENT, "training.early_stopping", 0),
     ("§4.3", "no average of the weights is mentioned " + SILENT, "training.average", 0.0),
     ("§4.3", "batch norm in evaluation " + SILENT, "training.batch_norm", "running"),
     ("§4.3", "no exchange of breasts is mentioned " + SILENT, "training.recombine", 0.0),
@@ -74,7 +75,7 @@ PAPER = (  # section, what it says, setting, value
 MACHINE = """study system task_mode subset seed blocks fold variant data.folder images.workers model.backend
 training.device
 training.threads training.processes training.store training.saliency training.channels_last training.fused
-training.compile""".split()
+training.compile training.tensorboard""".split()
 
 
 @pytest.mark.parametrize(("section", "says", "setting", "value"), PAPER, ids=[row[2] for row in PAPER])

@@ -147,6 +147,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("weight decay (AdamW)", 0.05, training.weight_decay),
         ("learning-rate schedule", "plateau", training.schedule),
         ("plateau: epochs without a new best until the rate is halved (any gain counts)", 10, training.patience),
+        ("epochs without a new best until training ends", "not stated", training.early_stopping or "no early stopping"),
         ("decay of the running average of the weights", "no average", training.average or "no average"),
         ("batch norm's statistics in evaluation", "not stated", training.batch_norm),
         ("precision", "not stated", training.precision),
