@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill, indent
@@ -10,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mammo_utils.io import write_text
+from mammo_utils.workflow.publish import replace_between
 
 START, END = "<!-- speed: python -m benchmarks --docs -->", "<!-- /speed -->"
 PAGE_SCANS = {
@@ -95,5 +94,4 @@ def describe_for_docs(record: dict[str, Any]) -> str:
 
 def update_docs(page: Path, record: dict[str, Any]) -> None:
     """Replace the text between the page's marks by that of `record`."""
-    text = "\n".join([START, describe_for_docs(record), END])
-    write_text(page, re.sub(f"{START}.*{END}", lambda _: text, page.read_text(encoding="utf-8"), flags=re.S))
+    replace_between(page, START, END, describe_for_docs(record))

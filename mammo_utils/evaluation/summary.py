@@ -19,7 +19,11 @@ def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.
     sentences = []
     if tests := int(compared["p_holm"].notna().sum()):
         apart = int(compared["answer"].str.startswith("told apart").sum())
-        sentences.append(f"{apart} of {tests} comparisons are told apart (Holm's correction, level 5 %).")
+        overall = int((compared["p_bh"] < 0.05).sum())
+        sentences.append(
+            f"{apart} of {tests} comparisons are told apart (Holm's correction within a subset, task and metric); "
+            f"{overall} if all of them are corrected together (Benjamini and Hochberg). Level 5 %."
+        )
     if len(results) and (alone := (results["n_seeds"] == 1)).any():
         systems = results.loc[alone, ["subset", "task_mode", "system"]].drop_duplicates()
         sentences.append(f"Systems trained once: {len(systems)}; the spread of a training is not in their intervals.")

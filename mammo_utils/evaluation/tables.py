@@ -128,11 +128,12 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     systems = settings.grid.systems if is_study else (settings.system,)
     cohort = f"{data.source}, cohort {data.cohort}"
     if data.source == "synthetic":
-        cohort = f"synthetic cohort, {data.synthetic.n_exams} exams"
+        cohort = f"synthetic cohort, {data.synthetic.n_exams} exams drawn"
     held_out = {"paper": {}, "nested": {"test": split.test}, "kfold": {"test": 1 / split.folds}}[split.kind]
     parts = {"validation": split.validation, **held_out}
     shares = {"training": 1 - sum(parts.values()), **parts}
     initial = {"": "random", "imagenet": "ImageNet", "patches": "pretrained on synthetic patches, as all encoders"}
+    patience = training.patience if training.schedule == "plateau" else "not used"
     rows = [
         ("data", "TOMPEI-CMMD, 1,360 patients", cohort),
         (
@@ -146,7 +147,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("maximum number of epochs", 100, training.epochs),
         ("weight decay (AdamW)", 0.05, training.weight_decay),
         ("learning-rate schedule", "plateau", training.schedule),
-        ("plateau: epochs without a new best until the rate is halved (any gain counts)", 10, training.patience),
+        ("plateau: epochs without a new best until the rate is halved (any gain counts)", 10, patience),
         ("epochs without a new best until training ends", "not stated", training.early_stopping or "no early stopping"),
         ("decay of the running average of the weights", "no average", training.average or "no average"),
         ("batch norm's statistics in evaluation", "not stated", training.batch_norm),
@@ -166,7 +167,9 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     if model.weights != "patches" and not any(SYSTEMS[system].pretrained for system in systems):
         del rows[4]
     if is_study:
-        rows.append(("training seeds", "not stated", len(settings.grid.seeds)))
+        grid = settings.grid
+        numbers = sorted({len({*grid.seeds, *grid.more_seeds.get(system, ())}) for system in systems})
+        rows.append(("trainings of a system", "not stated", " or ".join(map(str, numbers))))
     table = pd.DataFrame(rows, columns=["setting", "paper", "this study" if is_study else "this run"])
     return table.assign(differs=["" if row[2] == row[1] else "yes" for row in rows]).set_index("setting")
 

@@ -24,7 +24,7 @@ from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.run import load_data
 from mammo_utils.training.run_state import SALIENCY
 from mammo_utils.training.saliency import METHODS, SaliencyMaps, load_maps
-from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, SYSTEMS, VIEWS
+from mammo_utils.vocabulary import CLASSES, DENSITIES, MODE_TITLES, SIDES, SYSTEMS, VIEWS
 
 ORDERS = {  # of the list -> the columns that it is sorted by
     "wrong first": ["wrong", "error", "exam"],
@@ -148,11 +148,11 @@ class Room:
         for run in self.runs:
             entry, part = SYSTEMS[run.spec.system], run.metrics["parts"].get(run.reported, {})
             more = [f"seed {run.spec.seed}"] if run.spec.seed else []
-            more += [f"{run.tasks[0]} alone"] if len(run.tasks) == 1 else []
+            more += [MODE_TITLES[run.spec.task_mode]] if len(run.tasks) == 1 else []
             runs.append(
                 {
                     "id": run.id,
-                    "title": ", ".join([entry.title.replace("Hybrid ResNet-VSSM", "Hybrid"), *more]),
+                    "title": ", ".join([entry.short, *more]),
                     "colour": entry.colour,
                     "classes": {task: list(categories(run, task)) for task in run.tasks},
                     "auc": part.get(main_task(run), {}).get("auc"),

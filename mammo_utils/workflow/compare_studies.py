@@ -6,9 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,8 +23,8 @@ from mammo_utils.metrics import METRICS
 from mammo_utils.study import PREPARED, RunSpec, Study, flatten, load_study
 from mammo_utils.training.run_state import FIRST_FILES, run_state
 from mammo_utils.training.run_state import METRICS as METRICS_FILE
-from mammo_utils.vocabulary import SYSTEMS
-from mammo_utils.workflow.index_page import MODES, TASKS, choose_figures, subset_title, with_interval
+from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS, TASK_TITLES
+from mammo_utils.workflow.index_page import choose_figures, with_interval
 from mammo_utils.workflow.pages import TEMPLATES, style, table_html, write_page
 from mammo_utils.workflow.pictures import Picture, compress, describe, figure_html, saved_figures
 
@@ -46,17 +44,16 @@ def write_comparison(study: Study, other: str) -> Path:
     """
     away = Path(other)
     away = away.resolve() if away.is_dir() else load_study(other).folder
-    runs, others = read_folder(study.folder), read_folder(away)
+    (runs, data), (others, other_data) = read_folder(study.folder), read_folder(away)
     names = (study.name, away.name if away.name != study.name else f"{away.name} (other)")
     page = study.folder / "html" / f"compare-{re.sub('[^A-Za-z0-9_-]', '_', away.name)}.html"
-    hashes = [{(run.spec.data_name, _config(run).get("data_hash")) for run in side} for side in (runs, others)]
     body = TEMPLATES.get_template("compare.html.j2").render(
         here=names[0],
         there=names[1],
         synthetic=any(run.metrics["synthetic"] for run in (*runs, *others)),
         settings=_settings(runs, others, names),
         data="Both were trained on the same data, image by image: the hashes of the data are equal."
-        if hashes[0] == hashes[1]
+        if data == other_data
         else "The two were trained on different data: their hashes differ.",
         results=_results(runs, others, study, names),
         pictures=list(_pictures(study.folder / "figures", away / "figures", names)),
@@ -66,9 +63,13 @@ def write_comparison(study: Study, other: str) -> Path:
     return page
 
 
-def read_folder(folder: Path) -> list[RunResult]:
-    """Read the finished runs in a folder of results, wherever it lies. Raises ValueError if there is none."""
-    found = []
+def read_folder(folder: Path) -> tuple[list[RunResult], set[tuple[str, str]]]:
+    """Read the finished runs in a folder of results, wherever it lies. Raises ValueError if there is none.
+
+    Returns:
+        The runs; name within the study and hash of the data of each.
+    """
+    found, data = [], set()
     for path in sorted((folder / "runs").glob(f"*/{METRICS_FILE}")):
         run = path.parent
         try:
@@ -78,15 +79,11 @@ def read_folder(folder: Path) -> list[RunResult]:
             raise ValueError(f"{display_path(run)} has settings of another version and cannot be compared.") from error
         if (state := run_state(run, spec)).finished:
             predictions = pd.read_parquet(run / "predictions.parquet")
-            result = RunResult(spec, state, not spec.variant, metrics=read_json(path), predictions=predictions)
-            found.append(replace(result, environment={"config": record}))
+            found.append(RunResult(spec, state, not spec.variant, metrics=read_json(path), predictions=predictions))
+            data.add((spec.data_name, record.get("data_hash", "")))
     if not found:
         raise ValueError(f"{display_path(folder)} holds no finished run; run the study first.")
-    return found
-
-
-def _config(run: RunResult) -> dict[str, Any]:
-    return run.environment["config"]
+    return found, data
 
 
 def _settings(runs: list[RunResult], others: list[RunResult], names: tuple[str, str]) -> str:
@@ -110,11 +107,11 @@ def _results(runs: list[RunResult], others: list[RunResult], study: Study, names
     for (subset, mode, system, task, metric), difference, p in zip(keys, found, corrected, strict=True):
         values = [side.loc[(subset, mode, system, task, metric)] for side in pair]
         cells = [with_interval(v["value"], v["low"], v["high"]) for v in values]
-        what = f"{TASKS[task]}, {METRICS[metric].title}"
+        what = f"{TASK_TITLES[task]}, {METRICS[metric].title}"
         change = escape("" if np.isnan(difference.value) else f"{difference.value:+.3f}")
         limits = "" if np.isnan(difference.low) else f"{difference.low:+.3f} to {difference.high:+.3f}"
         last = [change, limits, "" if np.isnan(p) else f"{p:.3f}"]
-        rows.append([SYSTEMS[system].title, MODES[mode], subset_title(subset), what, *cells, *last])
+        rows.append([SYSTEMS[system].title, MODE_TITLES[mode], SUBSET_TITLES[subset], what, *cells, *last])
     columns = ["System", "Trained on", "Subset", "Measure", *names, "Difference", "95 % interval", "p"]
     return table_html(pd.DataFrame(rows, columns=columns).map(escape).set_index("System"), escaped=True) if rows else ""
 

@@ -19,18 +19,16 @@ from mammo_utils.io import read_json
 from mammo_utils.metrics import METRICS
 from mammo_utils.provenance import environment
 from mammo_utils.study import Study
-from mammo_utils.vocabulary import SUBSETS, SYSTEMS
+from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS, TASK_TITLES
 from mammo_utils.workflow.pages import TEMPLATES, Link, table_html
 from mammo_utils.workflow.pictures import Pictures, figure_html
 from mammo_utils.workflow.study_state import failures
 
-MODES = {"multi": "both tasks", "diagnosis": "diagnosis alone", "birads": "BI-RADS alone"}
-TASKS = {"diagnosis": "Diagnosis", "birads": "BI-RADS"}
-ORDER = "05 07 06 01 02 03 08"  # order in which the notebooks' figures are shown
+ORDER = "05 07 06 09 01 02 03 08"  # order in which the notebooks' figures are shown
 N_TELLING = 6
 TELLING = {  # patterns of figures, the most telling ones first -> what to see; the last ones step in for missing ones
-    "systems-*": "Colour: AUC of each system with its 95 % interval. Do the intervals of the systems overlap, and do "
-    "they lie right of the grey shortcuts, which ignore lesions? Diamonds are the paper's values, on other data.",
+    "systems-*": "AUC of each system with its 95 % interval. Do the intervals lie right of the grey shortcuts, which "
+    "ignore lesions? Whether two systems differ is not seen here but in their paired difference.",
     "comparisons-*": "Each system minus the reference on the same patients. An interval that crosses 0 leaves open "
     "which of the two is better.",
     "roc-*-diagnosis": "The further a curve bends to the upper left, the more cancers are found at the same share of "
@@ -102,12 +100,6 @@ def index_body(
 # --- results --------------------------------------------------------------------------------------------
 
 
-def subset_title(subset: str) -> str:
-    """Name of a BI-RADS subset for readers, such as "BI-RADS 1 vs 5"."""
-    values = SUBSETS[subset]
-    return f"BI-RADS {values[0]} to {values[-1]}" if len(values) > 3 else f"BI-RADS {' vs '.join(map(str, values))}"
-
-
 def with_interval(value: float, low: float, high: float) -> Markup:
     """Write a value with three significant digits and its interval, on one line.
 
@@ -152,12 +144,12 @@ def results_tables(results: pd.DataFrame, comparisons: Sequence[dict[str, Any]])
                 cell = with_interval(row.value, row.low, row.high)
                 if system == best_system and others and pairs <= apart:
                     marked, cell = marked + 1, Markup('<b class="best">{}</b>').format(cell)
-                names = SYSTEMS[row.system].title, MODES[row.task_mode]
-                wide.setdefault(names, {})[f"{TASKS[task]}, {METRICS[metric].title}"] = cell
+                names = SYSTEMS[row.system].title, MODE_TITLES[row.task_mode]
+                wide.setdefault(names, {})[f"{TASK_TITLES[task]}, {METRICS[metric].title}"] = cell
         columns = list(dict.fromkeys(title for cells in wide.values() for title in cells))
         table = [[*names, *(cells.get(title, "") for title in columns)] for names, cells in wide.items()]
         frame = pd.DataFrame(table, columns=["System", "Trained on", *columns]).map(escape)
-        tables.append(table_html(frame.set_index("System"), subset_title(str(subset)), escaped=True))
+        tables.append(table_html(frame.set_index("System"), SUBSET_TITLES[str(subset)], escaped=True))
     return tables, marked
 
 

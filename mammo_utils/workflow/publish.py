@@ -22,7 +22,7 @@ from mammo_utils.io import atomic_write, display_path, project_root, read_json, 
 from mammo_utils.plots.save import MANIFEST, drawing_code, read_manifest
 from mammo_utils.provenance import file_hash, hash_of, notebook_hash, training_code
 from mammo_utils.study import Study, load_study
-from mammo_utils.vocabulary import SYSTEMS
+from mammo_utils.vocabulary import SUBSET_TITLES, SYSTEMS, TASK_TITLES
 
 RESULTS = "results.json"
 START, END = "<!-- results: snakemake figures -->", "<!-- /results -->"
@@ -81,13 +81,13 @@ def describe_results(results: dict[str, Any]) -> str:
     first = table.iloc[0]
     cohort = "Synthetic cohort" if results["synthetic"] else f"Study {results['study']}"
     note = (
-        f"{cohort}, BI-RADS subset `{first['subset']}`, {table['n_patients'].max()} patients of the part "
+        f"{cohort}, {SUBSET_TITLES[first['subset']]}, {table['n_patients'].max()} patients of the part "
         f"`{first['part']}`. AUC with its 95 % interval over patients; of several trainings, the mean:"
     )
     lines = [
         fill(note, 120),
         "",
-        f"| system | trainings | {' | '.join(table['task'].unique())} |",
+        f"| system | trainings | {' | '.join(TASK_TITLES[task] for task in table['task'].unique())} |",
         "|---" * (table["task"].nunique() + 2) + "|",
     ]
     for system, rows in table.groupby("system", sort=False):
@@ -98,8 +98,20 @@ def describe_results(results: dict[str, Any]) -> str:
 
 def update_readme(readme: Path, results: dict[str, Any]) -> None:
     """Replace the text between README's marks by that of `results`."""
-    text = "\n".join([START, describe_results(results), END])
-    write_text(readme, re.sub(f"{START}.*{END}", lambda _: text, readme.read_text(encoding="utf-8"), flags=re.S))
+    replace_between(readme, START, END, describe_results(results))
+
+
+def replace_between(page: Path, start: str, end: str, text: str) -> None:
+    """Replace what stands between two marks of a page.
+
+    Args:
+        page: The page, a text file.
+        start: The first mark, on a line of its own.
+        end: The last mark likewise.
+        text: What stands between them now.
+    """
+    whole = "\n".join([start, text, end])
+    write_text(page, re.sub(f"{start}.*{end}", lambda _: whole, page.read_text(encoding="utf-8"), flags=re.S))
 
 
 def stale_figures(folder: Path) -> list[str]:

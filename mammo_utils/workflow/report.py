@@ -51,8 +51,9 @@ def write_report(study: Study) -> Path:
         write(link, notebook_body(notebook, pictures))
     runs = read_runs(study)
     results = results_table(runs, study)
+    certificate = certify(study, runs, results)
     for place in (study.folder, folder):
-        write_json(place / CERTIFICATE.address, certify(study, runs, results))
+        write_json(place / CERTIFICATE.address, certificate)
     evidence = collect_evidence(study, runs, results)
     for link, text in ((CARD, model_card(evidence)), (CLAIM, claim_page(evidence))):
         write_text((study.folder / link.address).with_suffix(".md"), text)

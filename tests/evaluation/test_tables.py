@@ -203,14 +203,14 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     assert table.loc["dropout", "differs"] == ""
     assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", "yes"]
     assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
-    assert table.loc["training seeds", "this study"] == 1
+    assert table.loc["trainings of a system", "this study"] == "1"
 
 
 def test_the_settings_of_one_run_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study.run("vssm_shared", "multi", "1v5", 0))
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert [name for name in table.index if name.startswith("learning rate")] == ["learning rate, vssm_shared"]
-    assert "training seeds" not in table.index
+    assert "trainings of a system" not in table.index
     initial = {"initial weights of the ResNets"} & {*table.index}
     assert initial, "patches pretrain the VSSM, too"
     for weights, system, shown in (("imagenet", "resnet18", True), ("imagenet", "vssm_shared", False)):

@@ -89,4 +89,4 @@ def test_the_readme_gets_the_results_of_the_published_study(finished, tmp_path):
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert "| ResNet-18 | 2 | 0.900 (0.850 to 0.950) |" in lines and "One of two cancers is missed." in lines
-    assert any(line.startswith("Synthetic cohort, BI-RADS subset `1v5`, 7 patients") for line in lines)
+    assert any(line.startswith("Synthetic cohort, BI-RADS 1 vs 5, 7 patients") for line in lines)
