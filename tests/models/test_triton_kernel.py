@@ -127,6 +127,29 @@ def test_arrays_that_32_bits_cannot_index(kernels, monkeypatch, tmp_path):
     assert torch.equal(found, expected)
 
 
+def test_compiled_and_exported(kernels):
+    """One graph of a scan in place, compiled and exported, with the values and gradients of the eager one."""
+    values, paths = draw(1, 2, 2, 2, 1), four_paths(2, 2).to(DEVICE)
+    inverse = paths.argsort(1)
+
+    class Scan(torch.nn.Module):
+        def forward(self, *tensors):
+            return scan_paths(*tensors, paths, inverse, backend="triton")
+
+    def run(function):
+        leaves = [value.to(DEVICE, copy=True).requires_grad_() for value in values]
+        y = function(*leaves)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+    torch._dynamo.reset()
+    expected = run(Scan())
+    for found, value in zip(run(torch.compile(Scan(), backend="aot_eager", fullgraph=True)), expected, strict=True):
+        assert torch.equal(found, value)
+    program = torch.export.export(Scan(), tuple(value.to(DEVICE) for value in values))
+    assert any("mammo_utils" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(*(value.to(DEVICE) for value in values)), expected[0])
+
+
 def test_strides_and_half_precision(kernels):
     """Views of larger arrays, as SS2D makes them, in bfloat16 give the results of float32 copies."""
     u, delta, A, B, C, D, bias = (value.to(DEVICE) for value in draw(1, 2, 3, 2, 2))
