@@ -133,6 +133,7 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     parts = {"validation": split.validation, **held_out}
     shares = {"training": 1 - sum(parts.values()), **parts}
     initial = {"": "random", "imagenet": "ImageNet", "patches": "pretrained on synthetic patches, as all encoders"}
+    tasks = training.task_weights
     patience = training.patience if training.schedule == "plateau" else "not used"
     rows = [
         ("data", "TOMPEI-CMMD, 1,360 patients", cohort),
@@ -153,6 +154,9 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("batch norm's statistics in evaluation", "not stated", training.batch_norm),
         ("precision", "not stated", training.precision),
         ("maximum gradient norm", 1.0, training.clip),
+        ("absent views", "zeros", model.missing),
+        ("fusion of the views", "gated", model.fusion),
+        ("task weights: diagnosis, BI-RADS", "0.5, 0.5", f"{tasks.diagnosis}, {tasks.birads}"),
         ("dropout", 0.5, model.dropout),
         ("head of BI-RADS", "softmax", model.birads_head),
         ("drop path of the last state space block", "not stated", model.drop_path or "none"),
