@@ -75,6 +75,46 @@ def describe_remedies(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SHARES = {  # of `benchmarks.weights.locate_findings`
+    "largest_weight": "largest weight of four",
+    "weight_in_breast": "larger weight in its breast",
+    "largest_contribution": "largest contribution of four",
+    "contribution_in_breast": "larger contribution in its breast",
+}
+
+
+def describe_weights(record: dict[str, Any]) -> str:
+    """The record of `benchmarks.weights` as Markdown."""
+    rows, found = record["rows"], []
+    for design in dict.fromkeys(row["design"] for row in rows):
+        shares = {name: [row[name][0] for row in rows if row["design"] == design] for name in SHARES}
+        spans = {name: f"{min(values):.0%} to {max(values):.0%}" for name, values in shares.items()}
+        found.append(
+            f"- {design}: the view with the finding has the largest of the four weights in {spans['largest_weight']} of "
+            f"exams, and the larger one in its own breast in {spans['weight_in_breast']}."
+        )
+    lines = [
+        "## Does the gate weigh the view that shows the finding?",
+        "",
+        f"Synthetic data (`config/planted.yaml`): one view of a breast shows a cancer, and the program that draws it "
+        f"knows which. Test exams with four views and one cancer; {record['epochs']} epochs; 95 % intervals over "
+        "patients. The weights are the means of the view with the finding, the other view of its breast, and a view of "
+        "the other breast. The shares are those of the view with the finding; by chance, 25 % of four and 50 % of two. "
+        "Contributions are those to the log-odds of the breast with the cancer, in absolute value. "
+        "`python -m benchmarks.weights` measures it again.",
+        "",
+        *found,
+        "",
+        f"| design | seed | exams | mean weights | {' | '.join(SHARES.values())} |",
+        f"|---|---|---|---|{'---|' * len(SHARES)}",
+    ]
+    for row in rows:
+        weights = ", ".join(f"{weight:.2f}" for weight in row["weights"])
+        values = " | ".join(_span(row[name]) for name in SHARES)
+        lines.append(f"| {row['design']} | {row['seed']} | {row['n']} | {weights} | {values} |")
+    return "\n".join(lines)
+
+
 def _span(values: list[float | None] | None, sign: str = "") -> str:
     if values is None or values[0] is None:
         return "–"
@@ -87,6 +127,7 @@ def designs_page() -> str:
     parts = [
         "# What the parts of the design buy",
         describe_remedies(read_json(FOLDER / "remedies.json")),
+        describe_weights(read_json(FOLDER / "weights.json")),
         describe_planted(read_json(FOLDER / "planted.json")),
     ]
     return "\n\n".join(parts) + "\n"

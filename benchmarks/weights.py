@@ -106,7 +106,8 @@ def measure_weights(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
             train_run(spec)
             names[spec.id] = {"design": design, "seed": seed}
     rows = []
-    for run in (run for run in read_runs(study) if run.id in names):
+    runs = {run.id: run for run in read_runs(study)}
+    for run in (runs[name] for name in names):  # in the order of the designs
         exams = complete_exams(run, read_views(run))
         row = locate_findings(exams, np.array([shown[exam] for exam in exams.exams]))
         rows.append(names[run.id] | row)
