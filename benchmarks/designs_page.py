@@ -90,8 +90,8 @@ def describe_weights(record: dict[str, Any]) -> str:
         shares = {name: [row[name][0] for row in rows if row["design"] == design] for name in SHARES}
         spans = {name: f"{min(values):.0%} to {max(values):.0%}" for name, values in shares.items()}
         found.append(
-            f"- {design}: the view with the finding has the largest of the four weights in {spans['largest_weight']} of "
-            f"exams, and the larger one in its own breast in {spans['weight_in_breast']}."
+            f"- {design}: the view with the finding has the largest of the four weights in {spans['largest_weight']} "
+            f"of exams, and the larger one in its own breast in {spans['weight_in_breast']}."
         )
     lines = [
         "## Does the gate weigh the view that shows the finding?",
