@@ -32,7 +32,7 @@ from mammo_utils.workflow.pictures import PICTURES, Picture, Pictures
 
 RUN = "04_train-hybrid_shared-multi-1v5-seed0"  # the one training that is shown
 MARK = "**Synthetic cohort.** A program drew its images and labels, so no number here is evidence about patients."
-REAL = " The few pictures of real mammograms name their source."
+REAL = " Two real exams (CBIS-DDSM) are shown beside it and named where they appear."
 SECTION = re.compile(r"\]\(#((?:[^()]|\([^()]*\))+)\)")
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 MATH = re.compile(r"\n*\$\$(.+?)\$\$\n*|\$([^$]+)\$", re.DOTALL)
