@@ -194,7 +194,8 @@ rule report:
         PLAN.step("report")
 
 
-# Copies the study's figures into figures/, with what each was made from; refuses figures that are stale.
+# Copies the study's figures into figures/, with what each was made from, and writes docs/demo/ from its notebooks;
+# refuses figures and notebooks that are stale.
 rule figures:
     input:
         lambda wildcards: PLAN.everything(EVERYTHING),

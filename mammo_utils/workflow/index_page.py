@@ -47,6 +47,24 @@ TELLING = {  # patterns of figures, the most telling ones first -> what to see; 
 }
 
 
+def index_facts(study: Study, results: pd.DataFrame) -> dict[str, Any]:
+    """What the index page and `docs/demo/README.md` both state: the results, the claims and what notebook 06 found."""
+    cohort = load_cohort(study.folder / ("cohort" if (study.folder / "cohort").is_dir() else "found"))
+    found, decisions, views = (_record(study, name) for name in ("results", "decisions", "views"))
+    results = results[results["side"] == "both"]
+    tables, marked = results_tables(results, found.get("comparisons", []))
+    return {
+        "study": study,
+        "cohort": cohort,
+        "synthetic": cohort.synthetic,
+        "results": tables,
+        "notes": _notes(results, marked) if len(results) else [],
+        "sentences": [*found.get("summary", []), *decisions.get("summary", [])],
+        "checks": found.get("checks", []),
+        "views": views,
+    }
+
+
 def index_body(
     study: Study, pages: Sequence[Link], runs: Sequence[RunResult], results: pd.DataFrame, pictures: Pictures
 ) -> str:
@@ -59,27 +77,19 @@ def index_body(
         results: The result of `tables.results_table`.
         pictures: The pictures of the study's pages.
     """
-    cohort = load_cohort(study.folder / ("cohort" if (study.folder / "cohort").is_dir() else "found"))
-    found, decisions, views = (_record(study, name) for name in ("results", "decisions", "views"))
+    shared = index_facts(study, results)
+    cohort, views = shared["cohort"], shared["views"]
     if views:
         views["said"] = [finding["finding"] for finding in views.get("findings", [])]
         views["table"] = table_html(with_intervals(pd.DataFrame(views.get("recombination", [])), RECOMBINATION))
-    results = results[results["side"] == "both"]
-    tables, marked = results_tables(results, found.get("comparisons", []))
     trainings = {link.address.removesuffix(".html"): link for link in pages if link.address.startswith("04_train-")}
     telling, others = choose_figures(pictures.figures)
     excluded = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
     facts = environment()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return TEMPLATES.get_template("index.html.j2").render(
-        study=study,
-        synthetic=cohort.synthetic,
+        **shared,
         failed=failures(study),
-        results=tables,
-        notes=_notes(results, marked) if len(results) else [],
-        sentences=[*found.get("summary", []), *decisions.get("summary", [])],
-        checks=found.get("checks", []),
-        views=views,
         telling=[figure_html(pictures.figure(name), TELLING[pattern], name) for name, pattern in telling.items()],
         others={
             notebook: [figure_html(pictures.figure(name), pictures.figures[name]["caption"], name) for name in names]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nbformat
 from bs4 import BeautifulSoup, Tag
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
 
 from mammo_utils.workflow.pages import FOLDER, tidy_tables, to_html
-from mammo_utils.workflow.pictures import Pictures, figure_html
+from mammo_utils.workflow.pictures import Picture, Pictures, figure_html
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLAIN = re.compile(r'<span class="(?:n|p|o|w)">([^<]*)</span>')  # names and signs of code, half of a page's bytes
@@ -35,6 +36,24 @@ def notebook_body(notebook: Path, pictures: Pictures) -> str:
         pictures: The pictures of the study's pages.
     """
     node = nbformat.read(notebook, as_version=4)
+    place_pictures(node, notebook.stem.partition("-")[0], pictures, figure_html)
+    exporter = HTMLExporter(raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"))
+    exporter.register_filter("markdown2html", to_html)
+    page = PLAIN.sub(r"\1", exporter.from_notebook_node(node)[0])
+    soup = BeautifulSoup(page, "html.parser")
+    tidy_tables(soup, lambda table: _section(table.find_all_previous(["h1", "h2", "h3"])))
+    return str(soup)
+
+
+def place_pictures(node: NotebookNode, name: str, pictures: Pictures, write: Callable[[Picture, str], str]) -> None:
+    """Put into the metadata of each picture in a notebook what a page shows for it, and a sentence for each widget.
+
+    Args:
+        node: The executed notebook; it is changed.
+        name: Its name.
+        pictures: The pictures of the pages.
+        write: Writes a picture and its caption in the page's format.
+    """
     node.metadata.pop("widgets", None)
     heading = ""
     for cell in node.cells:
@@ -43,17 +62,10 @@ def notebook_body(notebook: Path, pictures: Pictures) -> str:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data:  # it needs a kernel; a static figure stands beside it
-                output["data"] = {"text/plain": NO_WIDGET}
+                output["data"] = {"text/markdown": NO_WIDGET}
             elif "image/png" in data:
                 png = base64.b64decode(data["image/png"])
-                shown = pictures.of_notebook(png, notebook.stem.partition("-")[0], cell.source, heading)
-                output["metadata"] = {"figure": figure_html(*shown)}
-    exporter = HTMLExporter(raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"))
-    exporter.register_filter("markdown2html", to_html)
-    page = PLAIN.sub(r"\1", exporter.from_notebook_node(node)[0])
-    soup = BeautifulSoup(page, "html.parser")
-    tidy_tables(soup, lambda table: _section(table.find_all_previous(["h1", "h2", "h3"])))
-    return str(soup)
+                output["metadata"] = {"figure": write(*pictures.of_notebook(png, name, cell.source, heading))}
 
 
 def _section(headings: Iterable[Tag]) -> str:

@@ -27,6 +27,7 @@ TEMPLATES = jinja2.Environment(
 )
 EMPTY = ("", "NaN", "nan", "None", "NaT", "<NA>")
 SCRIPT = re.compile(r'<mi mathvariant="script">([A-Z])</mi>')
+MARKUP = re.compile(r"([\\`*|<$~])")  # signs that Markdown would read
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?( ?[\[(][-+−\d., to]+[\])])?")
 
 
@@ -169,6 +170,28 @@ def tidy_tables(soup: BeautifulSoup, describe: Callable[[Tag], str]) -> None:
             table.insert(0, tag)
         label = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": caption or "table"}
         table.wrap(soup.new_tag("div", attrs=label))
+
+
+def table_markdown(table: Tag) -> str:
+    """Write as Markdown a table that `tidy_tables` has made readable; headings in several rows become one."""
+    head, body = (_grid(table.select(f"{part} > tr")) for part in ("thead", "tbody"))
+    columns = range(1 + max((column for _, column in head | body), default=-1))
+    above = [[_cell(cell) for (_, column), cell in head.items() if column == c] for c in columns]
+    rows = [[_cell(body[row, c]) if (row, c) in body else "" for c in columns] for row in sorted({r for r, _ in body})]
+    lines = [
+        [", ".join(dict.fromkeys(filter(None, names))) for names in above],
+        ["---:" if "number" in (body[0, c].get("class", []) if (0, c) in body else []) else "---" for c in columns],
+        *rows,
+    ]
+    caption = f"**{_cell(table.caption)}**\n\n" if table.caption else ""
+    return caption + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(cell: Tag) -> str:
+    """The text of a cell in Markdown."""
+    space = "\N{NO-BREAK SPACE}" if "number" in cell.get("class", []) else " "
+    text = MARKUP.sub(r"\\\1", space.join(cell.text.split()))
+    return f"**{text}**" if cell.find("b") else text
 
 
 def _one_heading(table: Tag) -> str:

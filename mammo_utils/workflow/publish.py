@@ -1,9 +1,9 @@
 """Copy a study's figures and results into the project's `figures/`, with what each was made from.
 
-README's table of results is written from the copy.
+README's table of results is written from the copy, and `docs/demo/` from the executed notebooks.
 
 python -m mammo_utils.workflow.publish config/demo.yaml [settings ...]
-python -m mammo_utils.workflow.publish --check        lists published figures that are out of date or altered
+python -m mammo_utils.workflow.publish --check        lists what is out of date or altered
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mammo_utils.plots.save import MANIFEST, drawing_code, read_manifest
 from mammo_utils.provenance import file_hash, hash_of, notebook_hash, training_code
 from mammo_utils.study import Study, load_study
 from mammo_utils.vocabulary import SUBSET_TITLES, SYSTEMS, TASK_TITLES
+from mammo_utils.workflow.walkthrough import changed_notebooks, executed, stale_chapters, write_walkthrough
 
 RESULTS = "results.json"
 START, END = "<!-- results: snakemake figures -->", "<!-- /results -->"
@@ -33,10 +34,10 @@ class StaleFigures(ValueError):
 
 
 def publish(study: Study, study_file: str) -> list[Path]:
-    """Replace ``figures/*.png`` and the manifest by this study's figures, and return their paths.
+    """Replace `figures/*.png`, their manifest and `docs/demo/` by those of this study, and return their paths.
 
     Raises:
-        StaleFigures: The function or notebook that draws a figure, or the training code of its runs, has changed.
+        StaleFigures: The function that draws a figure, an executed notebook, or the training code has changed.
     """
     target = project_root() / "figures"
     entries = read_manifest(study.folder / "figures")
@@ -45,6 +46,8 @@ def publish(study: Study, study_file: str) -> list[Path]:
         entry["training"] = {e["scan"]: e["code"] for e in environments}  # the backend of the scan -> code
         if sentences := list(_changes(entry)):
             raise StaleFigures(f"{sentences[0]} Run the study again, then publish.")
+    if sentences := changed_notebooks(study):
+        raise StaleFigures(f"{sentences[0]} Run the study again, then publish.")
     for entry in entries:
         with atomic_write(target / entry["figure"]) as file:
             file.write_bytes((study.folder / "figures" / entry["figure"]).read_bytes())
@@ -55,7 +58,8 @@ def publish(study: Study, study_file: str) -> list[Path]:
     if (study.folder / "results.csv").is_file():
         write_json(target / RESULTS, collect_results(study))
         update_readme(project_root() / "README.md", read_json(target / RESULTS))
-    return [target / entry["figure"] for entry in entries]
+    pages = write_walkthrough(study) if executed(study) else []
+    return [*(target / entry["figure"] for entry in entries), *pages]
 
 
 def collect_results(study: Study) -> dict[str, Any]:
@@ -157,8 +161,9 @@ def main(arguments: list[str]) -> None:
     """Run the command line."""
     if arguments == ["--check"]:
         folder = project_root() / "figures"
-        sentences = [*stale_figures(folder), *altered_figures(folder)]
-        print("\n".join(f"warning: {s}" for s in sentences) or "All published figures match the project.")
+        pages = stale_chapters(project_root() / "docs" / "demo")
+        sentences = [*stale_figures(folder), *altered_figures(folder), *pages]
+        print("\n".join(f"warning: {s}" for s in sentences) or "All published figures and pages match the project.")
         return
     try:
         for picture in publish(load_study(arguments[0], arguments[1:]), arguments[0]):

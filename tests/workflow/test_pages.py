@@ -233,7 +233,7 @@ def test_six_pictures_are_chosen_and_others_step_in_for_missing_ones():
 
 
 @pytest.mark.parametrize(
-    "path", [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))], ids=lambda p: p.name
+    "path", [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))], ids=lambda p: p.name
 )
 def test_the_links_of_the_documentation_lead_somewhere(path):
     assert wrong_markdown_links(path) == []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -65,6 +66,9 @@ def test_every_change_is_found(published, capsys):
     (figures / "more.png").touch()
     assert altered_figures(figures) == ["more.png is not in the manifest."]
     (figures / "more.png").unlink()
+    write_json(published / "docs" / "demo" / "manifest.json", {"notebooks": {"05_results": "0"}})
+    main(["--check"])
+    assert capsys.readouterr().out.startswith("warning: The notebook 05_results has changed since docs/demo/05_results")
     config = published / "config" / "demo.yaml"
     config.write_text(config.read_text().replace("epochs: ", "epochs: 1"))
     assert stale_figures(figures) == ["config/demo.yaml has changed since the figures were made."]
@@ -73,6 +77,15 @@ def test_every_change_is_found(published, capsys):
 def test_publishing_refuses_stale_figures(finished, tmp_path):
     write_json(finished.folder / "runs" / "a" / "environment.json", {"code": "0", "scan": "cpu"})
     with pytest.raises(StaleFigures, match=r"training code of the runs in one\.png has changed\. Run the study again"):
+        publish(finished, "config/demo.yaml")
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["old.png"], "nothing was copied or removed"
+
+
+def test_publishing_refuses_a_notebook_whose_code_has_changed_since_it_ran(finished, tmp_path):
+    (finished.folder / "notebooks").mkdir()
+    path = shutil.copy(tmp_path / "notebooks" / "05_results.ipynb", finished.folder / "notebooks")
+    Path(path).write_text(Path(path).read_text().replace("save_figure", "save"))
+    with pytest.raises(StaleFigures, match=r"code of the notebook 05_results has changed since it ran\. Run the study"):
         publish(finished, "config/demo.yaml")
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["old.png"], "nothing was copied or removed"
 
