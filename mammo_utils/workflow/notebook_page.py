@@ -11,8 +11,9 @@ import nbformat
 from bs4 import BeautifulSoup, Tag
 from nbconvert import HTMLExporter
 
+from mammo_utils.evaluation.runs import run_title
 from mammo_utils.workflow.pages import FOLDER, tidy_tables, to_html
-from mammo_utils.workflow.pictures import Pictures, figure_html
+from mammo_utils.workflow.pictures import Pictures, figure_html, what_is_drawn
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLAIN = re.compile(r'<span class="(?:n|p|o|w)">([^<]*)</span>')  # names and signs of code, half of a page's bytes
@@ -24,7 +25,7 @@ def title_of(notebook: Path) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     found = re.search(r"(?m)^# +(.+)$", cells[0].source if cells else "")
     name, _, run = notebook.stem.partition("-")
-    return (found[1].strip() if found else name) + (f": {run}" if run else "")
+    return (found[1].strip() if found else name) + (f": {run_title(run)}" if run else "")
 
 
 def notebook_body(notebook: Path, pictures: Pictures) -> str:
@@ -36,17 +37,19 @@ def notebook_body(notebook: Path, pictures: Pictures) -> str:
     """
     node = nbformat.read(notebook, as_version=4)
     node.metadata.pop("widgets", None)
-    heading = ""
+    modules: dict[str, str] = {}  # name in the notebook -> the module that it is, or that has it
     for cell in node.cells:
-        if cell.cell_type == "markdown":
-            heading = (re.findall(r"(?m)^#+ +(.+)$", cell.source) or [heading])[-1]
+        modules |= _imported(cell.source) if cell.cell_type == "code" else {}
+        drawn = _drawn(cell.source, modules)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data:  # it needs a kernel; a static figure stands beside it
                 output["data"] = {"text/plain": NO_WIDGET}
             elif "image/png" in data:
                 png = base64.b64decode(data["image/png"])
-                shown = pictures.of_notebook(png, notebook.stem.partition("-")[0], cell.source, heading)
+                alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+                described = alt or (drawn.pop(0) if len(drawn) > 1 else "".join(drawn))
+                shown = pictures.of_notebook(png, notebook.stem.partition("-")[0], cell.source, described)
                 output["metadata"] = {"figure": figure_html(*shown)}
     exporter = HTMLExporter(raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"))
     exporter.register_filter("markdown2html", to_html)
@@ -54,6 +57,22 @@ def notebook_body(notebook: Path, pictures: Pictures) -> str:
     soup = BeautifulSoup(page, "html.parser")
     tidy_tables(soup, lambda table: _section(table.find_all_previous(["h1", "h2", "h3"])))
     return str(soup)
+
+
+def _imported(source: str) -> dict[str, str]:
+    """What a cell imports with `from`: its name in the notebook -> the module that it is, or that it is from."""
+    found: dict[str, str] = {}
+    for module, names in re.findall(r"(?m)^ *from (\S+) import ([\w, ]+)$", source):
+        for name, _, alias in (part.strip().partition(" as ") for part in names.split(",")):
+            found[alias or name] = module if name.startswith("draw_") else f"{module}.{name}"
+    return found
+
+
+def _drawn(source: str, modules: dict[str, str]) -> list[str]:
+    """What the drawing functions show that a cell calls, in their order."""
+    calls = re.findall(r"\b(?:(\w+)\.)?(draw_\w+)\(", source)
+    found = [what_is_drawn(modules.get(alias or name, ""), name) for alias, name in calls]
+    return [text for text in found if text]
 
 
 def _section(headings: Iterable[Tag]) -> str:
