@@ -14,6 +14,7 @@ from mammo_utils.metrics import METRICS
 from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS, TASK_TITLES
 
 HEADINGS = {
+    "named": "system",
     "task_mode": "trained on",
     "n_seeds": "trainings",
     "n_by_class": "breasts by class",
@@ -34,10 +35,12 @@ def name_system(system: str, task_mode: str, subset: str) -> str:
     return ", ".join((SYSTEMS[system].short, MODE_TITLES[task_mode], SUBSET_TITLES[subset]))
 
 
-def name_trainings(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `training`, the names of the trainings that the rows of a table are about."""
-    names = [f"{name_system(r.system, r.task_mode, r.subset)}, seed {r.seed}" for r in table.itertuples()]
-    return table.assign(training=names)
+def name_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `training`, or `named` where the rows have no seed: the names of what the rows are about."""
+    names = [name_system(row.system, row.task_mode, row.subset) for row in table.itertuples()]
+    if "seed" not in table:
+        return table.assign(named=names)
+    return table.assign(training=[f"{name}, seed {seed}" for name, seed in zip(names, table["seed"], strict=True)])
 
 
 def readable(table: pd.DataFrame, index: Sequence[str], measures: Mapping[str, str] | Sequence[str]) -> pd.DataFrame:
@@ -57,6 +60,22 @@ def readable(table: pd.DataFrame, index: Sequence[str], measures: Mapping[str, s
     written = pd.DataFrame({title: _write(table, name) for name, title in titles.items() if name in table})
     keys = [pd.Index(_write(table, name) if name in table else [], name=_heading(name), dtype=object) for name in index]
     return written.set_axis(keys[0] if len(keys) == 1 else pd.MultiIndex.from_arrays(keys)) if len(table) else written
+
+
+def widen(table: pd.DataFrame, index: Sequence[str], column: str, measure: str) -> pd.DataFrame:
+    """Write one measure with a column for each value of another column, in the order in which they occur.
+
+    Args:
+        table: Any table of the study.
+        index: Columns that identify a row.
+        column: Its values become the headings.
+        measure: What the cells hold.
+    """
+    if table.empty:
+        return pd.DataFrame()
+    written = readable(table, [*index, column], [measure]).iloc[:, 0]
+    rows, columns = written.index.droplevel(-1).unique(), written.index.get_level_values(-1).unique()
+    return written.unstack().reindex(index=rows, columns=columns).fillna("").rename_axis(columns="")
 
 
 def write_span(low: pd.Series, high: pd.Series) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mammo_utils.data.cohort import Cohort, DataError, load_cohort
 from mammo_utils.data.split import load_split
-from mammo_utils.evaluation.readable import readable, write_range
+from mammo_utils.evaluation.readable import name_system, readable, write_range
 from mammo_utils.evaluation.runs import RunResult
 from mammo_utils.io import read_json
 from mammo_utils.metrics import METRICS
@@ -144,7 +144,8 @@ def model_card(e: Evidence) -> str:
 
 def _numbers(results: pd.DataFrame) -> pd.DataFrame:
     """One row per subset, task and system, with a column for each metric."""
-    index = ["subset", "task", "system", "task_mode"]
+    systems = zip(results["system"], results["task_mode"], results["subset"], strict=True)
+    results, index = results.assign(system=[name_system(*row) for row in systems]), ["system", "task"]
     measures = {"part": "part", "n_seeds": "trainings", "n_patients": "patients", "n_by_class": "breasts by class"}
     tables = [readable(rows, index, {"value": METRICS[m].title}) for m, rows in results.groupby("metric", sort=False)]
     counts = readable(results.drop_duplicates(index), index, measures)

@@ -145,12 +145,12 @@ def results_tables(results: pd.DataFrame, comparisons: Sequence[dict[str, Any]])
                 cell = with_interval(row.value, row.low, row.high)
                 if system == best_system and others and pairs <= apart:
                     marked, cell = marked + 1, Markup('<b class="best">{}</b>').format(cell)
-                names = SYSTEMS[row.system].title, MODE_TITLES[row.task_mode], str(row.n_seeds)
+                names = SYSTEMS[row.system].short, MODE_TITLES[row.task_mode], str(row.n_seeds)
                 wide.setdefault(names, {})[f"{TASK_TITLES[task]}, {METRICS[metric].title}"] = cell
         columns = list(dict.fromkeys(title for cells in wide.values() for title in cells))
         table = [[*names, *(cells.get(title, "") for title in columns)] for names, cells in wide.items()]
         frame = pd.DataFrame(table, columns=["System", "Trained on", "Trainings", *columns]).map(escape)
-        caption = f"{SUBSET_TITLES[str(subset)]}: {_counts(rows)}"
+        caption = f"{SUBSET_TITLES[str(subset)]}. {_counts(rows)}"
         tables.append(table_html(frame.set_index("System"), caption, escaped=True))
     return tables, marked
 

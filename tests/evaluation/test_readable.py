@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_utils.evaluation.readable import Folded, name_trainings, readable, write_range
+from mammo_utils.evaluation.readable import Folded, name_rows, readable, widen, write_range
 from mammo_utils.evaluation.runs import run_title
 
 
@@ -41,8 +41,19 @@ def test_measures_are_written_with_their_intervals_and_ids_as_names():
 
 def test_a_training_is_named_by_its_columns_as_by_its_id():
     row = {"subset": "1v5", "system": "hybrid_shared", "task_mode": "multi", "seed": 0}
-    assert name_trainings(pd.DataFrame([row]))["training"].item() == run_title("hybrid_shared-multi-1v5-seed0")
-    assert list(name_trainings(pd.DataFrame(columns=list(row)))["training"]) == []
+    assert name_rows(pd.DataFrame([row]))["training"].item() == run_title("hybrid_shared-multi-1v5-seed0")
+    assert list(name_rows(pd.DataFrame(columns=list(row)))["training"]) == []
+    row.pop("seed")
+    assert name_rows(pd.DataFrame([row]))["named"].item() == "Hybrid (Shared), both tasks, BI-RADS 1 vs 5"
+
+
+def test_a_wide_table_keeps_the_order_and_each_value_in_its_place():
+    """`unstack(sort=False)` of pandas 2.3 puts values into wrong cells here."""
+    pairs = [(name, task) for name in ("z", "a", "m") for task in ("diagnosis", "birads")]
+    table = pd.DataFrame(pairs, columns=["baseline", "task"]).assign(value=np.arange(6))
+    wide = widen(table[:-1].sort_values("task", ascending=False, kind="stable"), ["baseline"], "task", "value")
+    assert wide.reset_index().to_numpy().tolist() == [["z", "0", "1"], ["a", "2", "3"], ["m", "4", ""]]
+    assert list(wide) == ["Diagnosis", "BI-RADS"] and widen(table[:0], ["baseline"], "task", "value").empty
 
 
 def test_a_range_of_one_value_is_that_value():

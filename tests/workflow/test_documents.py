@@ -59,7 +59,7 @@ def test_a_changed_number_changes_both_documents(reported_study):
     low, high = e.results.loc[auc, "value"].min(), e.results.loc[auc, "value"].max()
     assert f"4 AUCs of {low:.3f} to {high:.3f}, 4 with an interval" in claim_page(e)
     row = e.results[auc].iloc[0]
-    cell = f"BI-RADS 1 vs 5 | Diagnosis | ResNet-18 | both tasks | {row['value']:.3f} ({row['low']:.3f} to "
+    cell = f"ResNet-18, both tasks, BI-RADS 1 vs 5 | Diagnosis | {row['value']:.3f} ({row['low']:.3f} to "
     counts = f" | test | {row['n_seeds']} | {row['n_patients']} | {row['n_by_class']} |"
     (line,) = [line for line in model_card(e).splitlines() if cell in line]
     assert line.endswith(counts), line
