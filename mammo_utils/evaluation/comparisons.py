@@ -166,10 +166,11 @@ def _write_statement(row: Mapping[str, Any]) -> str:
     shortcuts = {
         None: "there is no shortcut to compare it with",
         True: f"its AUC is above that of every shortcut, {ahead}",
-        False: f"it does not beat the shortcut “{row['best_shortcut']}”",
+        False: "it does not beat the best shortcut",
     }
     if row["best_shortcut"]:
-        shortcuts |= {known: f"{shortcuts[known]} (AUC {row['shortcut_auc']:.3f})" for known in (True, False)}
+        best = f"({row['best_shortcut']}, AUC {row['shortcut_auc']:.3f})"
+        shortcuts |= {known: f"{shortcuts[known]} {best}" for known in (True, False)}
     number = str(Interval(row["auc"], row["low"], row["high"]))
     subject = f"{TASK_TITLES[row['task']]}, {name_system(row['system'], row['task_mode'], row['subset'])}: AUC {number}"
     verdict = chance.get(row["beats_chance"], "is not told apart from chance")

@@ -31,7 +31,13 @@ BARE = ("value", "difference", "coverage", "ensemble")  # measures whose interva
 
 
 def name_system(system: str, task_mode: str, subset: str) -> str:
-    """Name a system for readers, such as "Hybrid (Shared), both tasks, BI-RADS 1 vs 5"."""
+    """Name a system for readers, such as "Hybrid (Shared), both tasks, BI-RADS 1 vs 5".
+
+    Args:
+        system: Key of `SYSTEMS`.
+        task_mode: Key of `MODE_TITLES`.
+        subset: Key of `SUBSET_TITLES`.
+    """
     return ", ".join((SYSTEMS[system].short, MODE_TITLES[task_mode], SUBSET_TITLES[subset]))
 
 

@@ -45,10 +45,10 @@ def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.
     exams = diagnosis[(diagnosis["level"] == "exam") & (diagnosis["rule"] == "max")]
     if len(exams):
         lower = int((exams["value"] < breasts).sum())
-        negative = min(int(counts.split(" / ")[0]) for counts in exams["n_by_class"])
+        negative = pd.Series([int(counts.split(" / ")[0]) for counts in exams["n_by_class"]])
         sentences.append(
             f"The AUC of the diagnosis by exam is lower than by breast for {lower} of {len(exams)} systems; "
-            f"it rests on {negative} exams without cancer."
+            f"it rests on {write_range(negative, 'd')} exams without cancer."
         )
     return sentences
 

@@ -71,7 +71,13 @@ class Pictures:
         return self._keep(png, "output", described or "Figure"), described
 
     def matching(self, png: bytes, notebook: str, source: str) -> str:
-        """Name of the figure, among those that the cell saves, that shows the same as its picture; "" if none does."""
+        """Name of the figure, among those that a cell saves, that shows the same as its picture; "" if none does.
+
+        Args:
+            png: The picture in the cell's output.
+            notebook: Name of the notebook.
+            source: The code of the cell.
+        """
         names = [re.sub(r"\\\{.*?\\\}", ".+", re.escape(name)) for name in SAVED.findall(source)]
         (width, height), seen = _look(png)
         distances = {
