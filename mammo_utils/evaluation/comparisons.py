@@ -20,21 +20,23 @@ from mammo_utils.evaluation.bootstrap import (
     paired_difference,
 )
 from mammo_utils.evaluation.intervals import LEVEL, holm
+from mammo_utils.evaluation.readable import name_system
 from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, labelled_breasts, sample
 from mammo_utils.evaluation.tables import count_breasts
 from mammo_utils.metrics import METRICS
 from mammo_utils.study import Study
-from mammo_utils.vocabulary import REFERENCE, SYSTEMS
+from mammo_utils.vocabulary import REFERENCE, SUBSET_TITLES, SYSTEMS, TASK_TITLES
 
 if TYPE_CHECKING:
     from mammo_utils.evaluation.shortcut_baselines import Baseline
 
-DIFFERENCE_COLUMNS = "difference low high low_all high_all p p_holm p_bh answer".split()
+DIFFERENCE_COLUMNS = "difference low high low_all high_all p p_holm p_bh corrected_by answer".split()
 COMPARISON_COLUMNS = """subset task metric system task_mode reference question""".split() + DIFFERENCE_COLUMNS
 COMPARISON_COLUMNS += "n_exams n_breasts n_seeds reference_seeds reason".split()
 VARIANT_COLUMNS = ["run", "variant", "task", *DIFFERENCE_COLUMNS, "n_exams", "n_breasts", "reason"]
 STATEMENT_COLUMNS = """subset task_mode system task auc low high beats_chance best_shortcut shortcut_auc beats_shortcuts
 ahead ahead_low ahead_high surely_ahead statement""".split()
+CORRECTIONS = ("Holm", "Benjamini-Hochberg")  # within a family, and over all comparisons of the study
 SHORTCUT_LIMIT = 0.65  # AUC; a cohort with better shortcuts can be solved without looking for lesions
 
 
@@ -42,7 +44,8 @@ def compare_variants(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Compare each variant with the run that has the study's settings, the same system and the same seed.
 
     One row per variant and task. `difference` is the variant's AUC minus the run's on the same patients; `answer` is
-    "told apart" and the better of the two if Holm's p over the variants of a task is below 0.05, else "not told apart".
+    "told apart" and the better of the two if the corrected p is below 0.05, else "not told apart". The correction is
+    that of `compare_systems`, with the variants of a task as one family.
     """
     finished = {run.id: run for run in runs if run.finished}
     rows = []
@@ -62,8 +65,9 @@ def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
 
     One row per comparison, task and metric. `difference` is the system's metric minus the reference's on the same
     patients. `p_holm` is corrected for the comparisons of the same subset, task and metric; `p_bh` (Benjamini and
-    Hochberg) for all comparisons of the study. `answer` is "told apart" and the better of the two if `p_holm` is below
-    0.05, else "not told apart".
+    Hochberg) for all comparisons of the study. `corrected_by` names the one that decides: Holm's, except for a
+    comparison that is the only one of its family, which Holm's would leave uncorrected. `answer` is "told apart" and
+    the better of the two if the deciding p is below 0.05, else "not told apart".
     """
     groups = group_by_seed(runs)
     rows = []
@@ -71,7 +75,7 @@ def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
         comparisons = []  # key of the reference, names of the two in the answer, question
         if system != REFERENCE:
             question = SYSTEMS[system].question or f"Is {SYSTEMS[system].title} better than the reference?"
-            comparisons.append(((subset, mode, REFERENCE), (system, REFERENCE), question))
+            comparisons.append(((subset, mode, REFERENCE), (SYSTEMS[system].short, SYSTEMS[REFERENCE].short), question))
         if mode != "multi":
             question = "Does learning one task alone do better than learning both?"
             comparisons.append(((subset, "multi", system), ("single-task", "multi-task"), question))
@@ -96,18 +100,20 @@ def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
 def _correct(table: pd.DataFrame, family: list[str]) -> pd.DataFrame:
     """Add the corrected p values and the answers; `family` names the columns within which Holm's correction applies."""
     p = table["p"].astype(float)
-    table["p_holm"] = p.groupby([table[name] for name in family]).transform(lambda values: holm(values.to_numpy()))
-    known = p.notna()
+    families, known = p.groupby([table[name] for name in family]), p.notna()
+    table["p_holm"] = families.transform(lambda values: holm(values.to_numpy()))
     table.loc[known, "p_bh"] = false_discovery_control(p[known]) if known.any() else []
-    columns = (table["difference"], table["p_holm"], table["names"])
+    alone = families.transform("count") == 1
+    table["corrected_by"] = np.where(~known, "", np.where(alone, *CORRECTIONS[::-1]))
+    columns = (table["difference"], table["p_bh"].where(alone, table["p_holm"]), table["names"])
     table["answer"] = [_answer(*values) for values in zip(*columns, strict=True)]
     return table
 
 
 def label_agreement(runs: Sequence[RunResult]) -> pd.DataFrame:
-    """Count for each subset the breasts whose labels agree: malignant with its highest BI-RADS category, or neither.
+    """Count for each subset the breasts whose labels agree: malignant and of its highest BI-RADS category, or neither.
 
-    The breasts are those with both labels in any part of the split that the multi-task runs predicted.
+    The breasts are those with both labels in the parts of the split that the multi-task runs predicted.
     """
     rows = {}
     for run in runs:
@@ -160,9 +166,13 @@ def _write_statement(row: Mapping[str, Any]) -> str:
     shortcuts = {
         None: "there is no shortcut to compare it with",
         True: f"its AUC is above that of every shortcut, {ahead}",
-        False: f"it does not beat the shortcut {row['best_shortcut']}",
+        False: "it does not beat the best shortcut",
     }
-    subject = f"{row['system']} ({row['task_mode']}, {row['subset']}, {row['task']})"
+    if row["best_shortcut"]:
+        best = f"({row['best_shortcut']}, AUC {row['shortcut_auc']:.3f})"
+        shortcuts |= {known: f"{shortcuts[known]} {best}" for known in (True, False)}
+    number = str(Interval(row["auc"], row["low"], row["high"]))
+    subject = f"{TASK_TITLES[row['task']]}, {name_system(row['system'], row['task_mode'], row['subset'])}: AUC {number}"
     verdict = chance.get(row["beats_chance"], "is not told apart from chance")
     return f"{subject} {verdict}; {shortcuts[row['beats_shortcuts']]}."
 
@@ -179,10 +189,11 @@ def check_claims(runs: Sequence[RunResult], statements: pd.DataFrame, baselines:
         One row per claim: `holds` (True, False, or None if it cannot be checked), `count` and `exceptions`.
     """
     grid = [run for run in runs if run.in_grid]
-    unfinished, stale = [run.id for run in grid if not run.finished], [run.id for run in grid if run.stale]
+    unfinished = [run.spec.title for run in grid if not run.finished]
+    stale = [run.spec.title for run in grid if run.stale]
     n_finished = len(grid) - len(unfinished)
     diagnosis = statements[statements["task"] == "diagnosis"]
-    names = diagnosis["system"] + " " + diagnosis["task_mode"] + " " + diagnosis["subset"]
+    names = [name_system(row.system, row.task_mode, row.subset) for row in diagnosis.itertuples()]
 
     def check(claim: str, column: str) -> tuple:
         values = list(diagnosis[column])
@@ -192,7 +203,9 @@ def check_claims(runs: Sequence[RunResult], statements: pd.DataFrame, baselines:
 
     shortcuts = baselines[(baselines["metric"] == "auc") & (baselines["task"] == "diagnosis")]
     shortcuts = shortcuts[shortcuts["baseline"] != "majority class"]
-    strong = [f"{row.baseline} {row.subset}" for row in shortcuts.itertuples() if row.value > SHORTCUT_LIMIT]
+    strong = [
+        f"{row.baseline}, {SUBSET_TITLES[row.subset]}" for row in shortcuts.itertuples() if row.value > SHORTCUT_LIMIT
+    ]
     highest = f"highest {shortcuts['value'].max():.3f}" if len(shortcuts) else ""
     limit = f"diagnosis: the AUC of every shortcut is at most {SHORTCUT_LIMIT}"
     rows = [
@@ -203,7 +216,7 @@ def check_claims(runs: Sequence[RunResult], statements: pd.DataFrame, baselines:
         (limit, not strong if len(shortcuts) else None, highest, strong),
     ]
     table = pd.DataFrame(rows, columns=["claim", "holds", "count", "exceptions"]).astype({"holds": object})
-    return table.assign(exceptions=table["exceptions"].map(", ".join)).set_index("claim")
+    return table.assign(exceptions=table["exceptions"].map("; ".join)).set_index("claim")
 
 
 # --- parts of the tables --------------------------------------------------------------------------------

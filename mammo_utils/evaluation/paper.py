@@ -48,7 +48,7 @@ def paper_layout(subset: str, results: pd.DataFrame) -> pd.DataFrame:
         if mode not in ("multi", task):
             continue
         mode_title = "Multi-task" if mode == "multi" else "Single-task"
-        header = (mode_title, "diagnosis" if task == "diagnosis" else f"BI-RADS {subset}", METRICS[metric].title)
+        header = (mode_title, "diagnosis" if task == "diagnosis" else "BI-RADS", METRICS[metric].title)
         keys = [(subset, system, mode, task, metric) for system in SYSTEMS]
         values = [printed.get(key) for key in keys]
         columns[*header, "paper"] = ["" if pd.isna(value) else f"{value:.4f}" for value in values]

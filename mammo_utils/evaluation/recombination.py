@@ -27,7 +27,8 @@ from mammo_utils.evaluation.bootstrap import (
 )
 from mammo_utils.evaluation.gate import log_odds, main_task
 from mammo_utils.evaluation.intervals import wilson_ends
-from mammo_utils.evaluation.runs import RunResult, categories, labelled_breasts, with_views
+from mammo_utils.evaluation.readable import write_range
+from mammo_utils.evaluation.runs import RunResult, categories, labelled_breasts, run_title, with_views
 from mammo_utils.metrics import auc, softmax, weighted_auc
 from mammo_utils.models.system import System
 from mammo_utils.study import Study
@@ -39,7 +40,7 @@ TRUTHS = ((0, 0), (0, 1), (1, 0), (1, 1))  # whether the left and the right brea
 N_RECOMBINED = 200  # exams per truth
 N_DRAWS = 5  # of random gates and of permutations
 PAPER_GATE = "the paper's gate"
-FINDING_COLUMNS = "design runs flag_both miss_one share_min share_max low high finding".split()
+FINDING_COLUMNS = "design runs flag_both miss_one share_min share_max low high left_out finding".split()
 
 
 @dataclass(frozen=True)
@@ -278,31 +279,39 @@ def _design(run: RunResult) -> str:
 def find_both_seen(table: pd.DataFrame) -> pd.DataFrame:
     """Find out whether both of two cancers are flagged, by how the runs fuse their views.
 
-    A run flags both if the interval of `both_seen` lies above one half, and misses one if it lies below.
+    A run flags both if the interval of `both_seen` lies above one half, and misses at least one if it lies below.
 
     Args:
         table: Made by `recombination_table`.
 
     Returns:
         One row per design: `runs`, `flag_both`, `miss_one` (numbers of runs); `share_min`, `share_max`; `low` and
-        `high`, the outermost ends of the runs' intervals; and `finding`, a sentence, which is that it cannot be said
-        unless the runs agree.
+        `high`, the outermost ends of the runs' intervals; `left_out`, the names of the runs without a diagnosis; and
+        `finding`, a sentence, which is that it cannot be said unless the runs agree.
     """
-    known = table[table["task"] == "diagnosis"].dropna(subset="both_seen") if "both_seen" in table else table[:0]
+    table = table.dropna(subset="both_seen") if "both_seen" in table else table[:0]
     rows = []
-    for design, own in known.groupby("design", sort=False) if len(known) else ():
+    for design, of_design in table.groupby("design", sort=False) if len(table) else ():
+        known = of_design["task"] == "diagnosis"
+        own, others = of_design[known], [run_title(run) for run in of_design.loc[~known, "run"]]
+        if own.empty:
+            continue
         n, both, miss = len(own), (own["both_seen_low"] > 0.5).sum(), (own["both_seen_high"] < 0.5).sum()
         row = {"design": design, "runs": n, "flag_both": both, "miss_one": miss}
         row |= {"share_min": own["both_seen"].min(), "share_max": own["both_seen"].max()}
-        row |= {"low": own["both_seen_low"].min(), "high": own["both_seen_high"].max()}
-        answer = "both of two cancers are flagged" if both == n else "one of two cancers is missed"
-        if max(both, miss) < n:
-            answer = "it cannot be said whether both of two cancers are flagged "
-            answer += f"({both} of {n} runs flag both, {miss} miss one)"
+        row |= {"low": own["both_seen_low"].min(), "high": own["both_seen_high"].max(), "left_out": "; ".join(others)}
+        answer = "at least one of two cancers is missed in most exams that have two"
+        if both == n:
+            answer = "both of two cancers are flagged in most exams that have two"
+        elif miss < n:
+            answer = "it cannot be said whether both of two cancers are flagged in most exams that have two "
+            answer += f"({both} of {n} runs flag both, {miss} miss at least one)"
         row["finding"] = (
-            f"With {design}, {answer}: the share of exams with both flagged is {row['share_min']:.0%} to "
-            f"{row['share_max']:.0%} (runs: {n}; 95 % limits: {row['low']:.0%} to {row['high']:.0%})."
+            f"With {design}, {answer}: both are flagged in {write_range(own['both_seen'], '.0%')} of them "
+            f"({n} run{'s' * (n > 1)}; 95 % limits: {row['low']:.0%} to {row['high']:.0%})."
         )
+        if others:
+            row["finding"] += f" Left out, because not trained on the diagnosis: {row['left_out']}."
         rows.append(row)
     return pd.DataFrame(rows, columns=FINDING_COLUMNS)
 
@@ -313,15 +322,19 @@ def state_recombination(table: pd.DataFrame) -> list[str]:
     table = table.dropna(subset=["auc_change", "both_seen"]) if "both_seen" in table else table[:0]
     if not len(table):
         return ["No run has exams that can be recombined."]
-    n, lower, alarmed = len(table), table["auc_change_high"] < 0, table["none_flagged_wrong"] > 0.5
-    worst = table.loc[table["auc_change"].idxmin()]
-    return [
-        *findings,
-        f"In exams without a cancer, {alarmed.sum()} of {n} runs flag a breast more often than not "
-        f"({table['none_flagged_wrong'].min():.0%} to {table['none_flagged_wrong'].max():.0%}).",
-        f"The AUC of the same breasts is lower in recombined exams in {lower.sum()} of {n} runs, its interval below 0; "
-        f"it changes most in {worst['run']}, by {worst['auc_change']:+.3f}.",
-    ]
+    lower, worst = table["auc_change_high"] < 0, table.loc[table["auc_change"].idxmin()]
+    change = (
+        f"In {lower.sum()} of {len(table)} runs, the AUC of the same breasts is lower in recombined exams, and the "
+        f"interval of the change lies below 0. It changes most in {run_title(worst['run'])}: "
+        f"by {worst['auc_change']:+.3f}."
+    )
+    known = table[table["task"] == "diagnosis"]  # another task flags the highest category, not a cancer
+    alarms = known["none_flagged_wrong"]
+    alarmed = (
+        f"{(alarms > 0.5).sum()} of {len(known)} runs flag a breast in more than half of the exams without a cancer: "
+        f"in {write_range(alarms, '.0%')} of them."
+    )
+    return [*findings, *([alarmed] if len(known) else []), change]
 
 
 def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -335,21 +348,20 @@ def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     if len(answer):
         sentences.append(
             "The share of the weight on the left views separates cancers of the left from those of the right breast "
-            f"with an AUC of {answer.min():.2f} to {answer.max():.2f}: above 0.5 where the gate favours the diseased "
+            f"with an AUC of {write_range(answer, '.2f')}: above 0.5 where the gate favours the diseased "
             f"breast ({(answer > 0.5).sum()} of {len(answer)} runs), below where it favours the other one."
         )
     top = gates.dropna(subset=["top"]) if "top" in gates else gates[:0]
     if len(top):
         sentences.append(
             "The view with the most weight is the one whose removal changes the predictions most in "
-            f"{top['top'].min():.0%} to {top['top'].max():.0%} of the exams; the interval reaches chance in "
+            f"{write_range(top['top'], '.0%')} of the exams; its interval reaches chance in "
             f"{(top['top_low'] <= top['chance']).sum()} of {len(top)} runs."
         )
     fixed = table.dropna(subset=["fixed_change"]) if "fixed_change" in table else table[:0]
     if len(fixed):
         sentences.append(
-            f"With equal weights for all views, the AUC changes by {fixed['fixed_change'].min():+.3f} to "
-            f"{fixed['fixed_change'].max():+.3f}; it is lower in {(fixed['fixed_change_high'] < 0).sum()} of "
-            f"{len(fixed)} runs, its interval below 0."
+            f"With equal weights for all views, the AUC changes by {write_range(fixed['fixed_change'], '+.3f')}; the "
+            f"interval of the change lies below 0 in {(fixed['fixed_change_high'] < 0).sum()} of {len(fixed)} runs."
         )
     return sentences or ["No run has a gate and exams with four views."]

@@ -16,7 +16,7 @@ from mammo_utils.io import display_path, read_json
 from mammo_utils.metrics import softmax
 from mammo_utils.study import RunSpec, Study
 from mammo_utils.training.run_state import METRICS, RunState, run_state
-from mammo_utils.vocabulary import TASKS
+from mammo_utils.vocabulary import SYSTEMS, TASKS
 
 RUN_ID = re.compile(
     r"(?P<system>[a-z0-9_]+)-(?P<task_mode>[a-z]+)-(?P<subset>[a-z0-9]+)-seed(?P<seed>-?\d+)(-blocks(?P<blocks>\d+))?"
@@ -117,6 +117,18 @@ def _other_run(study: Study, folder: Path) -> RunSpec | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # its config.json is damaged
     return spec if spec.id == folder.name else None
+
+
+def run_title(run_id: str) -> str:
+    """Name a run for readers by its id, as `RunSpec.title` does; the id itself if it names no run."""
+    match = RUN_ID.fullmatch(run_id)
+    if not match or match["system"] not in SYSTEMS:
+        return run_id
+    fold = int(match["fold"]) if match["fold"] else None
+    variant = tuple(re.findall(r"-([^-=]+=.*?)(?=-[^-=]+=|$)", match["variant"] or ""))
+    numbers = {"seed": int(match["seed"]), "blocks": int(match["blocks"] or 0), "fold": fold, "variant": variant}
+    names = {name: match[name] for name in ("system", "task_mode", "subset")}
+    return RunSpec.model_construct(**names, **numbers).title
 
 
 def _read_run(spec: RunSpec, in_grid: bool, data_hash: str) -> RunResult:

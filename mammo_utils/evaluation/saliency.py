@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mammo_utils.evaluation.bootstrap import FEWEST, Interval, bootstrap_settings, mean_interval
 from mammo_utils.evaluation.intervals import wilson_interval
+from mammo_utils.evaluation.readable import write_range
 from mammo_utils.evaluation.runs import RunResult
 from mammo_utils.evaluation.subgroups import SIZES
 from mammo_utils.images.preprocess import AIR
@@ -204,23 +205,20 @@ def state_saliency(table: pd.DataFrame) -> list[str]:
         every = sum(found == set(MAPS) - {"trained"} for found in more)
         untrained = sum("random" in found for found in more)
         bright = rows[rows["map"] == "brightest"]
+        n, views = len(own), write_range(own["n_views"], "d")
         sentences.append(
-            f"{_capital(title)} has {_range(own['energy'], '.0%')} of its positive values in the lesion or one cell "
-            f"beside it, {_range(own['ratio'], '.1f')} times as much as the whole breast alike; the brightest tissue "
-            f"has {_range(bright['energy'], '.0%')}. "
+            f"{_capital(title)} ({n} run{'s' * (n > 1)}, {views} outlined views of each): "
+            f"{write_range(own['energy'], '.0%')} of the positive values lie in the lesion or one cell beside it, "
+            f"{write_range(own['ratio'], '.1f')} times as many as if they lay alike in the whole breast. Of the "
+            f"brightest tissue, {write_range(bright['energy'], '.0%')} lies there. "
         )
         sentences[-1] += (
-            f"The interval of the difference is above 0 against random weights in {untrained} of {len(own)} runs, and "
-            f"against each of the five comparisons in {every} (at most {own['n_views'].max()} views)."
+            f"The share is higher than with random weights in {untrained} of {n} runs, and higher than for each of "
+            f"the five comparisons in {every}, the interval of the difference above 0."
             if len(tested)
-            else f"There are too few views for intervals ({own['n_views'].max()})."
+            else "There are too few views for intervals."
         )
     return sentences
-
-
-def _range(values: pd.Series, form: str) -> str:
-    low, high = f"{values.min():{form}}", f"{values.max():{form}}"
-    return low if low == high else f"{low} to {high}"
 
 
 def _capital(title: str) -> str:

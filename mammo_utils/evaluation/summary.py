@@ -5,7 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from mammo_utils.evaluation.calibration import SCALINGS
+from mammo_utils.evaluation.comparisons import CORRECTIONS
+from mammo_utils.evaluation.intervals import LEVEL
 from mammo_utils.evaluation.operating import SPECIFICITIES
+from mammo_utils.evaluation.readable import name_system, write_range
+from mammo_utils.vocabulary import SUBSET_TITLES, SUBSETS
+
+NAMED = 5  # subgroups
 
 
 def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.DataFrame) -> list[str]:
@@ -17,25 +23,32 @@ def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.
         levels: The result of `levels.levels_table`.
     """
     sentences = []
-    if tests := int(compared["p_holm"].notna().sum()):
+    if tests := int(compared["p"].notna().sum()):
         apart = int(compared["answer"].str.startswith("told apart").sum())
-        overall = int((compared["p_bh"] < 0.05).sum())
+        alone = int((compared["corrected_by"] == CORRECTIONS[1]).sum())
+        holm, overall = (int((compared[name] < 1 - LEVEL).sum()) for name in ("p_holm", "p_bh"))
         sentences.append(
-            f"{apart} of {tests} comparisons are told apart (Holm's correction within a subset, task and metric); "
-            f"{overall} if all of them are corrected together (Benjamini and Hochberg). Level 5 %."
+            f"{apart} of {tests} comparisons of two systems are told apart at the 5 % level. Each is corrected by "
+            f"Holm's method within its subset, task and metric; the {alone} that are the only ones there are corrected "
+            "together with all comparisons of the study (Benjamini and Hochberg). With Holm's method alone it would "
+            f"be {holm}, with Benjamini and Hochberg's alone {overall}."
         )
     if len(results) and (alone := (results["n_seeds"] == 1)).any():
-        systems = results.loc[alone, ["subset", "task_mode", "system"]].drop_duplicates()
-        sentences.append(f"Systems trained once: {len(systems)}; the spread of a training is not in their intervals.")
+        key = ["subset", "task_mode", "system"]
+        once, every = (len(rows[key].drop_duplicates()) for rows in (results[alone], results))
+        sentences.append(
+            f"{once} of {every} systems were trained once: their intervals leave out the spread over trainings. "
+            "A system with one task or another subset counts as one of its own."
+        )
     diagnosis = levels[levels["task"] == "diagnosis"].set_index(["subset", "task_mode", "system"])
     breasts = diagnosis[diagnosis["level"] == "breast"]["value"]
     exams = diagnosis[(diagnosis["level"] == "exam") & (diagnosis["rule"] == "max")]
     if len(exams):
         lower = int((exams["value"] < breasts).sum())
-        negative = min(int(counts.split(" / ")[0]) for counts in exams["n_by_class"])
+        negative = pd.Series([int(counts.split(" / ")[0]) for counts in exams["n_by_class"]])
         sentences.append(
             f"The AUC of the diagnosis by exam is lower than by breast for {lower} of {len(exams)} systems; "
-            f"it rests on {negative} exams without cancer."
+            f"it rests on {write_range(negative, 'd')} exams without cancer."
         )
     return sentences
 
@@ -59,17 +72,42 @@ def summarise_decisions(
             f"Temperature and intercept improve the log loss of {helped} of {len(scaled)} trainings and worsen that of "
             f"{harmed}; of the others the change is not told apart from 0."
         )
-    own = (points["level"] == "breast") & (points["aim"] == SPECIFICITIES[0]) & points["specificity"].notna()
-    for name in ("specificity", "sensitivity") if own.any() else ():
-        low, high = points.loc[own, name].min(), points.loc[own, name].max()
+    own = points[(points["aim"] == SPECIFICITIES[0]) & points["specificity"].notna()]
+    for name in ("specificity", "sensitivity") if len(own) else ():
+        levels = [
+            f"{write_range(rows[name], '.3f')} by {level} ({len(rows)} trainings, 95 % limits "
+            f"{rows[f'{name}_low'].min():.3f} to {rows[f'{name}_high'].max():.3f})"
+            for level, rows in own.groupby("level", sort=False)
+        ]
         sentences.append(
-            f"A threshold with a specificity of {SPECIFICITIES[0]:.2f} on validation has a {name} of {low:.3f} to "
-            f"{high:.3f} on the reported part."
+            f"The threshold with a specificity of {SPECIFICITIES[0]:.2f} on validation has, on the reported part, a "
+            f"{name} of {' and '.join(levels)}."
         )
-    every = conformal[conformal["category"] == "all"]["coverage"]
-    if len(every):
-        sentences.append(f"BI-RADS sets aimed at 90 % contain the label of {every.min():.1%} to {every.max():.1%}.")
+    for subset, rows in conformal[conformal["category"] == "all"].groupby("subset", sort=False):
+        sentences.append(
+            f"{SUBSET_TITLES[subset]}: sets of BI-RADS categories aimed at 90 % contain the label of "
+            f"{write_range(rows['coverage'], '.1%')} of the breasts; on average they hold "
+            f"{write_range(rows['mean_size'], '.1f')} of {len(SUBSETS[subset])} categories ({len(rows)} "
+            f"training{'s' * (len(rows) > 1)}, {rows['n_breasts'].max()} breasts)."
+        )
     if tests := int(subgroups["p"].notna().sum()):
-        apart = int((subgroups["answer"] == "told apart").sum())
-        sentences.append(f"{apart} of {tests} subgroups are told apart from the other breasts of their training.")
+        sentences.append(summarise_subgroups(subgroups[subgroups["answer"] == "told apart"], tests))
     return sentences
+
+
+def summarise_subgroups(apart: pd.DataFrame, tests: int) -> str:
+    """Count the subgroups that are told apart, and name up to five of them.
+
+    Args:
+        apart: Their rows in the result of `subgroups.subgroup_table`.
+        tests: Number of all tests.
+    """
+    text = f"In {len(apart)} of {tests} tests, a subgroup is told apart from the other breasts (each training's tests "
+    text += "corrected together, Benjamini and Hochberg)"
+    named = [
+        f"{row.attribute} {row.group} of {name_system(row.system, row.task_mode, row.subset)}, seed {row.seed}: "
+        f"{row.measure} {row.value:.3f} ({row.low:.3f} to {row.high:.3f}; {row.n_patients} patients), "
+        f"{row.difference:+.3f} from the others"
+        for row in apart.itertuples()
+    ]
+    return f"{text}: {'; '.join(named)}." if 0 < len(named) <= NAMED else f"{text}."

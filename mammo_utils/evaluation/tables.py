@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from typing import Any
@@ -27,14 +27,14 @@ RESULT_COLUMNS = [*KEY_COLUMNS, "metric", "side", "part", *INTERVAL_COLUMNS, *CO
 BLOCK_COLUMNS = [*KEY_COLUMNS, "blocks", "searched", *INTERVAL_COLUMNS, "n_exams", "n_breasts", "n_seeds", "sd_seeds"]
 CLASS_COLUMNS = [*KEY_COLUMNS, "class", *INTERVAL_COLUMNS, "n_class", "n_rest", "patients_class", "reason"]
 MEAN_OF_SIDES = "mean of sides"
-RECOMBINATION = {  # measures of `recombination_table` -> title
-    "auc": "AUC, own exams",
-    "recombined_auc": "AUC, recombined",
-    "auc_change": "change",
-    "both_seen": "two cancers: both flagged",
-    "none_flagged_wrong": "no cancer: any flagged",
-    "one_right": "one cancer: it alone flagged",
-}
+RECOMBINATION = (  # measures of `recombination_table` -> title, as two tables
+    {"auc": "AUC, own exams", "recombined_auc": "AUC, recombined", "auc_change": "change"},
+    {
+        "both_seen": "two cancers: both flagged",
+        "none_flagged_wrong": "no cancer: any flagged",
+        "one_right": "one cancer: it alone flagged",
+    },
+)
 
 
 def results_table(
@@ -122,7 +122,10 @@ def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
-    """List the paper's settings (§3.1, §4) beside those of a study or of one run; `differs` marks the differences."""
+    """List the paper's settings (§3.1, §4) beside those of a study or of one run.
+
+    `differs` marks the settings that the paper states and that are different here.
+    """
     is_study = isinstance(settings, Study)
     data, split, model, training = settings.data, settings.split, settings.model, settings.training
     systems = settings.grid.systems if is_study else (settings.system,)
@@ -167,7 +170,9 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     rates = [
         (SYSTEMS[system].paper_learning_rate or "not stated", training.learning_rate[system]) for system in systems
     ]
-    rows[6:6] = [(f"learning rate, {system}", *pair) for system, pair in zip(systems, rates, strict=True)]
+    rows[6:6] = [
+        (f"learning rate, {SYSTEMS[system].short}", *pair) for system, pair in zip(systems, rates, strict=True)
+    ]
     if model.weights != "patches" and not any(SYSTEMS[system].pretrained for system in systems):
         del rows[4]
     if is_study:
@@ -175,26 +180,9 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         numbers = sorted({len({*grid.seeds, *grid.more_seeds.get(system, ())}) for system in systems})
         rows.append(("trainings of a system", "not stated", " or ".join(map(str, numbers))))
     table = pd.DataFrame(rows, columns=["setting", "paper", "this study" if is_study else "this run"])
-    return table.assign(differs=["" if row[2] == row[1] else "yes" for row in rows]).set_index("setting")
-
-
-def with_intervals(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Write measures with their intervals as text, one column each, by run.
-
-    Args:
-        table: Made by `gate_table` or `recombination_table`.
-        columns: Measure -> title. Measures that the table lacks are left out, as are empty values.
-    """
-
-    def write(row: pd.Series, name: str) -> str:
-        if pd.isna(row[name]):
-            return ""
-        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
-        return f"{row[name]:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
-
-    known = {name: title for name, title in columns.items() if name in table}
-    written = {title: [write(row, name) for _, row in table.iterrows()] for name, title in known.items()}
-    return pd.DataFrame(written, index=pd.Index(table["run"] if len(table) else [], name="run"))
+    return table.assign(differs=["" if row[1] in (row[2], "not stated") else "yes" for row in rows]).set_index(
+        "setting"
+    )
 
 
 # --- parts of the tables --------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def _draw_view(axis: Axes, exams: ExamSet, position: int, index: int, visible: b
 def draw_combinations(
     exams: ExamSet, position: int, predict: Callable[[Sequence[bool]], ExamPrediction], title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """Draw the weights and predictions for one exam with each of COMBINATIONS of its views.
+    """Draw the weights and predictions for one exam from all of its views and from some of them.
 
     Args:
         exams: The exams.

@@ -96,7 +96,7 @@ def _draw_outline(axis: Axes, points: np.ndarray) -> None:
 
 @styled
 def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
-    """Draw Figure 4 of the paper and more: breasts by class, BI-RADS and density, exams by number of views."""
+    """Draw the paper's Figure 4 and more: breasts by class, BI-RADS and density, exams by number of views."""
     fields = ("class", "birads", "density")
     sides = [exams[[f"{side}_{name}" for name in fields]].set_axis(fields, axis=1).assign(side=side) for side in SIDES]
     breasts = pd.concat(sides, ignore_index=True)
@@ -146,7 +146,7 @@ def draw_steps(
 def draw_sheet(
     images: np.ndarray, captions: Sequence[str], title: str, columns: int = 8, width: float = 1.35
 ) -> Figure:
-    """Draw a contact sheet.
+    """Draw images side by side in rows, each with its name above.
 
     Args:
         images: (n, S, S), uint8 or in [0, 1].
@@ -186,7 +186,7 @@ def draw_leakage(rows: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def draw_flow(rows: pd.DataFrame, title: str) -> Figure:
-    """Draw the table of `mammo_utils.data.exclusions.exclusion_flow`: what remains in the middle, exclusions beside."""
+    """Draw what remains after each step, from top to bottom, and the exclusions beside it."""
     blocks = [(step, block, _list_reasons(block)) for step, block in rows.iloc[1:].groupby("step", sort=False)]
     heights = [LINE * (text.count("\n") + 1) + 0.3 for _, _, text in blocks]
     height = 2 * (HALF_BOX + GAP) * (1 + len(blocks)) + sum(heights)

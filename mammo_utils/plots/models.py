@@ -144,7 +144,7 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figur
 
 @styled
 def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw the weights of the views, (4,), in a few named cases."""
+    """Draw the weights of the four views in a few named cases."""
     figure, axes = make_panels(title, list(weights), (2.1, 2.4), y="weight α", sharey=True)
     for axis, alpha in zip(axes, weights.values(), strict=True):
         axis.bar(VIEWS, alpha, color=[COLOURS[view] for view in VIEWS])

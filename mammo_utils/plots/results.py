@@ -139,7 +139,7 @@ def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
 
 @styled
 def draw_curves(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Draw loss and validation AUC of one run by epoch; `rows` as `mammo_utils.training.loop.train` returns them."""
+    """Draw the training loss and the validation AUC of one run by epoch; `rows` are those of `train`."""
     return _draw_epochs(pd.DataFrame(rows).assign(run="", colour="k", kept=False), title, color="k")
 
 

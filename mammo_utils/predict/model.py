@@ -70,10 +70,10 @@ class Card(Frozen):
     @property
     def statements(self) -> list[str]:
         """What every output states about the model."""
-        names, averaged = ", ".join(m.run.id for m in self.members), ", averaged" if self.members[1:] else ""
+        names, averaged = "; ".join(m.run.title for m in self.members), " (averaged)" if self.members[1:] else ""
         exams, source = self.members[0].metrics["exams"]["train"], SOURCES[self.run.data.source].title
         known = f"Its only BI-RADS categories are {', '.join(map(str, SUBSETS[self.run.subset]))}."
-        trained = f"Trained on {exams} exams of the {source}; runs: {names}{averaged}."
+        trained = f"Trained on {exams} exams of the {source}; runs{averaged}: {names}."
         return [*([SYNTHETIC] if self.synthetic else []), RESEARCH, trained, known, *self.notes]
 
 

@@ -18,15 +18,17 @@ import pandas as pd
 
 from mammo_utils.data.cohort import Cohort, DataError, load_cohort
 from mammo_utils.data.split import load_split
+from mammo_utils.evaluation.readable import name_system, readable, write_range
 from mammo_utils.evaluation.runs import RunResult
 from mammo_utils.io import read_json
 from mammo_utils.metrics import METRICS
 from mammo_utils.study import Study
-from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, SYSTEMS, VIEWS
+from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, SUBSET_TITLES, SYSTEMS, VIEWS
 
 ITEMS = pd.read_csv(Path(__file__).with_name("claim_items.csv"), keep_default_na=False)
 PARTS = ("train", "validation", "test")
 NOT_DONE = "not done"
+EXCLUDED = {"junk": "files left by macOS", "other": "files of other kinds"}  # kind -> what it is, if not its plural
 SYNTHETIC = """> **Synthetic cohort.** Every image and label is drawn by a program. The numbers show that the study
 > runs; they are no evidence about patients."""
 NO_DEVICE = "> **Not a medical device.** No output of these systems may inform the care of a patient."
@@ -107,18 +109,11 @@ def describe_parts(cohort: Cohort, part: pd.Series, groups: pd.Series) -> pd.Dat
 def model_card(e: Evidence) -> str:
     """Write the model card in Markdown: models, use, data, numbers with their intervals, limits."""
     rows = [
-        {"system": SYSTEMS[run.spec.system].title, "run": run.id, "parameters": f"{run.metrics['parameters']:,}"}
+        {"training": run.spec.title, "parameters": f"{run.metrics['parameters']:,}"}
         | {"kept epoch": f"{run.metrics['best_epoch']} of {run.metrics['epochs']}", "state": run.state}
         for run in e.runs
     ]
-    numbers = e.results.assign(
-        value=[
-            f"{row.value:.3f} " + ("(no interval)" if pd.isna(row.low) else f"({row.low:.3f} to {row.high:.3f})")
-            for row in e.results.itertuples()
-        ],
-        metric=e.results["metric"].map(lambda name: METRICS[name].title),
-    )
-    shown = "subset task_mode task system metric part value n_patients n_by_class n_seeds".split()
+    subsets = list(dict.fromkeys([*e.study.grid.subsets, *(run.spec.subset for run in e.runs)]))
     parts = [
         f"# Model card: study “{e.study.name}”",
         *([SYNTHETIC] if e.cohort.synthetic else []),
@@ -131,18 +126,31 @@ def model_card(e: Evidence) -> str:
         "Research and teaching: to study the method and to repeat its evaluation. Not for diagnosis, screening or "
         "triage, and not for images of other sources than those below, on which nothing has been measured.",
         "## Data",
-        f"{e.cohort.label}; {len(e.cohort.exams)} exams are used. The systems see the subsets "
-        f"{', '.join(e.study.grid.subsets)} of the BI-RADS categories.",
+        f"{e.cohort.label}: {len(e.cohort.exams)} exams are used and split by patient; the table counts all of "
+        f"them. Each system is trained and evaluated on one subset of the BI-RADS categories: "
+        f"{' or '.join(SUBSET_TITLES[subset] for subset in subsets)}.",
         markdown_table(describe_parts(e.cohort, e.part, e.groups).reset_index()),
         "## Numbers",
-        "95 % intervals over patients; `n_by_class` counts breasts in the order of the classes.",
-        markdown_table(numbers[shown]),
+        "Each row is one system on the exams of one subset, in the part named; with 95 % intervals over patients. The "
+        "last column counts the breasts of each class, in the order of the classes.",
+        markdown_table(_numbers(e.results)),
         "## Limits",
         "\n".join(f"- {sentence}" for sentence in limits(e)),
         "## Provenance",
         "`certificate.json` has the hashes of settings, data, code and predictions. The CLAIM table is in `claim.md`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _numbers(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per subset, task and system, with a column for each metric."""
+    systems = zip(results["system"], results["task_mode"], results["subset"], strict=True)
+    results, index = results.assign(system=[name_system(*row) for row in systems]), ["system", "task"]
+    measures = {"part": "part", "n_seeds": "trainings", "n_patients": "patients", "n_by_class": "breasts by class"}
+    tables = [readable(rows, index, {"value": METRICS[m].title}) for m, rows in results.groupby("metric", sort=False)]
+    counts = readable(results.drop_duplicates(index), index, measures)
+    table = pd.concat([*tables, counts], axis=1).reset_index()
+    return table.replace(r"^(\d\.\d+)$", r"\1 (no interval)", regex=True)
 
 
 def limits(e: Evidence) -> list[str]:
@@ -176,17 +184,20 @@ def claim_table(e: Evidence) -> pd.DataFrame:
 def claim_values(e: Evidence) -> dict[int, str]:
     """The values by item, "" for one that the study lacks. Items without a value are answered by a text."""
     study, part = e.study, e.part
+    subsets = dict.fromkeys([*study.grid.subsets, *(run.spec.subset for run in e.runs)])
+    seeds = sorted({run.spec.seed for run in e.runs})
+    excluded = {EXCLUDED.get(kind, f"{kind}s"): n for kind, n in e.cohort.excluded["kind"].value_counts().items()}
     auc = e.results[(e.results["metric"] == "auc") & e.results["value"].notna()]
     found: dict[int, str] = {
         5: "neither: the exams are drawn by a program" if e.cohort.synthetic else f"retrospective: {e.cohort.name}",
         7: e.cohort.label,
         8: f"cohort `{study.data.cohort}`",
         9: f"{study.images.size} x {study.images.size} pixels, resized by `{study.images.resize}`",
-        10: f"{', '.join(study.grid.subsets)}; rule `{study.subset_rule}`",
-        24: f"weights `{study.model.weights or 'random'}`, seeds {sorted({run.spec.seed for run in e.runs})}",
+        10: f"{', '.join(SUBSET_TITLES[subset] for subset in subsets)}; rule `{study.subset_rule}`",
+        24: f"weights `{study.model.weights or 'random'}`, seeds {', '.join(map(str, seeds))}",
         25: f"{study.training.epochs} epochs, batches of {study.training.batch_size} exams",
         28: ", ".join(metric.title for metric in METRICS.values()),
-        35: f"{len(e.cohort.exams)} exams used; {len(e.cohort.excluded)} files, images, breasts and exams excluded",
+        35: f"{len(e.cohort.exams)} exams used; excluded: {', '.join(f'{kind} {n}' for kind, n in excluded.items())}",
     }
     found |= dict.fromkeys((1, 17, 19, 20, 23, 26, 32, 36, 37, 43), "")
     if len(part):
@@ -194,16 +205,21 @@ def claim_values(e: Evidence) -> dict[int, str]:
         found |= {17: "labels of the same source in every part", 36: "table by part"}
         found[19] = f"`{study.split.kind}`, seed {study.split.seed}; exams: {counts}"
         straddling = (part.groupby(e.groups).nunique() > 1).sum()
-        found[20] = f"{e.groups.nunique()} groups of patients who share images, {straddling} of them in two parts"
+        found[20] = (
+            f"by patient: {part.index.size} exams of {e.groups.nunique()} patients (patients with an image in common "
+            f"count as one), {straddling} of them in two parts"
+        )
     if e.runs:
         found[1] = "deep learning: " + ", ".join(dict.fromkeys(SYSTEMS[run.spec.system].title for run in e.runs))
         found[23] = ", ".join(f"{name} {version}" for name, version in e.runs[0].environment["versions"].items())
-        found[26] = "kept epoch: " + ", ".join(f"{run.metrics['best_epoch']} ({run.id})" for run in e.runs)
+        epochs = pd.Series([run.metrics["best_epoch"] for run in e.runs])
+        found[26] = f"epoch with the highest mean validation AUC: {write_range(epochs, 'd')} of {study.training.epochs}"
         found[43] = f"weights of {len(e.runs)} runs; hashes of data and predictions; code MIT"
     if len(auc):
         found[32] = f"up to {auc['n_exams'].max()} exams of {auc['n_patients'].max()} patients"
-        ends = f"{auc['value'].min():.3f} to {auc['value'].max():.3f}"
-        found[37] = f"{len(auc)} AUCs, {auc['low'].notna().sum()} with an interval: {ends}"
+        found[37] = (
+            f"{len(auc)} AUCs of {write_range(auc['value'], '.3f')}, {auc['low'].notna().sum()} with an interval"
+        )
     for item in ITEMS[ITEMS["table"] != ""].itertuples():
         rows = e.rows(*item.table.split("/"))
         found[item.item] = f"{len(rows)} {item.unit}" if len(rows) else ""

@@ -11,10 +11,9 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from mammo_utils.data.cohort import load_cohort
-from mammo_utils.evaluation.bootstrap import ONE_TRAINING
-from mammo_utils.evaluation.intervals import LEVEL
-from mammo_utils.evaluation.runs import RunResult
-from mammo_utils.evaluation.tables import RECOMBINATION, run_list, settings_table, with_intervals
+from mammo_utils.evaluation.readable import readable
+from mammo_utils.evaluation.runs import RunResult, run_title
+from mammo_utils.evaluation.tables import RECOMBINATION, run_list, settings_table
 from mammo_utils.io import read_json
 from mammo_utils.metrics import METRICS
 from mammo_utils.provenance import environment
@@ -34,7 +33,7 @@ TELLING = {  # patterns of figures, the most telling ones first -> what to see; 
     "roc-*-diagnosis": "The further a curve bends to the upper left, the more cancers are found at the same share of "
     "false alarms. The width of the band shows how much the curve depends on the choice of patients.",
     "recombination": "Left and right breast of two patients in one exam. The second column is the share of exams with "
-    "two cancers in which both are flagged: near 0, one of the two cancers is missed.",
+    "two cancers in which both are flagged: near 0, at least one of the two is missed in nearly all of them.",
     "failures-*": "The most certain mistakes: missed cancers at the left, false alarms at the right. The framed breast "
     "is the one in question. Was the lesion visible, and which view decided?",
     "exam": "The four views of an exam as a radiologist hangs them. Each breast has its own labels; an outline marks "
@@ -81,11 +80,12 @@ def index_body(
     cohort, views = shared["cohort"], shared["views"]
     if views:
         views["said"] = [finding["finding"] for finding in views.get("findings", [])]
-        views["table"] = table_html(with_intervals(pd.DataFrame(views.get("recombination", [])), RECOMBINATION))
+        recombined = pd.DataFrame(views.get("recombination", []))
+        views["tables"] = [table_html(readable(recombined, ["run"], measures)) for measures in RECOMBINATION]
     trainings = {link.address.removesuffix(".html"): link for link in pages if link.address.startswith("04_train-")}
     telling, others = choose_figures(pictures.figures)
     excluded = cohort.excluded.groupby(["kind", "reason"]).size().rename("number").reset_index()
-    facts = environment()
+    facts, settings = environment(), settings_table(study)
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return TEMPLATES.get_template("index.html.j2").render(
         **shared,
@@ -99,7 +99,8 @@ def index_body(
         pages=[link for link in pages if link not in trainings.values()],
         trainings=list(trainings.values()),
         runs=_runs_table(runs, trainings),
-        settings=table_html(settings_table(study)),
+        settings=table_html(settings[settings["differs"] != ""].drop(columns="differs")),
+        other_settings=table_html(settings[settings["differs"] == ""].drop(columns="differs")),
         n_exams=len(cohort.exams),
         n_images=(cohort.images["status"] == "used").sum(),
         excluded=table_html(excluded.set_index("kind"), "Excluded, by reason") if len(excluded) else "",
@@ -140,7 +141,7 @@ def results_tables(results: pd.DataFrame, comparisons: Sequence[dict[str, Any]])
             frozenset((f"{row['system']} {row['task_mode']}", row["reference"])),
         )
         for row in comparisons
-        if row["p_holm"] is not None and row["p_holm"] < 1 - LEVEL
+        if row["answer"].startswith("told apart")
     }
     tables, marked = [], 0
     for subset, rows in results.groupby("subset", sort=False):
@@ -154,24 +155,36 @@ def results_tables(results: pd.DataFrame, comparisons: Sequence[dict[str, Any]])
                 cell = with_interval(row.value, row.low, row.high)
                 if system == best_system and others and pairs <= apart:
                     marked, cell = marked + 1, Markup('<b class="best">{}</b>').format(cell)
-                names = SYSTEMS[row.system].title, MODE_TITLES[row.task_mode]
+                names = SYSTEMS[row.system].short, MODE_TITLES[row.task_mode], str(row.n_seeds)
                 wide.setdefault(names, {})[f"{TASK_TITLES[task]}, {METRICS[metric].title}"] = cell
         columns = list(dict.fromkeys(title for cells in wide.values() for title in cells))
         table = [[*names, *(cells.get(title, "") for title in columns)] for names, cells in wide.items()]
-        frame = pd.DataFrame(table, columns=["System", "Trained on", *columns]).map(escape)
-        tables.append(table_html(frame.set_index("System"), SUBSET_TITLES[str(subset)], escaped=True))
+        frame = pd.DataFrame(table, columns=["System", "Trained on", "Trainings", *columns]).map(escape)
+        caption = f"{SUBSET_TITLES[str(subset)]}. {_counts(rows)}"
+        tables.append(table_html(frame.set_index("System"), caption, escaped=True))
     return tables, marked
 
 
+def _counts(results: pd.DataFrame) -> str:
+    """On what the numbers of a subset are based, by task."""
+    rows = results.drop_duplicates(["task", "n_exams", "n_breasts", "n_patients"])
+    counts = [
+        f"{TASK_TITLES[row.task]}: {row.n_breasts} breasts of {row.n_exams} exams of {row.n_patients} patients"
+        for row in rows.itertuples()
+    ]
+    return "; ".join(counts)
+
+
 def _notes(results: pd.DataFrame, marked: int) -> list[str]:
-    """What the numbers are based on, and what a mark means."""
-    first = results.iloc[0]
-    note = f"Part “{first['part']}” of the split, first row: {first['n_exams']} exams and {first['n_breasts']} breasts"
-    note += f" of {first['n_patients']} patients. In brackets: 95 % intervals over patients"
-    note += f" ({ONE_TRAINING})." if first["n_seeds"] == 1 else "."
-    if first["part"] == "validation":
+    """What the numbers are, and what a mark means."""
+    parts = " and ".join(f"“{part}”" for part in results["part"].unique())
+    note = f"Part {parts} of the split; breasts are counted. In brackets: 95 % intervals over patients. A value of "
+    note += "several trainings is their mean."
+    if (results["n_seeds"] == 1).any():
+        note += " The interval of a system that was trained once leaves out the spread over trainings."
+    if "validation" in set(results["part"]):
         note += " The same part chose the epoch, so the values are optimistic."
-    rule = "is told apart from every other one of its column (Holm's correction, level 5 %)."
+    rule = "is told apart from every other one of its column (corrected comparison, level 5 %)."
     return [note, f"Highlighted: a value that {rule}" if marked else f"No value is highlighted: none {rule}"]
 
 
@@ -201,9 +214,9 @@ def _runs_table(runs: Iterable[RunResult], trainings: dict[str, Link]) -> Markup
     """The list of runs, each linked to its page."""
     table = run_list(list(runs)).map(escape)
     names = [
-        Markup('<a href="{}">{}</a>').format(trainings[page].address, run)
+        Markup('<a href="{}">{}</a>').format(trainings[page].address, run_title(run))
         if (page := f"04_train-{run}") in trainings
-        else escape(run)
+        else escape(run_title(run))
         for run in table.index
     ]
     return table_html(table.set_axis(pd.Index(names, name="run")), escaped=True)

@@ -20,8 +20,10 @@ from mammo_utils.plots.save import read_manifest
 from mammo_utils.workflow.pages import TEMPLATES
 
 PICTURES = "pictures"
-# Two copies of a figure in different resolution differ by up to 6.0 in the demo, different figures by at least 15.
-ALIKE = 9.0  # mean difference in grey levels, after blurring
+# Two copies of a figure in different resolution differ by up to 12.5 in the demo (images of tissue), different figures
+# of one cell by at least 15.
+ALIKE = 14.0  # mean difference in grey levels, after blurring
+SAVED = re.compile(r'\bsave(?:_figure)?\(.*?,\s*f?"([^"\n]+)"', re.DOTALL)  # the name of a figure that a cell saves
 SAME_SHAPE = 7  # difference in height, pixels of the saved figure
 
 
@@ -53,29 +55,37 @@ class Pictures:
         entry = self.figures[name]
         return self._keep((self.source / entry["figure"]).read_bytes(), name, describe(entry))
 
-    def of_notebook(self, png: bytes, notebook: str, source: str, heading: str) -> tuple[Picture, str]:
+    def of_notebook(self, png: bytes, notebook: str, source: str, described: str = "") -> tuple[Picture, str]:
         """A picture in the output of a notebook, and its caption.
 
-        If the notebook also saved it as a figure, that copy is shown: it has the higher resolution.
+        If the cell also saved it as a figure, that copy is shown: it has the higher resolution.
 
         Args:
             png: The picture.
             notebook: Name of the notebook.
-            source: The code of its cell, which names the function that drew it.
-            heading: The section in which it stands.
+            source: The code of its cell, which names the figures that it saves.
+            described: What a picture shows that is not saved.
         """
-        if name := self.matching(png, notebook):
+        if name := self.matching(png, notebook, source):
             return self.figure(name), self.figures[name]["caption"]
-        drawn = [text for found in re.findall(r"\bdraw_\w+", source) if (text := _what_is_drawn(found))]
-        return self._keep(png, "output", f"{drawn[0] if drawn else 'Figure'} (section {heading})"), ""
+        return self._keep(png, "output", described or "Figure"), described
 
-    def matching(self, png: bytes, notebook: str) -> str:
-        """Name of the figure that shows the same as the picture of a notebook; "" if there is none."""
+    def matching(self, png: bytes, notebook: str, source: str) -> str:
+        """Name of the figure, among those that a cell saves, that shows the same as its picture; "" if none does.
+
+        Args:
+            png: The picture in the cell's output.
+            notebook: Name of the notebook.
+            source: The code of the cell.
+        """
+        names = [re.sub(r"\\\{.*?\\\}", ".+", re.escape(name)) for name in SAVED.findall(source)]
         (width, height), seen = _look(png)
         distances = {
             name: float(np.abs(look - seen).mean())
             for name, ((columns, rows), look) in self.looks.items()
-            if self.figures[name]["notebook"] == notebook and abs(rows - height * columns / width) <= SAME_SHAPE
+            if self.figures[name]["notebook"] == notebook
+            and any(re.fullmatch(known, name) for known in names)
+            and abs(rows - height * columns / width) <= SAME_SHAPE
         }
         name = min(distances, key=distances.__getitem__, default="")
         return name if name and distances[name] < ALIKE else ""
@@ -126,24 +136,18 @@ def figure_html(picture: Picture, caption: str = "", id_: str = "") -> Markup:
 
 def describe(entry: dict[str, Any]) -> str:
     """Describe a figure for readers who cannot see it, from its entry in the manifest."""
-    module, _, function = entry["drawn_by"].partition(":")
-    drawn = _what_is_drawn(function, module)
+    drawn = what_is_drawn(*entry["drawn_by"].split(":"))
     return ". ".join(text.rstrip(".") for text in (drawn, entry["caption"]) if text) or entry["figure"]
 
 
-def _what_is_drawn(function: str, module: str = "") -> str:
+def what_is_drawn(module: str, function: str) -> str:
     """The first sentence of the description of a drawing function, without its verb; "" if there is none."""
-    names = (
-        [module] if module else [f"mammo_utils.plots.{n}" for n in "results data models attention decisions".split()]
-    )
-    for name in names:
-        try:
-            sentence = (getdoc(getattr(import_module(name), function)) or "").split("\n")[0]
-        except (ImportError, AttributeError, ValueError):
-            continue
-        found = re.sub(r"^Draw (the |an? )?", "", sentence).replace("`", "").strip()
-        return found[:1].upper() + found[1:]
-    return ""
+    try:
+        sentence = (getdoc(getattr(import_module(module), function)) or "").split("\n")[0]
+    except (ImportError, AttributeError, ValueError):
+        return ""
+    found = re.sub(r"^Draw (the |an? )?", "", sentence).replace("`", "").strip()
+    return found[:1].upper() + found[1:]
 
 
 def _look(png: bytes) -> tuple[tuple[int, int], np.ndarray]:

@@ -22,6 +22,8 @@ from tests.evaluation.gates import exams_with_lesions, hand_made_system
 
 ONE_CANCER = np.tile([[1, 0], [0, 1]], (20, 1))
 OPTIONS = {"resamples": 100, "n": 50}
+OPEN = "it cannot be said whether both of two cancers are flagged in most exams that have two"
+RUN, NAME = "hybrid_shared-birads-1to5-seed0", "Hybrid (Shared), BI-RADS alone, BI-RADS 1 to 5, seed 0"
 
 
 def test_pairs_are_of_two_patients_with_the_truth_asked_for():
@@ -92,16 +94,18 @@ def test_the_sentences_name_what_the_tables_hold():
         }
     )
     one, both, none, lower = state_recombination(table)
-    assert one.startswith("With the paper's gate, one of two cancers is missed: the share")
-    assert one.endswith("is 0% to 0% (runs: 1; 95 % limits: 0% to 13%).")
-    assert both.startswith("With model.fusion=per_breast, both of two cancers are flagged: the share")
-    assert none.startswith("In exams without a cancer, 1 of 2 runs flag a breast more often than not (10% to 60%)")
-    assert "is lower in recombined exams in 1 of 2 runs" in lower and "most in a, by -0.200" in lower
+    assert one.startswith("With the paper's gate, at least one of two cancers is missed in most exams that have two: ")
+    assert one.endswith("both are flagged in 0% of them (1 run; 95 % limits: 0% to 13%).")
+    assert both.startswith("With model.fusion=per_breast, both of two cancers are flagged in most exams")
+    assert none == "1 of 2 runs flag a breast in more than half of the exams without a cancer: in 10% to 60% of them."
+    assert lower.startswith("In 1 of 2 runs, the AUC of the same breasts is lower") and "most in a: by -0.200" in lower
+    one, none, lower = state_recombination(table.assign(task=["birads", "diagnosis"], run=[RUN, "b"]))
+    assert "per_breast" in one and none.startswith("0 of 1 runs") and f"most in {NAME}: by" in lower
     gates = pd.DataFrame({"left_weight_auc": [0.02, 0.9], "top": [0.2, 1.0], "top_low": [0.1, 0.9], "chance": 0.25})
     answer, top, equal = state_weights(gates, table)
     assert "an AUC of 0.02 to 0.90" in answer and "(1 of 2 runs)" in answer
     assert "20% to 100%" in top and "reaches chance in 1 of 2 runs" in top
-    assert "by +0.020 to +0.020; it is lower in 0 of 1 runs" in equal
+    assert "changes by +0.020; the interval of the change lies below 0 in 0 of 1 runs" in equal
     nothing = pd.DataFrame()
     assert state_recombination(nothing) == ["No run has exams that can be recombined."]
     assert state_weights(nothing, nothing) == ["No run has a gate and exams with four views."]
@@ -110,10 +114,10 @@ def test_the_sentences_name_what_the_tables_hold():
 @pytest.mark.parametrize(
     ("ends", "answer"),
     [
-        ([(0.0, 0.1), (0.0, 0.4)], "one of two cancers is missed:"),
-        ([(0.6, 0.9), (0.8, 1.0)], "both of two cancers are flagged:"),
-        ([(0.6, 0.9), (0.0, 0.1)], "it cannot be said whether both of two cancers are flagged (1 of 2 runs flag both"),
-        ([(0.3, 0.7), (0.0, 0.1)], "it cannot be said whether both of two cancers are flagged (0 of 2 runs flag both"),
+        ([(0.0, 0.1), (0.0, 0.4)], "at least one of two cancers is missed in most exams that have two: both are"),
+        ([(0.6, 0.9), (0.8, 1.0)], "both of two cancers are flagged in most exams that have two: both are"),
+        ([(0.6, 0.9), (0.0, 0.1)], f"{OPEN} (1 of 2 runs flag both, 1 miss at least one)"),
+        ([(0.3, 0.7), (0.0, 0.1)], f"{OPEN} (0 of 2 runs flag both, 1 miss at least one)"),
     ],
 )
 def test_the_finding_is_what_the_intervals_allow(ends, answer):
@@ -123,6 +127,10 @@ def test_the_finding_is_what_the_intervals_allow(ends, answer):
     (row,) = find_both_seen(table).to_dict("records")
     assert row["finding"].startswith(f"With the paper's gate, {answer}") and row["runs"] == 2
     assert (row["low"], row["high"]) == (low.min(), high.max())
+    assert row["left_out"] == "" and "Left out" not in row["finding"]
+    other = pd.concat([table, table[:1].assign(task="birads", run=RUN, both_seen=1.0)])
+    (row,) = find_both_seen(other).to_dict("records")
+    assert row["runs"] == 2 and row["finding"].endswith(f"Left out, because not trained on the diagnosis: {NAME}.")
     assert find_both_seen(table.assign(task="birads")).empty and find_both_seen(pd.DataFrame()).empty
 
 

@@ -70,11 +70,11 @@ def test_an_added_system_is_in_every_table(study):
     assert set(against["question"]) == {LENET.question}
     shortcuts = {("1v5", "diagnosis"): shortcut_baselines(exam_parts(), "test", "diagnosis")}
     stated = statements(runs, shortcuts, study)
-    assert stated["statement"].str.startswith("lenet (multi, 1v5, diagnosis) ").sum() == 1
+    assert stated["statement"].str.startswith("Diagnosis, LeNet, both tasks, BI-RADS 1 vs 5: AUC").sum() == 1
     claims = check_claims(runs, stated, baseline_table(shortcuts, resamples=20, seed=0))
     assert claims["count"].iloc[0] == "8 of 8" and claims["count"].iloc[2].endswith("of 6")
     assert set(blocks_table(runs, study)["system"]) == {"hybrid_shared"}, "LeNet has no blocks"
-    assert settings_table(study).loc["learning rate, lenet"].tolist() == ["not stated", 1e-3, "yes"]
+    assert settings_table(study).loc["learning rate, LeNet"].tolist() == ["not stated", 1e-3, ""]
     assert "lenet-multi-1v5-seed0" in run_list(runs).index
 
 

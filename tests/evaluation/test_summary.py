@@ -1,5 +1,7 @@
 """The sentences hold the numbers of the tables."""
 
+import pandas as pd
+
 from mammo_utils.evaluation.calibration import calibration_table
 from mammo_utils.evaluation.comparisons import compare_systems, label_agreement
 from mammo_utils.evaluation.conformal import conformal_table
@@ -7,7 +9,7 @@ from mammo_utils.evaluation.levels import levels_table
 from mammo_utils.evaluation.operating import operating_table
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.subgroups import subgroup_table
-from mammo_utils.evaluation.summary import summarise_decisions, summarise_results
+from mammo_utils.evaluation.summary import summarise_decisions, summarise_results, summarise_subgroups
 from mammo_utils.evaluation.tables import results_table
 from tests.evaluation.fakes import write_run
 
@@ -27,15 +29,24 @@ def test_the_sentences_count_what_the_tables_hold(fake_study):
     (results, compared, levels), decisions = tables(runs, fake_study)
     told, trained, exams = summarise_results(results, compared, levels)
     apart = compared["answer"].str.startswith("told apart").sum()
-    assert told.startswith(f"{apart} of 4 comparisons are told apart (Holm's correction")
-    assert f"; {(compared['p_bh'] < 0.05).sum()} if all of them" in told
-    assert trained == "Systems trained once: 1; the spread of a training is not in their intervals."
+    assert told.startswith(f"{apart} of 4 comparisons of two systems are told apart at the 5 % level.")
+    assert "the 4 that are the only ones there" in told, "one system is compared, so Holm's families have one member"
+    holm, overall = ((compared[name] < 0.05).sum() for name in ("p_holm", "p_bh"))
+    assert told.endswith(f"alone it would be {holm}, with Benjamini and Hochberg's alone {overall}.")
+    assert trained.startswith("1 of 2 systems were trained once: their intervals leave out the spread over trainings.")
     assert "of 2 systems" in exams
     subgroups = subgroup_table([], None)
     sentences = summarise_decisions(*decisions, subgroups)
     assert len(sentences) == 4 and "of 3 trainings" in sentences[0]
-    points = decisions[1].query("level == 'breast' and aim == 0.9")
-    assert f"{points['sensitivity'].min():.3f} to {points['sensitivity'].max():.3f}" in sentences[2]
+    for level in ("breast", "exam"):
+        rows = decisions[1].query(f"level == '{level}' and aim == 0.9")
+        limits = (
+            f"(3 trainings, 95 % limits {rows['sensitivity_low'].min():.3f} to {rows['sensitivity_high'].max():.3f})"
+        )
+        span = f"{rows['sensitivity'].min():.3f} to {rows['sensitivity'].max():.3f} by {level}"
+        assert f"{span} {limits}" in sentences[2]
+    sizes = decisions[2].query("category == 'all'")["mean_size"]
+    assert f"hold {sizes.min():.1f} to {sizes.max():.1f} of 2 categories (3 trainings" in sentences[3]
     table = label_agreement(runs)
     assert table.loc["1v5", "share"] == 1 and table.loc["1v5", "agree"] == table.loc["1v5", "breasts"]
 
@@ -45,3 +56,16 @@ def test_without_runs_there_is_nothing_to_summarise(fake_study):
     results, decisions = tables(runs, fake_study)
     assert summarise_results(*results) == [] and summarise_decisions(*decisions, subgroup_table([], None)) == []
     assert label_agreement(runs).empty
+
+
+def test_a_few_subgroups_that_are_told_apart_are_named():
+    row = {"subset": "1v5", "system": "resnet18", "task_mode": "multi", "seed": 2, "attribute": "age"}
+    row |= {"group": "60 and above", "measure": "AUC", "n_patients": 15, "value": 0.99, "low": 0.9, "high": 1.0}
+    apart = pd.DataFrame([row | {"difference": 0.1137}])
+    assert summarise_subgroups(apart, 216).endswith(
+        "Hochberg): age 60 and above of ResNet-18, both tasks, BI-RADS 1 vs 5, seed 2: AUC 0.990 (0.900 to 1.000; 15 "
+        "patients), +0.114 from the others."
+    )
+    for n in (0, 6):
+        many = summarise_subgroups(apart.loc[[0] * n], 216)
+        assert many.startswith(f"In {n} of 216 tests") and "ResNet" not in many

@@ -8,7 +8,7 @@ import pytest
 
 from mammo_utils.config import Grid
 from mammo_utils.evaluation.bootstrap import Sample
-from mammo_utils.evaluation.comparisons import check_claims, compare_systems, compare_variants, statements
+from mammo_utils.evaluation.comparisons import _correct, check_claims, compare_systems, compare_variants, statements
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import group_by_seed, read_runs, sample
 from mammo_utils.evaluation.shortcut_baselines import Baseline, baseline_table
@@ -19,7 +19,6 @@ from mammo_utils.evaluation.tables import (
     results_table,
     run_list,
     settings_table,
-    with_intervals,
 )
 from mammo_utils.metrics import auc
 from mammo_utils.parameters import NotebookParameters
@@ -91,16 +90,29 @@ def test_comparisons_are_paired_with_the_reference_and_have_a_question(demo):
     assert (table["question"].str.endswith("?")).all() and set(table["metric"]) == {"auc", "f1_macro"}
     weak = table.query("system == 'vssm_view_specific' and metric == 'auc'")
     assert weak["answer"].tolist() == [
-        "told apart: hybrid_shared better" if p < 0.05 else "not told apart" for p in weak["p_holm"]
+        "told apart: Hybrid (Shared) better" if p < 0.05 else "not told apart" for p in weak["p_holm"]
     ]
     assert (weak["p_holm"] < 0.05).any() and (weak["high"] < 0).all()
     assert (table["p_holm"] >= table["p"]).all() and (table["p_bh"] >= table["p"]).all()
     five = table.query("task == 'birads' and metric == 'auc'")
     assert len(five) == 5 and five["p_holm"].min() == pytest.approx(5 * five["p"].min())
-    single = table.query("reference == 'resnet18 multi'")
+    single = table.query("reference == 'resnet18 multi'")  # beside the one with the reference: a family of several
+    assert set(single["corrected_by"]) == {"Holm"}
     told = single["p_holm"] < 0.05
     assert (single["answer"] == np.where(told, "told apart: single-task better", "not told apart")).all() and told.any()
     assert set(single["task"]) == {"diagnosis"} and set(single["task_mode"]) == {"diagnosis"}
+
+
+def test_a_comparison_that_is_alone_in_its_family_is_corrected_with_the_whole_study():
+    """Holm's correction of one p value changes nothing, so 0.011 would be called a difference among 24 comparisons."""
+    p = [0.011, *np.linspace(0.1, 1, 23)]
+    table = pd.DataFrame({"p": p, "difference": -0.1, "names": [("one", "other")] * 24, "task": ["a"] + ["b"] * 23})
+    alone, *others = _correct(table, ["task"]).to_dict("records")
+    assert (alone["p_holm"], alone["p_bh"]) == pytest.approx((0.011, 24 * 0.011))
+    assert (alone["corrected_by"], alone["answer"]) == ("Benjamini-Hochberg", "not told apart")
+    assert {row["corrected_by"] for row in others} == {"Holm"}
+    (only,) = _correct(table[:1].copy(), ["task"]).to_dict("records")
+    assert only["answer"] == "told apart: other better", "with one comparison in all there is nothing to correct"
 
 
 def test_seeds_are_one_row_with_their_spread(demo):
@@ -130,6 +142,7 @@ def test_statements_are_computed(demo):
     strong = table.loc["hybrid_shared", "multi", "diagnosis"]
     assert strong["beats_chance"] and strong["beats_shortcuts"] and strong["surely_ahead"]
     assert "beats chance; its AUC is above that of every shortcut, and told apart from the best" in strong["statement"]
+    assert strong["statement"].startswith("Diagnosis, Hybrid (Shared), both tasks, BI-RADS 1 vs 5: AUC 0.")
     blind = table.loc["resnet18", "diagnosis", "diagnosis"]
     assert not blind["beats_chance"] and "is not told apart from chance" in blind["statement"]
     assert not blind["surely_ahead"]
@@ -164,8 +177,11 @@ def test_claims_hold_only_where_the_numbers_do(demo):
     runs = read_runs(demo)
     table = check_claims(runs, statements(runs, baselines, demo), baseline_table(baselines, resamples=20, seed=0))
     assert list(table["holds"]) == [False, True, True, False, False]
-    assert table["exceptions"].iloc[0] == "resnet18-multi-1v5-seed0" and table["count"].iloc[0] == "5 of 6"
-    assert table["exceptions"].iloc[4] == "thumbnails 1v5"
+    assert (
+        table["exceptions"].iloc[0] == "ResNet-18, both tasks, BI-RADS 1 vs 5, seed 0"
+        and table["count"].iloc[0] == "5 of 6"
+    )
+    assert table["exceptions"].iloc[4] == "thumbnails, BI-RADS 1 vs 5"
 
 
 def test_a_claim_that_one_system_refutes_fails_even_if_another_cannot_be_decided(demo):
@@ -201,15 +217,17 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study)
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
-    assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", "yes"]
-    assert table.loc["learning rate, vssm_shared", "paper"] == 1e-5
+    assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", ""], (
+        "an open setting cannot differ"
+    )
+    assert table.loc["learning rate, VSSM (Shared)", "paper"] == 1e-5
     assert table.loc["trainings of a system", "this study"] == "1"
 
 
 def test_the_settings_of_one_run_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study.run("vssm_shared", "multi", "1v5", 0))
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
-    assert [name for name in table.index if name.startswith("learning rate")] == ["learning rate, vssm_shared"]
+    assert [name for name in table.index if name.startswith("learning rate")] == ["learning rate, VSSM (Shared)"]
     assert "trainings of a system" not in table.index
     initial = {"initial weights of the ResNets"} & {*table.index}
     assert initial, "patches pretrain the VSSM, too"
@@ -251,15 +269,3 @@ def test_a_variant_is_compared_with_its_run_alone(fake_study):
     assert list(table["run"]) == ["resnet18-multi-1v5-seed1"] * 2 and set(table["variant"]) == {"model.fusion=mean"}
     assert (table["answer"] == "told apart: variant better").all() and (table["low"] > 0).all()
     assert compare_variants([], fake_study).empty
-
-
-def test_measures_are_written_with_their_intervals():
-    table = pd.DataFrame(
-        {"run": ["a", "b"], "x": [0.5, np.nan], "x_low": [0.25, np.nan], "x_high": [1.0, np.nan], "y": 2}
-    )
-    written = with_intervals(table, {"x": "measure", "y": "plain", "z": "not in the table"})
-    assert written.to_dict("index") == {
-        "a": {"measure": "0.500 (0.250 to 1.000)", "plain": "2.000"},
-        "b": {"measure": "", "plain": "2.000"},
-    }
-    assert not len(with_intervals(pd.DataFrame(), {"x": "measure"}))

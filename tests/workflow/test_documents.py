@@ -43,7 +43,7 @@ def test_an_item_is_done_only_if_its_page_and_its_value_exist(reported_study):
     rates = [{"sensitivity": 0.7}, {"sensitivity": 0.8}, {"sensitivity": None}]
     write_json(reported_study.folder / "decisions.json", {"operating_points": rates, "plan": [], "failures": []})
     table = claim_table(evidence(reported_study)).set_index("item")
-    assert table.at[29, "answer"] == "2 comparisons with intervals, corrected by Holm"
+    assert table.at[29, "answer"] == "2 comparisons with intervals, corrected for their number"
     assert table.at[38, "answer"] == "3 operating points, with Wilson's intervals"
     assert "(html/07_decisions.html#Operating-points)" in table.at[38, "where"]
     assert table.at[39, "answer"].startswith("not done") and table.at[33, "answer"].startswith("not done")
@@ -57,14 +57,16 @@ def test_a_changed_number_changes_both_documents(reported_study):
     e = evidence(reported_study)
     auc = e.results["metric"] == "auc"
     low, high = e.results.loc[auc, "value"].min(), e.results.loc[auc, "value"].max()
-    assert f"4 AUCs, 4 with an interval: {low:.3f} to {high:.3f}" in claim_page(e)
+    assert f"4 AUCs of {low:.3f} to {high:.3f}, 4 with an interval" in claim_page(e)
     row = e.results[auc].iloc[0]
-    cell = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {row['n_patients']} | {row['n_by_class']}"
-    assert cell in model_card(e)
+    cell = f"ResNet-18, both tasks, BI-RADS 1 vs 5 | Diagnosis | {row['value']:.3f} ({row['low']:.3f} to "
+    counts = f" | test | {row['n_seeds']} | {row['n_patients']} | {row['n_by_class']} |"
+    (line,) = [line for line in model_card(e).splitlines() if cell in line]
+    assert line.endswith(counts), line
     e.results.loc[auc, "value"] = 0.123
-    assert "4 AUCs, 4 with an interval: 0.123 to 0.123" in claim_page(e) and f"0.123 ({row['low']:.3f}" in model_card(e)
+    assert "4 AUCs of 0.123, 4 with an interval" in claim_page(e) and f"0.123 ({row['low']:.3f}" in model_card(e)
     e.results.loc[auc, ["low", "high"]] = np.nan
-    assert "4 AUCs, 0 with an interval" in claim_page(e) and "0.123 (no interval)" in model_card(e)
+    assert "4 AUCs of 0.123, 0 with an interval" in claim_page(e) and "0.123 (no interval)" in model_card(e)
 
 
 def test_a_damaged_split_does_not_take_the_report_down(reported_study):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from importlib import import_module
 
 import nbformat
 import pandas as pd
@@ -15,8 +16,9 @@ from PIL import Image
 from mammo_utils.io import write_json
 from mammo_utils.plots.save import save_figure
 from mammo_utils.workflow.index_page import choose_figures, results_tables
+from mammo_utils.workflow.notebook_page import _drawn, _imported
 from mammo_utils.workflow.pages import style, table_html, tidy_tables, to_html
-from mammo_utils.workflow.pictures import Pictures
+from mammo_utils.workflow.pictures import Pictures, what_is_drawn
 from mammo_utils.workflow.report import write_report
 from tests.conftest import CHECKOUT
 from tests.links import wrong_links, wrong_markdown_links
@@ -147,15 +149,15 @@ def test_a_picture_is_recognised_in_another_resolution_but_no_other_one_is(repor
     for level in (1, 2, 9):
         save_figure(figure(level), f"level{level}", folder, notebook="05_results", synthetic=False)
     pictures = Pictures(reported_study.folder)
-    assert [pictures.matching(png(figure(level)), "05_results") for level in (1, 2, 9)] == [
-        "level1",
-        "level2",
-        "level9",
-    ]
-    assert pictures.matching(png(figure(1)), "06_attention") == ""
+    saves = 'draw(1)\nsave(figure, f"level{level}", runs=runs[level], caption="A, b")'
+    matches = [pictures.matching(png(figure(level)), "05_results", saves) for level in (1, 2, 9)]
+    assert matches == ["level1", "level2", "level9"]
+    assert pictures.matching(png(figure(1)), "06_attention", saves) == ""
+    for other in ("draw(1)", 'save_figure(\n    figure,\n    "level2",\n)'):
+        assert pictures.matching(png(figure(1)), "05_results", other) == "", "the cell does not save it"
     dark = figure(1)
     dark.axes[0].set_facecolor("black")
-    assert pictures.matching(png(dark), "05_results") == ""
+    assert pictures.matching(png(dark), "05_results", saves) == ""
     picture = pictures.figure("level1")
     with Image.open(reported_study.folder / "html" / picture.address) as kept, Image.open(folder / "level1.png") as own:
         assert list(kept.convert("L").getdata()) == list(own.convert("RGB").convert("L").getdata()), (
@@ -203,23 +205,46 @@ def test_every_equation_of_the_notebooks_is_converted():
         assert not re.search(r"\$|\\[a-z]+\{|<code>[^<]*\\", page), page
 
 
+def test_a_picture_that_is_not_saved_has_what_its_own_function_draws_as_caption():
+    """Two modules have a function `draw_steps`."""
+    modules = _imported("from benchmarks import load_records, plots")
+    modules |= _imported(
+        "from mammo_utils.plots import data as figures\nfrom mammo_utils.plots.results import draw_curves"
+    )
+    scans, steps, images, curves = _drawn(
+        "plots.draw_scans(here)\nplots.draw_steps(here);\nfigures.draw_steps(x)\ndraw_curves(rows, title)", modules
+    )
+    assert scans.startswith("Milliseconds") and steps.startswith("Parts of each system's training step")
+    assert images.startswith("Images side by side") and curves.startswith("Training loss and the validation AUC")
+    assert _drawn("draw_toy(3)", modules) == []
+
+
+@pytest.mark.parametrize("module", "attention data decisions models results".split())
+def test_what_a_figure_shows_is_described_without_names_of_code(module):
+    functions = [name for name in vars(import_module(f"mammo_utils.plots.{module}")) if name.startswith("draw_")]
+    for text in (what_is_drawn(f"mammo_utils.plots.{module}", name) for name in functions):
+        assert text and not re.search(r"[A-Z]{4}[A-Z]*\b(?<!BI-RADS)|mammo_utils|\w_\w|\(\d*,", text), text
+
+
 def test_the_best_value_is_marked_only_if_it_is_told_apart_from_all_others():
     systems = ("hybrid_shared", "resnet18", "resnet50")
     values = {"low": 0.8, "high": 0.9, "subset": "1v5", "task": "diagnosis", "metric": "auc", "task_mode": "multi"}
+    values |= {"n_exams": 10, "n_breasts": 20, "n_patients": 9, "n_seeds": 1}
     rows = pd.DataFrame([{"system": s, "value": v} | values for s, v in zip(systems, (0.9, 0.8, 0.7), strict=True)])
     compared = [
         {"subset": "1v5", "task": "diagnosis", "metric": "auc", "system": s, "task_mode": "multi"}
-        | {"reference": "hybrid_shared multi", "p_holm": 0.01}
+        | {"reference": "hybrid_shared multi", "answer": "told apart: Hybrid (Shared) better"}
         for s in systems[1:]
     ]
     (table,), marked = results_tables(rows, compared)
+    assert "BI-RADS 1 vs 5. Diagnosis: 20 breasts of 10 exams of 9 patients" in table
     assert (
         marked == 1 and '<b class="best"><span class="interval">0.900 [0.800, 0.900]' in table and "ResNet-18" in table
     )
-    compared[1]["p_holm"] = 0.06
-    assert results_tables(rows, compared)[1] == 0
+    compared[1] |= {"answer": "not told apart", "p_holm": 0.01}
+    assert results_tables(rows, compared)[1] == 0, "the answer counts, not Holm's p, which is no correction of one"
     rows.loc[1, "value"] = 0.95
-    compared[1]["p_holm"] = 0.01
+    compared[1]["answer"] = compared[0]["answer"]
     assert results_tables(rows, compared)[1] == 0, "the two ResNets are not compared with each other"
     assert results_tables(rows.assign(value=float("nan")), [])[1] == 0
 
@@ -242,7 +267,7 @@ def test_the_links_of_the_documentation_lead_somewhere(path):
 def test_the_index_page_has_results_first_and_the_trainings_in_one_fold(pages):
     soup = BeautifulSoup((pages / "index.html").read_text(), "html.parser")
     assert [h2["id"] for h2 in soup("h2")] == "results pictures figures notebooks runs settings data made-with".split()
-    assert soup.table.caption.text == "BI-RADS 1 vs 5" and "Hybrid ResNet-VSSM (Shared)" in soup.table.text
+    assert soup.table.caption.text.startswith("BI-RADS 1 vs 5. Diagnosis: ") and "Hybrid (Shared)" in soup.table.text
     assert "No value is highlighted" in soup.main.text and not soup.select(".best")
     (fold,) = [d for d in soup("details") if "Notebook 04" in d.summary.text]
     assert [a["href"] for a in fold("a")] == ["04_train-resnet18-multi-1v5-seed0.html"]
