@@ -1,7 +1,7 @@
 """Run the notebooks in a browser and use their widgets: ``python -m tests.browser --out DIR [--notebooks 01 09]``.
 
 JupyterLab is started on a copy of the notebooks and of the study's results. Each notebook and each exercise is opened,
-all of its cells are run, each of its widgets is moved once, and a picture of the whole notebook goes into DIR. Notebook
+all of its cells are run, each of its widgets is moved once, and pictures of the whole notebook go into DIR. Notebook
 04 trains a variant of one epoch. Each check prints one line; the exit status is 1 if a cell or a check fails. Needed
 are the finished demo study, playwright and Chromium; the last two are not installed by the project.
 """
@@ -9,6 +9,7 @@ are the finished demo study, playwright and Chromium; the last two are not insta
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -23,7 +24,7 @@ from pathlib import Path
 from mammo_utils.io import project_root
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDE, HIGH, HIGHEST = 1280, 900, 16000  # pixels; the last of a picture
+WIDE, HIGH, TALL = 1280, 900, 2500  # pixels of the page; TALL for pictures of a notebook
 DEMO = "results/demo"
 NO_SETTINGS, QUICK = "settings: list[str] = []", "settings: list[str] = ['training.epochs=1']"
 QUIET = {  # no question about news, and every cell of a notebook in the page
@@ -32,8 +33,8 @@ QUIET = {  # no question about news, and every cell of a notebook in the page
 }
 OUTPUTS = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(
     (cell, i) => (cell.outputs ?? []).map((output) => ({ cell: i, ...output })))"""
-LENGTH = """() => { const cells = [...document.querySelectorAll(".jp-Notebook .jp-Cell")];
-    return cells.at(-1).getBoundingClientRect().bottom - cells[0].getBoundingClientRect().top; }"""
+SCROLL = """(page) => { const outer = document.querySelector(".jp-NotebookPanel .jp-WindowedPanel-outer");
+    outer.scrollTop = page * outer.clientHeight; return outer.scrollHeight / outer.clientHeight; }"""
 WIDGETS = ".jp-Cell :is(.jupyter-widgets, .widget-box) :is(select, button, input[type=checkbox], .noUi-handle)"
 CONTENT = """(node) => { const cell = node.closest(".jp-Cell"), pictures = [...cell.querySelectorAll("img")];
     return pictures.length ? pictures.map((picture) => picture.src).join() : cell.innerText; }"""
@@ -148,12 +149,14 @@ def use_widgets(page, name: str, checks: Checks) -> None:
         checks.note(f"{name}: {kind} moved", changed, f"changes the cell in {1000 * (time.monotonic() - start):.0f} ms")
 
 
-def shoot_all(page, path: Path) -> None:
-    """Take a picture of the whole notebook."""
-    page.set_viewport_size({"width": WIDE, "height": min(int(page.evaluate(LENGTH)) + 200, HIGHEST)})
-    page.evaluate("() => document.querySelector('.jp-Notebook .jp-Cell').scrollIntoView()")
+def shoot_all(page, folder: Path, name: str) -> None:
+    """Take pictures of the whole notebook, from top to bottom."""
+    page.set_viewport_size({"width": WIDE, "height": TALL})
     page.wait_for_timeout(1500)
-    page.screenshot(path=path)
+    for number in range(math.ceil(page.evaluate(SCROLL, 0) - 0.01)):
+        page.evaluate(SCROLL, number)
+        page.wait_for_timeout(500)
+        page.screenshot(path=folder / f"{name}-{number + 1}.png")
     page.set_viewport_size({"width": WIDE, "height": HIGH})
     page.wait_for_timeout(500)
 
@@ -291,6 +294,7 @@ def main() -> None:
     root = project_root()
     paths = [file.relative_to(root).as_posix() for file in sorted((root / "notebooks").glob("**/[0-9]*.ipynb"))]
     chosen = [path for path in paths if not options.notebooks or Path(path).stem.split("_")[0] in options.notebooks]
+    chosen.sort(key=lambda path: "04_train" in path)  # last, so that no other notebook shows its variant
     checks = Checks()
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         copy_project(Path(temporary))
@@ -305,7 +309,7 @@ def main() -> None:
                 try:
                     run_all(page, address, path, checks)
                     use_widgets(page, name, checks)
-                    shoot_all(page, options.out / f"{name}.png")
+                    shoot_all(page, options.out, name)
                     if name.startswith("09"):
                         use_room(page, options.out, checks)
                 except Exception as error:  # the next notebook is still checked

@@ -73,12 +73,10 @@ def _encode_all(system: System, images: Tensor) -> Tensor:
     return torch.stack(parts, dim=2).flatten(1, 2)  # (batch, 4 / n, n, D) -> (batch, 4, D)
 
 
-def scan_in_chunks(u, delta, A, B, C, W, D, bias, use_softplus, path):
-    """The output of `kernels.cpu.scan` as SS2D calls it, without W, in torch's own operators.
-
-    The sequence is cut into as many chunks as one has steps. They are scanned side by side: first from 0, for the state
-    at the end of each, then from the state at the end of the chunk before. What only a gradient needs is left empty.
-    """
+def _scan_in_chunks(u, delta, A, B, C, W, D, bias, use_softplus, path):
+    """The output of `kernels.cpu.scan` as SS2D calls it, without W, in torch's own operators."""
+    # The sequence is cut into about as many chunks as each has steps. They are scanned side by side: first from 0, for
+    # the state at the end of each, then from that of the chunk before. What only a gradient needs is left empty.
     batch, K, length, channels = delta.shape
     size = math.isqrt(length - 1) + 1
     chunks = -(-length // size)
@@ -117,7 +115,7 @@ def make_program(predictor: Predictor, size: int) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         program = torch.export.export(predictor, example, dynamic_shapes=({0: batch}, {0: batch}))
-        return program.run_decompositions({cpu.scan.default: scan_in_chunks})
+        return program.run_decompositions({cpu.scan.default: _scan_in_chunks})
 
 
 def write_program(model: Model, path: str | Path) -> None:
