@@ -34,7 +34,9 @@ QUIET = {  # no question about news, and every cell of a notebook in the page
 OUTPUTS = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(
     (cell, i) => (cell.outputs ?? []).map((output) => ({ cell: i, ...output })))"""
 SCROLL = """(page) => { const outer = document.querySelector(".jp-NotebookPanel .jp-WindowedPanel-outer");
-    outer.scrollTop = page * outer.clientHeight; return outer.scrollHeight / outer.clientHeight; }"""
+    outer.scrollTop = page * outer.clientHeight; const last = [...outer.querySelectorAll(".jp-Cell")].at(-1);
+    const end = last.getBoundingClientRect().bottom - outer.getBoundingClientRect().top + outer.scrollTop;
+    return end / outer.clientHeight; }"""
 WIDGETS = ".jp-Cell :is(.jupyter-widgets, .widget-box) :is(select, button, input[type=checkbox], .noUi-handle)"
 CONTENT = """(node) => { const cell = node.closest(".jp-Cell"), pictures = [...cell.querySelectorAll("img")];
     return pictures.length ? pictures.map((picture) => picture.src).join() : cell.innerText; }"""
@@ -153,7 +155,7 @@ def shoot_all(page, folder: Path, name: str) -> None:
     """Take pictures of the whole notebook, from top to bottom."""
     page.set_viewport_size({"width": WIDE, "height": TALL})
     page.wait_for_timeout(1500)
-    for number in range(math.ceil(page.evaluate(SCROLL, 0) - 0.01)):
+    for number in range(math.ceil(page.evaluate(SCROLL, 0))):
         page.evaluate(SCROLL, number)
         page.wait_for_timeout(500)
         page.screenshot(path=folder / f"{name}-{number + 1}.png")
