@@ -1,15 +1,16 @@
 """Run the notebooks in a browser and use their widgets: ``python -m tests.browser --out DIR [--notebooks 01 09]``.
 
-JupyterLab is started on a copy of the notebooks and of the study's results. Each notebook is opened, all of its cells
-are run, and its widgets are moved. The pictures go into DIR, and each check prints one line. The exit status is 1 if a
-cell or a check fails. Needed are the finished demo study, playwright and Chromium; neither is installed by the project.
+JupyterLab is started on a copy of the notebooks and of the study's results. Each notebook and each exercise is opened,
+all of its cells are run, each of its widgets is moved once, and pictures of the whole notebook go into DIR. Notebook
+04 trains a variant of one epoch. Each check prints one line; the exit status is 1 if a cell or a check fails. Needed
+are the finished demo study, playwright and Chromium; the last two are not installed by the project.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
-import re
 import shutil
 import socket
 import statistics
@@ -23,14 +24,22 @@ from pathlib import Path
 from mammo_utils.io import project_root
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDE, HIGH = 1280, 900
+WIDE, HIGH, TALL = 1280, 900, 2500  # pixels of the page; TALL for pictures of a notebook
 DEMO = "results/demo"
+NO_SETTINGS, QUICK = "settings: list[str] = []", "settings: list[str] = ['training.epochs=1']"
 QUIET = {  # no question about news, and every cell of a notebook in the page
     "config/labconfig/page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
     "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
 }
-ERRORS = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap((cell, i) => (cell.outputs ?? [])
-    .filter((output) => output.output_type === "error").map((o) => `cell ${i}: ${o.ename}: ${o.evalue}`))"""
+OUTPUTS = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(
+    (cell, i) => (cell.outputs ?? []).map((output) => ({ cell: i, ...output })))"""
+SCROLL = """(page) => { const outer = document.querySelector(".jp-NotebookPanel .jp-WindowedPanel-outer");
+    outer.scrollTop = page * outer.clientHeight; const last = [...outer.querySelectorAll(".jp-Cell")].at(-1);
+    const end = last.getBoundingClientRect().bottom - outer.getBoundingClientRect().top + outer.scrollTop;
+    return end / outer.clientHeight; }"""
+WIDGETS = ".jp-Cell :is(.jupyter-widgets, .widget-box) :is(select, button, input[type=checkbox], .noUi-handle)"
+CONTENT = """(node) => { const cell = node.closest(".jp-Cell"), pictures = [...cell.querySelectorAll("img")];
+    return pictures.length ? pictures.map((picture) => picture.src).join() : cell.innerText; }"""
 DONE = """() => { const panel = jupyterapp.shell.currentWidget;
     return panel.sessionContext.session?.kernel?.status === "idle" && !panel.node.querySelector(".jp-mod-pending") &&
         ![...panel.node.querySelectorAll(".jp-InputPrompt")].some((p) => p.textContent.includes("[*]")); }"""
@@ -64,6 +73,10 @@ def copy_project(folder: Path) -> None:
     root = project_root()
     for name in ("config", "notebooks", DEMO):
         shutil.copytree(root / name, folder / "project" / name)
+    training = folder / "project" / "notebooks" / "04_train.ipynb"  # else it finds the finished run
+    text = training.read_text("utf-8")
+    assert text.count(NO_SETTINGS) == 1
+    training.write_text(text.replace(NO_SETTINGS, QUICK), "utf-8")
     (folder / "project" / "data").symlink_to(root / "data")
     for name, values in QUIET.items():
         (folder / name).parent.mkdir(parents=True)
@@ -100,9 +113,10 @@ def jupyterlab(folder: Path):
             server.wait(timeout=60)
 
 
-def run_all(page, address: str, name: str, checks: Checks) -> None:
-    """Open a notebook, run all of its cells and report errors."""
-    page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
+def run_all(page, address: str, path: str, checks: Checks) -> None:
+    """Open a notebook, run all of its cells and report errors and warnings."""
+    name = Path(path).stem
+    page.goto(f"{address}/lab/tree/{path}?reset")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=120_000)
     page.wait_for_function("() => jupyterapp.shell.currentWidget.sessionContext?.session?.kernel", timeout=120_000)
     page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
@@ -110,26 +124,43 @@ def run_all(page, address: str, name: str, checks: Checks) -> None:
     page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_timeout(1000)
     page.wait_for_function(DONE, timeout=600_000)
-    errors = page.evaluate(ERRORS)
+    outputs = page.evaluate(OUTPUTS)
+    errors = [f"cell {o['cell']}: {o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
     checks.note(f"{name}: all cells", not errors, "; ".join(errors) or f"in {time.monotonic() - start:.0f} s")
+    warnings = [f"cell {o['cell']}: {''.join(o['text'])[:200]}" for o in outputs if o.get("name") == "stderr"]
+    checks.note(f"{name}: no warnings", not warnings, "; ".join(warnings))
 
 
-def use_browser_of_01(page, out: Path, checks: Checks) -> None:
-    """Choose another exam in notebook 01."""
-    choice = page.locator(".widget-dropdown select")
-    choice.scroll_into_view_if_needed()
-    choice.select_option(index=1)
-    page.wait_for_selector(".jupyter-widgets .jp-OutputArea img", timeout=30_000)
-    before = page.locator(".jupyter-widgets .jp-OutputArea img").first.get_attribute("src")
-    choice.select_option(index=2)
-    page.wait_for_function(
-        "(before) => { const i = document.querySelector('.jupyter-widgets .jp-OutputArea img');"
-        "return i && i.src !== before; }",
-        arg=before,
-        timeout=30_000,
-    )
-    checks.note("01: the exam browser shows another exam", True)
-    page.screenshot(path=out / "01-browser.png")
+def use_widgets(page, name: str, checks: Checks) -> None:
+    """Move each widget of ipywidgets once; the picture in its cell, or else its text, is to change."""
+    for widget in page.locator(WIDGETS).locator("visible=true").all():
+        if widget.evaluate("(node) => node.closest('.mammo-room')"):
+            continue  # `use_room` does more
+        widget.scroll_into_view_if_needed()
+        kind, before = widget.evaluate("(node) => node.localName"), widget.evaluate(CONTENT)
+        start = time.monotonic()
+        if kind == "select":
+            widget.select_option(index=widget.evaluate("(node) => (node.selectedIndex + 1) % node.length"))
+        elif kind == "div":  # the handle of a slider
+            widget.press("ArrowRight")
+        else:
+            widget.click()
+        changed = False
+        while not changed and time.monotonic() - start < 30:
+            changed = widget.evaluate(CONTENT) != before
+        checks.note(f"{name}: {kind} moved", changed, f"changes the cell in {1000 * (time.monotonic() - start):.0f} ms")
+
+
+def shoot_all(page, folder: Path, name: str) -> None:
+    """Take pictures of the whole notebook, from top to bottom."""
+    page.set_viewport_size({"width": WIDE, "height": TALL})
+    page.wait_for_timeout(1500)
+    for number in range(math.ceil(page.evaluate(SCROLL, 0))):
+        page.evaluate(SCROLL, number)
+        page.wait_for_timeout(500)
+        page.screenshot(path=folder / f"{name}-{number + 1}.png")
+    page.set_viewport_size({"width": WIDE, "height": HIGH})
+    page.wait_for_timeout(500)
 
 
 def use_room(page, out: Path, checks: Checks) -> None:
@@ -179,7 +210,7 @@ def use_room(page, out: Path, checks: Checks) -> None:
     page.wait_for_timeout(300)
     checks.note("09: double click resets", page.evaluate(PICTURE) == start)
     for key, what in (("o", "outlines"), ("h", "heat map"), ("c", "contributions"), ("i", "invert")):
-        enabled = room.get_by_role("button", name=what, exact=True).is_enabled()
+        enabled = room.get_by_role("button", name=what).is_enabled()
         changes(f"key {key}: {what}", lambda key=key: page.keyboard.press(key), wanted=enabled)
         shoot(f"3-key-{key}")
         page.keyboard.press(key)
@@ -204,6 +235,10 @@ def use_room(page, out: Path, checks: Checks) -> None:
     for method in ("grad_cam", "integrated_gradients", "occlusion"):
         changes(f"heat map: {method}", lambda method=method: room.get_by_label("method").select_option(method))
         shoot(f"5-{method}")
+    room.locator("[data-exam]").filter(has_not_text="heat map").first.click()
+    page.wait_for_function(answered)
+    checks.note("09: an exam without heat maps states it", room.get_by_role("button", name="no heat map").is_visible())
+    shoot("5-none")
     page.evaluate(SLEEP)  # JupyterLab may still reach the widget, in a subshell of the kernel
     wanted = room.locator("[data-exam]").nth(1).get_attribute("data-exam")
     room.locator("[data-exam]").nth(1).click()
@@ -245,7 +280,7 @@ def use_room(page, out: Path, checks: Checks) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.browser", description=__doc__.splitlines()[0])
-    parser.add_argument("--notebooks", nargs="+", default=["01", "06", "08", "09"], help="their numbers")
+    parser.add_argument("--notebooks", nargs="+", help="numbers, of the exercises 1 to 3; all if left out")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     options = parser.parse_args()
     try:
@@ -258,25 +293,29 @@ def main() -> None:
     if not (project_root() / DEMO / "runs").is_dir():
         sys.exit(f"The browser checks need the finished demo in {DEMO}; run `snakemake` first.")
     options.out.mkdir(parents=True, exist_ok=True)
-    names = [file.stem for file in sorted((project_root() / "notebooks").glob("*.ipynb"))]
+    root = project_root()
+    paths = [file.relative_to(root).as_posix() for file in sorted((root / "notebooks").glob("**/[0-9]*.ipynb"))]
+    chosen = [path for path in paths if not options.notebooks or Path(path).stem.split("_")[0] in options.notebooks]
+    chosen.sort(key=lambda path: "04_train" in path)  # last, so that no other notebook shows its variant
     checks = Checks()
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         copy_project(Path(temporary))
         chrome = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         with jupyterlab(Path(temporary)) as address:
-            for name in (name for name in names if re.split("_", name)[0] in options.notebooks):
+            for path in chosen:
+                name = Path(path).stem
                 page = chrome.new_page(viewport={"width": WIDE, "height": HIGH})
                 page.set_default_timeout(30_000)
                 wrong: list[str] = []
                 page.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error).splitlines()[0]))
                 try:
-                    run_all(page, address, name, checks)
-                    page.screenshot(path=options.out / f"{name[:2]}-notebook.png")
-                    for number, use in (("01", use_browser_of_01), ("09", use_room)):
-                        if name.startswith(number):
-                            use(page, options.out, checks)
+                    run_all(page, address, path, checks)
+                    use_widgets(page, name, checks)
+                    shoot_all(page, options.out, name)
+                    if name.startswith("09"):
+                        use_room(page, options.out, checks)
                 except Exception as error:  # the next notebook is still checked
-                    page.screenshot(path=options.out / f"{name[:2]}-error.png")
+                    page.screenshot(path=options.out / f"{name}-error.png")
                     checks.note(name, False, str(error).splitlines()[0])
                 checks.note(f"{name}: the page", not wrong, "; ".join(wrong))
                 page.close()

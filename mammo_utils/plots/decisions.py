@@ -61,7 +61,7 @@ def draw_reliability(samples: Mapping[str, tuple[Sample, Sample | None]], title:
     black = {"color": "k", "marker": "o", "markersize": 5, "linestyle": ""}
     handles = [Line2D([], [], **black, label="as trained")]
     handles.append(Line2D([], [], **black, mfc="w", label="temperature and intercept, fitted on validation"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(names)))
     return figure
 
 

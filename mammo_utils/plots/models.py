@@ -115,7 +115,7 @@ def explore_memory(title: str):
     import ipywidgets as widgets
 
     slider = widgets.FloatLogSlider(value=0.3, base=10, min=-2, max=1, step=0.05, description="Δ")
-    picture = widgets.Image(format="png")
+    picture = widgets.Image(format="png", layout={"align_self": "flex-start"})  # else stretched to the page
 
     def redraw(_: object = None) -> None:
         buffer = io.BytesIO()

@@ -140,7 +140,10 @@ def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
 @styled
 def draw_curves(rows: list[dict[str, Any]], title: str) -> Figure:
     """Draw the training loss and the validation AUC of one run by epoch; `rows` are those of `train`."""
-    return _draw_epochs(pd.DataFrame(rows).assign(run="", colour="k", kept=False), title, color="k")
+    figure = _draw_epochs(pd.DataFrame(rows).assign(run="", colour="k", kept=False), title, color="k", marker="o")
+    for axis in figure.axes:
+        axis.xaxis.get_major_locator().set_params(min_n_ticks=1)  # there may be a single epoch
+    return figure
 
 
 def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -64,12 +65,21 @@ def save_figure(
             temporary.write_bytes(buffer.getvalue())
     drawn_by = getattr(figure, "drawn_by", "")
     entry = {"figure": path.name, "sha256": file_hash(path), "notebook": notebook, "runs": list(runs), "data": data}
-    entry |= {"synthetic": synthetic, "commit": commit(), "notebook_hash": notebook_hash(notebook)}
+    entry |= {"synthetic": synthetic, "commit": commit(), "notebook_hash": _hash_notebook(notebook)}
     entry |= {"drawn_by": drawn_by, "code": drawing_code(drawn_by), "caption": caption}
     with folder_lock(path.parent):  # two notebooks of a study may save at once
         entries = [old for old in read_manifest(path.parent) if old["figure"] != path.name]
         write_json(path.parent / MANIFEST, sorted([*entries, entry], key=lambda e: e["figure"]))
     return path
+
+
+def _hash_notebook(name: str) -> str:
+    for _ in range(50):
+        try:
+            return notebook_hash(name)
+        except ValueError:  # JupyterLab, which saves an open notebook by itself, empties the file for a moment
+            time.sleep(0.1)
+    return notebook_hash(name)
 
 
 def drawing_code(drawn_by: str) -> str:

@@ -1,7 +1,7 @@
 """Predict exams with trained runs, or pack runs into one file that predicts elsewhere.
 
 python -m mammo_utils.predict RUN_OR_STUDY FOLDER_OR_FILES... --out DIR
-python -m mammo_utils.predict --package RUN... OUT.zip
+python -m mammo_utils.predict --package RUN... OUT.zip [--export]
 """
 
 from __future__ import annotations
@@ -28,14 +28,24 @@ def main() -> None:
         parser.add_argument(f"--{name}", default="", help=f"the {name} to take of a study")
     parser.add_argument("--keep-ids", action="store_true", help="name exams by PatientID instead of a hash")
     parser.add_argument("--package", action="store_true", help="write a package of runs; the last NAME is its file")
+    parser.add_argument("--export", action="store_true", help="write the model beside its package as OUT.pt2, too")
     options = parser.parse_args()
     if len(options.words) < 2 or not (options.out or options.package):
         parser.error("name a model and DICOM files, and a folder for the results with --out")
+    if options.export and not options.package:
+        parser.error("--export goes with --package")
     chosen = {"system": options.system, "task_mode": options.task_mode, "subset": options.subset}
     try:
         if options.package:
             *sources, target = options.words
-            print(f"{target}: SHA-256 {write_package(load_run(*sources, **chosen), target)}")
+            model = load_run(*sources, **chosen)
+            print(f"{target}: SHA-256 {write_package(model, target)}", flush=True)
+            if options.export:
+                from mammo_utils.predict.export import write_program  # loads torch's compiler, 110 MB
+
+                program = Path(target).with_suffix(".pt2")
+                print(f"Exporting {program} ...", flush=True)
+                write_program(model, program)
             return
         model = load_run(options.words[0], **chosen)
         table = predict(model, options.words[1:], options.out, keep_ids=options.keep_ids)

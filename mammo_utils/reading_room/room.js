@@ -165,8 +165,9 @@ function render({ model, el }) {
     });
     const maps = exam().maps[state.run], lines = exam().views.some((view) => view.outlines.length);
     for (const [name, control] of Object.entries(switches)) control.setAttribute("aria-pressed", state[name]);
-    switches.heat.disabled = method.disabled = opacity.disabled = !maps;
-    switches.heat.title = maps ? "" : "no saliency map of this run for this exam";
+    method.disabled = opacity.disabled = !maps;
+    switches.heat.textContent = maps ? "heat map" : "no heat map";
+    switches.heat.title = maps ? "" : `${entry().title} has none of this exam: order the list by “heat maps first”`;
     switches.outlines.disabled = !lines;
     switches.outlines.title = lines ? "" : "no lesion is outlined in this exam";
     [wide.value, middle.value, method.value, opacity.value] = [state.width, state.level, state.method, state.opacity];

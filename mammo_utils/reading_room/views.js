@@ -121,7 +121,7 @@ function paintLabels(context, { view, left, x, y, w, h }, look, { outlines, map,
   const outer = left ? x + w - 12 : x + 12, align = left ? "right" : "left";
   text(context, view.replace("_", "-"), outer, y + 21, seen ? "#fff" : DIM, align, 14, 650);
   const lines = look.outlines && outlines.length ? [[outlines.map((line) => line.kind).join(", "), LINE]] : [];
-  if (look.heat && map && seen) lines.push([`${map.columns} × ${map.rows} cells`, ORANGE]);
+  if (look.heat && seen) lines.push([map ? `${map.columns} × ${map.rows} cells` : "no heat map", ORANGE]);
   lines.forEach(([words, colour], i) => text(context, words, outer, y + 38 + 15 * i, colour, align, 11));
   if (!seen) text(context, "hidden from the system", x + w / 2, y + h / 2, "#c6ced8", "center", 13);
 }

@@ -3,6 +3,7 @@
 import inspect
 import shutil
 import sys
+import threading
 from importlib import import_module
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from mammo_utils import provenance
 from mammo_utils.plots.save import MARK, drawing_code, read_manifest, save_figure
 from mammo_utils.plots.style import styled
 from mammo_utils.provenance import file_hash
+from tests.conftest import CHECKOUT
 
 MODULE = '''
 from mammo_utils.plots.style import styled
@@ -65,6 +67,18 @@ def test_the_entry_states_where_the_figure_comes_from(tmp_path):
     assert (entry["notebook"], entry["runs"], entry["data"]) == ("05_results", ["a", "b"], "demo 1234")
     assert entry["drawn_by"] == f"{__name__}:figure" and entry["code"] == drawing_code(f"{__name__}:figure")
     assert entry["caption"] == "A line." and entry["synthetic"] is True
+
+
+def test_a_notebook_that_jupyterlab_is_saving_is_read_again(tmp_path, monkeypatch):
+    """Its file is empty for a moment, and was reported as damaged, with the advice to delete it."""
+    notebook = tmp_path / "notebooks" / "05_results.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text("")
+    monkeypatch.setenv("MAMMO_PROJECT", str(tmp_path))
+    content = (CHECKOUT / "notebooks" / "05_results.ipynb").read_text("utf-8")
+    threading.Timer(0.5, notebook.write_text, [content, "utf-8"]).start()
+    save(tmp_path)
+    assert read_manifest(tmp_path)[0]["notebook_hash"] == provenance.notebook_hash("05_results")
 
 
 @pytest.mark.parametrize("old", ["helper(WIDTH)", "inner(width)\n\n", "return width\n", "WIDTH = 2"])

@@ -15,6 +15,7 @@ from pydicom.uid import RLELossless, generate_uid
 
 from mammo_utils.config import ParameterError
 from mammo_utils.data.cohort import DataError, load_cohort
+from mammo_utils.images.store import load_store
 from mammo_utils.parameters import check_parameters
 from mammo_utils.predict import load_run, predict
 from mammo_utils.predict.model import RESEARCH, SYNTHETIC, Card
@@ -22,7 +23,7 @@ from mammo_utils.predict.package import describe, write_package
 from mammo_utils.predict.pages import summarise
 from mammo_utils.predict.table import NOT_PREDICTED, PREDICTED
 from mammo_utils.training.run import train_run
-from mammo_utils.vocabulary import VIEWS
+from mammo_utils.vocabulary import SIDES, VIEWS
 from tests.conftest import CHECKOUT, SMALL
 
 
@@ -385,6 +386,31 @@ def test_the_command_line(runs, images, project, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "out" / "index.html").as_uri() in told
     assert "There is no file or folder" in command(monkeypatch, runs[0], tmp_path / "none", "--out", tmp_path / "out")
     assert command(monkeypatch, runs[0], tmp_path / "in") == 2 and "--out" in capsys.readouterr().err
+
+
+def test_an_exported_package_runs_without_this_one(runs, images, project, tmp_path, monkeypatch):
+    """A process that imports torch alone predicts the study's test exams from the pixels of its image store."""
+    monkeypatch.setattr(sys, "argv", ["predict", "--package", str(runs[0]), str(tmp_path / "model.zip"), "--export"])
+    runpy.run_module("mammo_utils.predict", run_name="__main__")
+    known, store = stored(runs[0]), load_store(runs[0].parents[1] / "store")
+    names = list(known.index.get_level_values("exam").unique())
+    rows = store.rows_of(names)
+    np.savez(tmp_path / "exams.npz", images=store.images[rows], present=rows >= 0)
+    (tmp_path / "script.py").write_text(
+        "import json, sys, numpy, torch\n"
+        "exams = {name: torch.from_numpy(values) for name, values in numpy.load('exams.npz').items()}\n"
+        "more = {'README.md': ''}\n"
+        "program = torch.export.load('model.pt2', extra_files=more).module()\n"
+        "found = program(exams['images'], exams['present'])['diagnosis'][..., 1].flatten().tolist()\n"
+        "print(json.dumps([found, more['README.md'], 'mammo_utils' in sys.modules]))\n"
+    )
+    words = [sys.executable, "-I", "-W", "ignore", "script.py"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found, card, imported = json.loads(done.stdout)
+    assert SYNTHETIC in card and not imported
+    found = pd.Series(found, pd.MultiIndex.from_product([names, SIDES]))[known.index]
+    np.testing.assert_allclose(found, known["diagnosis_p"], atol=1e-5)
+    assert command(monkeypatch, runs[0], tmp_path, "--out", tmp_path / "out", "--export") == 2
 
 
 @pytest.mark.parametrize("named", [True, False])
