@@ -107,7 +107,7 @@ def summarise_subgroups(apart: pd.DataFrame, tests: int) -> str:
     named = [
         f"{row.attribute} {row.group} of {name_system(row.system, row.task_mode, row.subset)}, seed {row.seed}: "
         f"{row.measure} {row.value:.3f} ({row.low:.3f} to {row.high:.3f}; {row.n_patients} patients), "
-        f"{row.difference:+.3f} from the others"
+        f"difference from the others {row.difference:+.3f}"
         for row in apart.itertuples()
     ]
     return f"{text}: {'; '.join(named)}." if 0 < len(named) <= NAMED else f"{text}."

@@ -169,7 +169,7 @@ def _counts(results: pd.DataFrame) -> str:
     """On what the numbers of a subset are based, by task."""
     rows = results.drop_duplicates(["task", "n_exams", "n_breasts", "n_patients"])
     counts = [
-        f"{TASK_TITLES[row.task]}: {row.n_breasts} breasts of {row.n_exams} exams of {row.n_patients} patients"
+        f"{TASK_TITLES[row.task]}: {row.n_breasts} breasts, {row.n_exams} exams, {row.n_patients} patients"
         for row in rows.itertuples()
     ]
     return "; ".join(counts)

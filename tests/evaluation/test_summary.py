@@ -64,7 +64,7 @@ def test_a_few_subgroups_that_are_told_apart_are_named():
     apart = pd.DataFrame([row | {"difference": 0.1137}])
     assert summarise_subgroups(apart, 216).endswith(
         "Hochberg): age 60 and above of ResNet-18, both tasks, BI-RADS 1 vs 5, seed 2: AUC 0.990 (0.900 to 1.000; 15 "
-        "patients), +0.114 from the others."
+        "patients), difference from the others +0.114."
     )
     for n in (0, 6):
         many = summarise_subgroups(apart.loc[[0] * n], 216)

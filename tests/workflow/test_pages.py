@@ -25,6 +25,7 @@ from tests.links import wrong_links, wrong_markdown_links
 
 WIDGET = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Box()"}
 LOG = "".join(f"epoch {n} of 20\n" for n in range(1, 21))
+SAVES = 'draw_roc(1)\nsave(figure, f"roc-{name}-diagnosis")\nsave(figure, "exam")  # <here>'
 TABLE = pd.DataFrame({"auc": [0.5, 0.25], "empty": [None, None], "note": ["ab", "c"]}, index=["<b>", "y"])
 TABLE = TABLE.rename_axis("system").rename_axis(columns="by system")
 
@@ -62,7 +63,8 @@ def write_notebook(study, name):
     cells += [
         new_markdown_cell("A rate $\\alpha < \\tfrac12$, not `$x$`."),
         new_markdown_cell("## Nothing & more\n\n$$\\mathcal L_{t} = \\hat y \\tag{11}$$"),
-        new_code_cell("draw_roc(1)  # <here>", outputs=[*shown, *outputs]),
+        new_code_cell("from mammo_utils.plots.results import draw_roc"),
+        new_code_cell(SAVES, outputs=[*shown, *outputs]),
     ]
     path = study.folder / "notebooks" / f"{name}.ipynb"
     path.parent.mkdir(exist_ok=True)
@@ -110,7 +112,7 @@ def test_a_notebook_page_has_its_outputs_equations_and_sections(pages):
     assert soup.find("code", string="$x$") and "$$" not in soup.main.text
     section = soup.select(".sections a")[-1]
     assert section.text == "Nothing & more" and soup.find(id="Nothing-&-more")
-    assert soup.select_one("details.code").text.strip().endswith("# <here>") and not soup.select_one("details[open]")
+    assert soup.select("details.code")[-1].text.strip().endswith("# <here>") and not soup.select_one("details[open]")
     assert soup.select_one("details.log summary").text == "20 lines, the last: epoch 20 of 20"
     assert "open the notebook in JupyterLab" in soup.main.text and "a <b> line" in soup.main.text
     assert soup.table.caption.text == "by system" and [c.text for c in soup.table.select("thead th")] == [
@@ -120,8 +122,8 @@ def test_a_notebook_page_has_its_outputs_equations_and_sections(pages):
     ]
     assert soup.table.find("th", string="<b>"), "values stay escaped"
     captions = [caption.text for caption in soup("figcaption")]
-    assert captions == ["Level 1.", "Level 9."], "of the figures that the notebook saved"
-    assert soup.main.img["alt"].endswith("(section Nothing & more)")
+    assert captions[1:] == ["Level 1.", "Level 9."], "of the figures that the cell saved"
+    assert captions[0].startswith("One panel per system") and soup.main.img["alt"] == captions[0]
 
 
 def test_pages_lead_to_the_contents_and_to_their_neighbours(pages):
@@ -153,7 +155,7 @@ def test_a_picture_is_recognised_in_another_resolution_but_no_other_one_is(repor
     matches = [pictures.matching(png(figure(level)), "05_results", saves) for level in (1, 2, 9)]
     assert matches == ["level1", "level2", "level9"]
     assert pictures.matching(png(figure(1)), "06_attention", saves) == ""
-    for other in ("draw(1)", 'save_figure(\n    figure,\n    "level2",\n)'):
+    for other in ("draw(1)", 'save_figure(\n    figure,\n    "level9",\n)'):
         assert pictures.matching(png(figure(1)), "05_results", other) == "", "the cell does not save it"
     dark = figure(1)
     dark.axes[0].set_facecolor("black")
@@ -237,7 +239,7 @@ def test_the_best_value_is_marked_only_if_it_is_told_apart_from_all_others():
         for s in systems[1:]
     ]
     (table,), marked = results_tables(rows, compared)
-    assert "BI-RADS 1 vs 5. Diagnosis: 20 breasts of 10 exams of 9 patients" in table
+    assert "BI-RADS 1 vs 5. Diagnosis: 20 breasts, 10 exams, 9 patients" in table
     assert (
         marked == 1 and '<b class="best"><span class="interval">0.900 [0.800, 0.900]' in table and "ResNet-18" in table
     )
@@ -271,7 +273,7 @@ def test_the_index_page_has_results_first_and_the_trainings_in_one_fold(pages):
     assert "No value is highlighted" in soup.main.text and not soup.select(".best")
     (fold,) = [d for d in soup("details") if "Notebook 04" in d.summary.text]
     assert [a["href"] for a in fold("a")] == ["04_train-resnet18-multi-1v5-seed0.html"]
-    run = soup.find("a", string="resnet18-multi-1v5-seed0")
+    run = soup.find("a", string="ResNet-18, both tasks, BI-RADS 1 vs 5, seed 0")
     assert run["href"] == "04_train-resnet18-multi-1v5-seed0.html", "the list of runs leads to their pages"
     assert soup.find(id="exam").find_parent("details") is None, "a telling picture"
     assert soup.find(id="roc-04_train-resnet18-multi-1v5-seed0-diagnosis").figcaption.text.startswith(
