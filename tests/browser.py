@@ -40,6 +40,9 @@ SCROLL = """(page) => { const outer = document.querySelector(".jp-NotebookPanel 
 WIDGETS = ".jp-Cell :is(.jupyter-widgets, .widget-box) :is(select, button, input[type=checkbox], .noUi-handle)"
 CONTENT = """(node) => { const cell = node.closest(".jp-Cell"), pictures = [...cell.querySelectorAll("img")];
     return pictures.length ? pictures.map((picture) => picture.src).join() : cell.innerText; }"""
+WIDE_OUTPUTS = """() => [...document.querySelectorAll(".jp-Notebook .jp-Cell")].flatMap((cell, i) =>
+    [...cell.querySelectorAll(".jp-OutputArea-output")].filter((output) => output.scrollWidth > output.clientWidth + 1)
+        .map((output) => `cell ${i} by ${output.scrollWidth - output.clientWidth} px`))"""
 DONE = """() => { const panel = jupyterapp.shell.currentWidget;
     return panel.sessionContext.session?.kernel?.status === "idle" && !panel.node.querySelector(".jp-mod-pending") &&
         ![...panel.node.querySelectorAll(".jp-InputPrompt")].some((p) => p.textContent.includes("[*]")); }"""
@@ -129,6 +132,8 @@ def run_all(page, address: str, path: str, checks: Checks) -> None:
     checks.note(f"{name}: all cells", not errors, "; ".join(errors) or f"in {time.monotonic() - start:.0f} s")
     warnings = [f"cell {o['cell']}: {''.join(o['text'])[:200]}" for o in outputs if o.get("name") == "stderr"]
     checks.note(f"{name}: no warnings", not warnings, "; ".join(warnings))
+    if wide := page.evaluate(WIDE_OUTPUTS):
+        print(f"       to be scrolled at {WIDE} px: {', '.join(wide)}", flush=True)
 
 
 def use_widgets(page, name: str, checks: Checks) -> None:
