@@ -160,19 +160,19 @@ def results_tables(results: pd.DataFrame, comparisons: Sequence[dict[str, Any]])
         columns = list(dict.fromkeys(title for cells in wide.values() for title in cells))
         table = [[*names, *(cells.get(title, "") for title in columns)] for names, cells in wide.items()]
         frame = pd.DataFrame(table, columns=["System", "Trained on", "Trainings", *columns]).map(escape)
-        caption = f"{SUBSET_TITLES[str(subset)]}. {_counts(rows)}"
-        tables.append(table_html(frame.set_index("System"), caption, escaped=True))
+        tables.append(table_html(frame.set_index("System"), SUBSET_TITLES[str(subset)], escaped=True))
     return tables, marked
 
 
 def _counts(results: pd.DataFrame) -> str:
-    """On what the numbers of a subset are based, by task."""
-    rows = results.drop_duplicates(["task", "n_exams", "n_breasts", "n_patients"])
+    """On what the numbers are based, by subset and task."""
+    rows = results.drop_duplicates(["subset", "task", "n_breasts", "n_exams", "n_patients"]).itertuples()
     counts = [
-        f"{TASK_TITLES[row.task]}: {row.n_breasts} breasts, {row.n_exams} exams, {row.n_patients} patients"
-        for row in rows.itertuples()
+        f"{SUBSET_TITLES[row.subset]}, {TASK_TITLES[row.task]}: {row.n_breasts} breasts, {row.n_exams} exams, "
+        f"{row.n_patients} patients"
+        for row in rows
     ]
-    return "; ".join(counts)
+    return "; ".join(counts) + "."
 
 
 def _notes(results: pd.DataFrame, marked: int) -> list[str]:
@@ -185,7 +185,11 @@ def _notes(results: pd.DataFrame, marked: int) -> list[str]:
     if "validation" in set(results["part"]):
         note += " The same part chose the epoch, so the values are optimistic."
     rule = "is told apart from every other one of its column (corrected comparison, level 5 %)."
-    return [note, f"Highlighted: a value that {rule}" if marked else f"No value is highlighted: none {rule}"]
+    return [
+        note,
+        _counts(results),
+        f"Highlighted: a value that {rule}" if marked else f"No value is highlighted: none {rule}",
+    ]
 
 
 # --- figures and runs -----------------------------------------------------------------------------------

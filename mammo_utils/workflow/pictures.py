@@ -20,8 +20,8 @@ from mammo_utils.plots.save import read_manifest
 from mammo_utils.workflow.pages import TEMPLATES
 
 PICTURES = "pictures"
-# Two copies of a figure in different resolution differ by up to 12.5 in the demo. Figures of one cell may be more alike,
-# so the nearest of them is taken.
+# Two copies of a figure in different resolution differ by up to 12.5 in the demo. Figures of one cell may be more
+# alike, so the nearest of them is taken.
 ALIKE = 14.0  # mean difference in grey levels, after blurring
 SAVED = re.compile(r'\bsave(?:_figure)?\(.*?,\s*f?"([^"\n]+)"', re.DOTALL)  # the name of a figure that a cell saves
 SAME_SHAPE = 7  # difference in height, pixels of the saved figure

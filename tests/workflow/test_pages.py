@@ -15,7 +15,7 @@ from PIL import Image
 
 from mammo_utils.io import write_json
 from mammo_utils.plots.save import save_figure
-from mammo_utils.workflow.index_page import choose_figures, results_tables
+from mammo_utils.workflow.index_page import _notes, choose_figures, results_tables
 from mammo_utils.workflow.notebook_page import _drawn, _imported
 from mammo_utils.workflow.pages import style, table_html, tidy_tables, to_html
 from mammo_utils.workflow.pictures import Pictures, what_is_drawn
@@ -239,7 +239,7 @@ def test_the_best_value_is_marked_only_if_it_is_told_apart_from_all_others():
         for s in systems[1:]
     ]
     (table,), marked = results_tables(rows, compared)
-    assert "BI-RADS 1 vs 5. Diagnosis: 20 breasts, 10 exams, 9 patients" in table
+    assert "BI-RADS 1 vs 5, Diagnosis: 20 breasts, 10 exams, 9 patients." in _notes(rows.assign(part="test"), marked)
     assert (
         marked == 1 and '<b class="best"><span class="interval">0.900 [0.800, 0.900]' in table and "ResNet-18" in table
     )
@@ -269,7 +269,7 @@ def test_the_links_of_the_documentation_lead_somewhere(path):
 def test_the_index_page_has_results_first_and_the_trainings_in_one_fold(pages):
     soup = BeautifulSoup((pages / "index.html").read_text(), "html.parser")
     assert [h2["id"] for h2 in soup("h2")] == "results pictures figures notebooks runs settings data made-with".split()
-    assert soup.table.caption.text.startswith("BI-RADS 1 vs 5. Diagnosis: ") and "Hybrid (Shared)" in soup.table.text
+    assert soup.table.caption.text == "BI-RADS 1 vs 5" and "Hybrid (Shared)" in soup.table.text
     assert "No value is highlighted" in soup.main.text and not soup.select(".best")
     (fold,) = [d for d in soup("details") if "Notebook 04" in d.summary.text]
     assert [a["href"] for a in fold("a")] == ["04_train-resnet18-multi-1v5-seed0.html"]
