@@ -25,6 +25,7 @@ from tests.conftest import SMALL, prepare
 from tests.kill import kill
 
 ALL = [run.id for run in load_study("config/paper.yaml").runs()]
+SOME = [run for run in ALL if run.startswith("hybrid_shared-") or "-multi-1v5-" in run]  # the others take minutes
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def spec_of(study, run_id, **training):
     return spec.model_copy(update={"training": spec.training.model_copy(update=training)})
 
 
-@pytest.mark.parametrize("run_id", ALL)
+@pytest.mark.parametrize("run_id", [run if run in SOME else pytest.param(run, marks=pytest.mark.slow) for run in ALL])
 def test_each_of_the_54_runs_trains_saves_reloads_and_predicts_the_same(small_study, run_id):
     spec = spec_of(small_study, run_id)
     metrics = runs.train_run(spec)
