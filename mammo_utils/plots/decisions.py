@@ -229,8 +229,7 @@ def draw_heads(samples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     for axis, (p, expected, label) in zip(axes, samples.values(), strict=True):
         for value, name, colour in ((0, "not malignant", COLOURS["normal"]), (1, "malignant", COLOURS["malignant"])):
             axis.scatter(p[label == value], expected[label == value], 10, colour, alpha=0.6, label=name)
-    columns = min(2, len(names))  # under a single panel, two would reach into the mark at the right
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
