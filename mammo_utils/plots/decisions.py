@@ -37,7 +37,8 @@ def draw_reliability(samples: Mapping[str, tuple[Sample, Sample | None]], title:
     """
     names = [SYSTEMS[system].short for system in samples]
     labels = {"x": "predicted P(malignant)", "y": "share malignant"}
-    figure, axes = make_panels(title, names, (2.5, 2.8), columns=3, **labels, sharey=True)
+    width = max(2.5, 6 / min(3, len(names)))  # all panels together are wider than the legend
+    figure, axes = make_panels(title, names, (width, 2.8), columns=3, **labels, sharey=True)
     for axis, (system, pair) in zip(axes, samples.items(), strict=True):
         colour = SYSTEMS[system].colour
         axis.axline((0, 0), slope=1, **CHANCE_LINE)
@@ -61,7 +62,7 @@ def draw_reliability(samples: Mapping[str, tuple[Sample, Sample | None]], title:
     black = {"color": "k", "marker": "o", "markersize": 5, "linestyle": ""}
     handles = [Line2D([], [], **black, label="as trained")]
     handles.append(Line2D([], [], **black, mfc="w", label="temperature and intercept, fitted on validation"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(names)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
