@@ -84,5 +84,6 @@ def draw_steps(record: Mapping[str, Any]) -> Figure:
 
 def _describe_machine(record: Mapping[str, Any]) -> str:
     facts = record["environment"]
-    threads = f", {facts['threads']} threads" if facts.get("threads") and facts["device"] == "cpu" else ""
+    number = facts.get("threads") if facts["device"] == "cpu" else None
+    threads = f", {number} thread{'s' if number > 1 else ''}" if number else ""
     return f"{facts['device']}{threads}, torch {facts['versions']['torch']}"

@@ -83,7 +83,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{display_path(path)} is not valid JSON ({error}); delete it and run again.") from error
+        advice = "If a run of the study wrote it, delete it and run again; otherwise correct it."
+        raise ValueError(f"{display_path(path)} is not valid JSON ({error}). {advice}") from error
 
 
 def plain_values(values: Any) -> Any:
