@@ -118,7 +118,7 @@ class Folded:
 
 
 def _names(column: str) -> Mapping[str, str]:
-    """Id -> name of what a column holds. Made anew, because systems and metrics can be added."""
+    """Id -> name of what a column holds. Built on each call, because systems and metrics can be added."""
     return {
         "subset": SUBSET_TITLES,
         "task_mode": MODE_TITLES,

@@ -154,11 +154,16 @@ def _anchor(heading: str) -> str:
 
 
 def tables_markdown(html: str) -> str:
-    """The tables in a piece of HTML as Markdown."""
+    """The tables in a piece of HTML as Markdown; a folded one stays folded."""
     soup = BeautifulSoup(html, "html.parser")
     if not soup.find("caption"):
         tidy_tables(soup, lambda _: "")
-    return "\n\n".join(map(table_markdown, soup("table")))
+    parts = []
+    for table in soup("table"):
+        fold = table.find_parent("details")
+        text = table_markdown(table)
+        parts.append(f"<details>{fold.summary}\n\n{text}\n\n</details>" if fold else text)
+    return "\n\n".join(parts)
 
 
 def figure_markdown(picture: Picture, caption: str = "") -> str:

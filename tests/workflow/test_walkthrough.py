@@ -5,9 +5,11 @@ import re
 import shutil
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell
 
+from mammo_utils.evaluation.readable import Folded
 from mammo_utils.workflow.walkthrough import (
     RUN,
     changed_notebooks,
@@ -123,3 +125,10 @@ def test_headings_in_two_rows_become_one_and_signs_stay_as_they_are():
 
 def test_the_published_walkthrough_is_small():
     assert sum(path.stat().st_size for path in (CHECKOUT / "docs" / "demo").rglob("*.*")) < 4e6
+
+
+def test_a_folded_table_stays_folded():
+    shown, every = (pd.DataFrame({"auc": range(n)}) for n in (1, 3))
+    text = tables_markdown(Folded(shown, every, "All 3 <rows>")._repr_html_())
+    before, fold = text.split("<details><summary>All 3 &lt;rows&gt;</summary>\n\n|")
+    assert before.count("\n| ") == 2 and fold.count("\n| ") == 4 and fold.endswith("|\n\n</details>")
