@@ -300,11 +300,12 @@ def find_both_seen(table: pd.DataFrame) -> pd.DataFrame:
         row = {"design": design, "runs": n, "flag_both": both, "miss_one": miss}
         row |= {"share_min": own["both_seen"].min(), "share_max": own["both_seen"].max()}
         row |= {"low": own["both_seen_low"].min(), "high": own["both_seen_high"].max(), "left_out": "; ".join(others)}
-        answer = "at least one of two cancers is missed in most exams that have two"
+        exams = "exams recombined to have two"
+        answer = f"at least one of two cancers is missed in most {exams}"
         if both == n:
-            answer = "both of two cancers are flagged in most exams that have two"
+            answer = f"both of two cancers are flagged in most {exams}"
         elif miss < n:
-            answer = "it cannot be said whether both of two cancers are flagged in most exams that have two "
+            answer = f"it cannot be said whether both of two cancers are flagged in most {exams} "
             answer += f"({both} of {n} runs flag both, {miss} miss at least one)"
         row["finding"] = (
             f"With {design}, {answer}: both are flagged in {write_range(own['both_seen'], '.0%')} of them "
@@ -331,8 +332,8 @@ def state_recombination(table: pd.DataFrame) -> list[str]:
     known = table[table["task"] == "diagnosis"]  # another task flags the highest category, not a cancer
     alarms = known["none_flagged_wrong"]
     alarmed = (
-        f"{(alarms > 0.5).sum()} of {len(known)} runs flag a breast in more than half of the exams without a cancer: "
-        f"in {write_range(alarms, '.0%')} of them."
+        f"{(alarms > 0.5).sum()} of {len(known)} runs flag a breast in more than half of the recombined exams without "
+        f"a cancer: in {write_range(alarms, '.1%')} of them."
     )
     return [*findings, *([alarmed] if len(known) else []), change]
 
@@ -344,24 +345,29 @@ def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         gates: Made by `gate_table`.
         table: Made by `recombination_table`.
     """
-    sentences, answer = [], gates.get("left_weight_auc", pd.Series(dtype=float)).dropna()
+    sentences = []
+    answer = gates.dropna(subset=["left_weight_auc"]) if "left_weight_auc" in gates else gates[:0]
     if len(answer):
+        above, below = (answer["left_weight_auc_low"] > 0.5).sum(), (answer["left_weight_auc_high"] < 0.5).sum()
         sentences.append(
             "The share of the weight on the left views separates cancers of the left from those of the right breast "
-            f"with an AUC of {write_range(answer, '.2f')}: above 0.5 where the gate favours the diseased "
-            f"breast ({(answer > 0.5).sum()} of {len(answer)} runs), below where it favours the other one."
+            f"with an AUC of {write_range(answer['left_weight_auc'], '.2f')}. The interval lies above 0.5 in {above} "
+            f"of {len(answer)} runs, whose gate favours the diseased breast, below 0.5 in {below}, whose gate favours "
+            f"the other one, and includes 0.5 in {len(answer) - above - below}."
         )
     top = gates.dropna(subset=["top"]) if "top" in gates else gates[:0]
     if len(top):
         sentences.append(
             "The view with the most weight is the one whose removal changes the predictions most in "
-            f"{write_range(top['top'], '.0%')} of the exams; its interval reaches chance in "
-            f"{(top['top_low'] <= top['chance']).sum()} of {len(top)} runs."
+            f"{write_range(top['top'], '.0%')} of the exams; its interval reaches what views picked evenly would give "
+            f"in {(top['top_low'] <= top['chance']).sum()} of {len(top)} runs. A view without weight cannot change "
+            "them, so some agreement is certain."
         )
     fixed = table.dropna(subset=["fixed_change"]) if "fixed_change" in table else table[:0]
     if len(fixed):
         sentences.append(
             f"With equal weights for all views, the AUC changes by {write_range(fixed['fixed_change'], '+.3f')}; the "
-            f"interval of the change lies below 0 in {(fixed['fixed_change_high'] < 0).sum()} of {len(fixed)} runs."
+            f"interval of the change lies below 0 in {(fixed['fixed_change_high'] < 0).sum()} of {len(fixed)} runs and "
+            f"above 0 in {(fixed['fixed_change_low'] > 0).sum()}."
         )
     return sentences or ["No run has a gate and exams with four views."]

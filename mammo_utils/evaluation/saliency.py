@@ -209,12 +209,12 @@ def state_saliency(table: pd.DataFrame) -> list[str]:
         sentences.append(
             f"{_capital(title)} ({n} run{'s' * (n > 1)}, {views} outlined views of each): "
             f"{write_range(own['energy'], '.0%')} of the positive values lie in the lesion or one cell beside it, "
-            f"{write_range(own['ratio'], '.1f')} times as many as if they lay alike in the whole breast. Of the "
+            f"{write_range(own['ratio'], '.1f')} times as many as if they were spread evenly over the breast. Of the "
             f"brightest tissue, {write_range(bright['energy'], '.0%')} lies there. "
         )
         sentences[-1] += (
-            f"The share is higher than with random weights in {untrained} of {n} runs, and higher than for each of "
-            f"the five comparisons in {every}, the interval of the difference above 0."
+            f"The share is higher than with random weights in {untrained} of {n} runs, and higher than in all five "
+            f"comparison maps in {every} (interval of the difference above 0)."
             if len(tested)
             else "There are too few views for intervals."
         )

@@ -37,18 +37,19 @@ def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.
         key = ["subset", "task_mode", "system"]
         once, every = (len(rows[key].drop_duplicates()) for rows in (results[alone], results))
         sentences.append(
-            f"{once} of {every} systems were trained once: their intervals leave out the spread over trainings. "
+            f"{once} of {every} systems were trained once, so their spread over trainings is unknown. "
             "A system with one task or another subset counts as one of its own."
         )
     diagnosis = levels[levels["task"] == "diagnosis"].set_index(["subset", "task_mode", "system"])
     breasts = diagnosis[diagnosis["level"] == "breast"]["value"]
     exams = diagnosis[(diagnosis["level"] == "exam") & (diagnosis["rule"] == "max")]
     if len(exams):
-        lower = int((exams["value"] < breasts).sum())
+        rules = diagnosis[diagnosis["level"] == "exam"].groupby("rule", sort=False)["value"]
+        lower = ", ".join(f"{(v < breasts.reindex(v.index)).sum()} by the rule “{rule}”" for rule, v in rules)
         negative = pd.Series([int(counts.split(" / ")[0]) for counts in exams["n_by_class"]])
         sentences.append(
-            f"The AUC of the diagnosis by exam is lower than by breast for {lower} of {len(exams)} systems; "
-            f"it rests on {write_range(negative, 'd')} exams without cancer."
+            f"Of {len(exams)} systems, so many have a lower AUC of the diagnosis by exam than by breast: {lower} (not "
+            f"tested; {write_range(negative, 'd')} exams without cancer)."
         )
     return sentences
 
@@ -69,8 +70,9 @@ def summarise_decisions(
     if len(scaled):
         helped, harmed = ((scaled["helped"] == answer).sum() for answer in ("yes", "no, worse"))
         sentences.append(
-            f"Temperature and intercept improve the log loss of {helped} of {len(scaled)} trainings and worsen that of "
-            f"{harmed}; of the others the change is not told apart from 0."
+            "Scaling the probabilities by a temperature and an intercept changes the log loss of the diagnosis by "
+            f"{write_range(scaled['log_loss_change'], '+.3f')}: better in {helped} of {len(scaled)} trainings, worse "
+            f"in {harmed}, and not told apart from 0 in the others (5 % level, not corrected)."
         )
     own = points[(points["aim"] == SPECIFICITIES[0]) & points["specificity"].notna()]
     for name in ("specificity", "sensitivity") if len(own) else ():

@@ -26,8 +26,8 @@ from mammo_utils.workflow.study_state import failures
 ORDER = "05 07 06 09 01 02 03 08"  # order in which the notebooks' figures are shown
 N_TELLING = 6
 TELLING = {  # patterns of figures, the most telling ones first -> what to see; the last ones step in for missing ones
-    "systems-*": "AUC of each system with its 95 % interval. Do the intervals lie right of the grey shortcuts, which "
-    "ignore lesions? Whether two systems differ is not seen here but in their paired difference.",
+    "systems-*": "AUC of each system with its 95 % interval. Do the intervals lie right of the grey shortcuts, "
+    "statistics of whole images? Whether two systems differ is not seen here but in their paired difference.",
     "comparisons-*": "Each system minus the reference on the same patients. An interval that crosses 0 leaves open "
     "which of the two is better.",
     "roc-*-diagnosis": "The further a curve bends to the upper left, the more cancers are found at the same share of "
@@ -178,13 +178,14 @@ def _counts(results: pd.DataFrame) -> str:
 def _notes(results: pd.DataFrame, marked: int) -> list[str]:
     """What the numbers are, and what a mark means."""
     parts = " and ".join(f"“{part}”" for part in results["part"].unique())
-    note = f"Part {parts} of the split; breasts are counted. In brackets: 95 % intervals over patients. A value of "
-    note += "several trainings is their mean."
-    if (results["n_seeds"] == 1).any():
-        note += " The interval of a system that was trained once leaves out the spread over trainings."
+    note = f"Part {parts} of the split; the unit is the breast. In brackets: 95 % intervals over patients alone."
+    note += " A value of several trainings is their mean."
+    if (results["n_seeds"] > 1).any():
+        note += " Notebook 05 has its interval over patients and trainings."
     if "validation" in set(results["part"]):
         note += " The same part chose the epoch, so the values are optimistic."
-    rule = "is told apart from every other one of its column (corrected comparison, level 5 %)."
+    rule = "is told apart from every other one of its column (corrected comparison, level 5 %). Notebook 05 compares "
+    rule += "each system with the reference alone."
     return [
         note,
         _counts(results),

@@ -22,7 +22,7 @@ from tests.evaluation.gates import exams_with_lesions, hand_made_system
 
 ONE_CANCER = np.tile([[1, 0], [0, 1]], (20, 1))
 OPTIONS = {"resamples": 100, "n": 50}
-OPEN = "it cannot be said whether both of two cancers are flagged in most exams that have two"
+OPEN = "it cannot be said whether both of two cancers are flagged in most exams recombined to have two"
 RUN, NAME = "hybrid_shared-birads-1to5-seed0", "Hybrid (Shared), BI-RADS alone, BI-RADS 1 to 5, seed 0"
 
 
@@ -90,22 +90,28 @@ def test_the_sentences_name_what_the_tables_hold():
             "auc_change": [-0.2, 0.01],
             "auc_change_high": [-0.1, 0.05],
             "fixed_change": [0.02, np.nan],
+            "fixed_change_low": [0.01, np.nan],
             "fixed_change_high": [0.05, np.nan],
         }
     )
     one, both, none, lower = state_recombination(table)
-    assert one.startswith("With the paper's gate, at least one of two cancers is missed in most exams that have two: ")
+    assert one.startswith(
+        "With the paper's gate, at least one of two cancers is missed in most exams recombined to have two: "
+    )
     assert one.endswith("both are flagged in 0% of them (1 run; 95 % limits: 0% to 13%).")
     assert both.startswith("With model.fusion=per_breast, both of two cancers are flagged in most exams")
-    assert none == "1 of 2 runs flag a breast in more than half of the exams without a cancer: in 10% to 60% of them."
+    assert none.startswith("1 of 2 runs flag a breast in more than half of the recombined exams without a cancer: in ")
+    assert none.endswith("in 10.0% to 60.0% of them.")
     assert lower.startswith("In 1 of 2 runs, the AUC of the same breasts is lower") and "most in a: by -0.200" in lower
     one, none, lower = state_recombination(table.assign(task=["birads", "diagnosis"], run=[RUN, "b"]))
     assert "per_breast" in one and none.startswith("0 of 1 runs") and f"most in {NAME}: by" in lower
     gates = pd.DataFrame({"left_weight_auc": [0.02, 0.9], "top": [0.2, 1.0], "top_low": [0.1, 0.9], "chance": 0.25})
+    gates = gates.assign(left_weight_auc_low=[0.0, 0.45], left_weight_auc_high=[0.1, 1.0])
     answer, top, equal = state_weights(gates, table)
-    assert "an AUC of 0.02 to 0.90" in answer and "(1 of 2 runs)" in answer
-    assert "20% to 100%" in top and "reaches chance in 1 of 2 runs" in top
-    assert "changes by +0.020; the interval of the change lies below 0 in 0 of 1 runs" in equal
+    assert "an AUC of 0.02 to 0.90. The interval lies above 0.5 in 0 of 2 runs" in answer
+    assert "below 0.5 in 1, whose gate favours the other one, and includes 0.5 in 1." in answer
+    assert "20% to 100%" in top and "picked evenly would give in 1 of 2 runs" in top
+    assert equal.endswith("by +0.020; the interval of the change lies below 0 in 0 of 1 runs and above 0 in 1.")
     nothing = pd.DataFrame()
     assert state_recombination(nothing) == ["No run has exams that can be recombined."]
     assert state_weights(nothing, nothing) == ["No run has a gate and exams with four views."]
@@ -114,8 +120,11 @@ def test_the_sentences_name_what_the_tables_hold():
 @pytest.mark.parametrize(
     ("ends", "answer"),
     [
-        ([(0.0, 0.1), (0.0, 0.4)], "at least one of two cancers is missed in most exams that have two: both are"),
-        ([(0.6, 0.9), (0.8, 1.0)], "both of two cancers are flagged in most exams that have two: both are"),
+        (
+            [(0.0, 0.1), (0.0, 0.4)],
+            "at least one of two cancers is missed in most exams recombined to have two: both are",
+        ),
+        ([(0.6, 0.9), (0.8, 1.0)], "both of two cancers are flagged in most exams recombined to have two: both are"),
         ([(0.6, 0.9), (0.0, 0.1)], f"{OPEN} (1 of 2 runs flag both, 1 miss at least one)"),
         ([(0.3, 0.7), (0.0, 0.1)], f"{OPEN} (0 of 2 runs flag both, 1 miss at least one)"),
     ],

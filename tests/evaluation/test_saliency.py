@@ -126,9 +126,7 @@ def test_the_table_compares_each_map_with_that_of_the_trained_system(fake_study)
     assert "Integrated gradients (2 runs, 12 outlined views of each): " in sentences
     assert "to 100% of the positive values lie in the lesion" in sentences
     # another patient's map is the same mask, so the fifth comparison is a draw
-    assert (
-        "than with random weights in 1 of 2 runs, and higher than for each of the five comparisons in 0," in sentences
-    )
+    assert "than with random weights in 1 of 2 runs, and higher than in all five comparison maps in 0 " in sentences
     by_kind = saliency_table(scores, fake_study, by=["kind"])
     assert by_kind.groupby(["run", "method", "map"])["n_views"].sum().eq(12).all()
     few = saliency_table(scores[scores["exam"] < "S1-004"], fake_study)
