@@ -52,7 +52,8 @@ def name_rows(table: pd.DataFrame) -> pd.DataFrame:
 def readable(table: pd.DataFrame, index: Sequence[str], measures: Mapping[str, str] | Sequence[str]) -> pd.DataFrame:
     """Write columns of a table as text for readers.
 
-    A number has three decimals and its interval, if the table has one; a whole number has none. Absent values are "".
+    A number has three significant digits, or three decimals up to 1, and its interval, if the table has one; a column
+    of whole numbers has no decimals. Absent values are "".
 
     Args:
         table: Any table of the study.
@@ -141,7 +142,11 @@ def _write(table: pd.DataFrame, name: str) -> list[str]:
     low, high = (table[end] if end in table else [np.nan] * len(table) for end in ends)
     numbers = pd.to_numeric(column, errors="coerce").dropna()
     whole = bool((numbers % 1 == 0).all()) and not pd.Series(low, dtype=float).notna().any()
-    form = ",.0f" if whole else ".3f"
+
+    def number(value: float) -> str:
+        size = abs(value)
+        decimals = 0 if whole or size >= 100 else 1 if size >= 10 else 2 if size > 1 else 3
+        return f"{value:,.{decimals}f}"
 
     def cell(value: object, low: float, high: float) -> str:
         if isinstance(value, str):
@@ -152,6 +157,6 @@ def _write(table: pd.DataFrame, name: str) -> list[str]:
             return "yes" if value else "no"
         if name in P_VALUES and value < 0.0005:
             return "< 0.001"
-        return f"{value:{form}}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+        return number(value) + ("" if pd.isna(low) else f" ({number(low)} to {number(high)})")
 
     return [cell(*values) for values in zip(column, low, high, strict=True)]

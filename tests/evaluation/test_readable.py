@@ -36,6 +36,8 @@ def test_measures_are_written_with_their_intervals_and_ids_as_names():
     assert readable(bare, ["run"], ["value"]).to_dict("index") == {
         "ResNet-18, both tasks, BI-RADS 1 vs 5, seed 0": {"value": "0.900 (0.800 to 1.000)"}
     }
+    sizes = pd.DataFrame({"run": list("abcdef"), "x": [-0.5, 1.0, 1.234, -12.34, 146.974, 12345.6]})
+    assert readable(sizes, ["run"], ["x"])["x"].tolist() == ["-0.500", "1.000", "1.23", "-12.3", "147", "12,346"]
     assert not len(readable(pd.DataFrame(), ["run"], ["value"])) and not len(readable(table[:0], ["system"], ["x"]))
 
 
