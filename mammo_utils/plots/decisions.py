@@ -200,7 +200,7 @@ def draw_conformal(conformal: pd.DataFrame, title: str) -> Figure:
     names = [system for system in SYSTEMS if system in set(conformal["system"])]
     panels = [c if c == "all" else f"BI-RADS {c}" for c in categories]
     figure, axes = make_panels(
-        title, panels, (2.4, 0.9 + 0.35 * len(names)), columns=6, x="coverage; right: size", sharey=True
+        title, panels, (3.0, 0.9 + 0.35 * len(names)), columns=3, x="coverage; right: size", sharey=True
     )
     for axis, category in zip(axes, categories, strict=True):
         rows = conformal[conformal["category"] == category].drop_duplicates("system")

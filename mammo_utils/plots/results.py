@@ -291,7 +291,7 @@ def draw_levels(levels: pd.DataFrame, title: str) -> Figure:
     """
     panels = _split(levels)
     names = [system for system in SYSTEMS if system in set(levels["system"])]
-    figure, axes = make_panels(title, list(panels), (3.3, 0.9 + 0.4 * len(names)), x="AUC", sharey=True)
+    figure, axes = make_panels(title, list(panels), (3.3, 0.9 + 0.4 * len(names)), 2, x="AUC", sharey=True)
     for axis, rows in zip(axes, panels.values(), strict=True):
         for system, pair in rows.groupby("system", sort=False):
             colour, y = SYSTEMS[system].colour, names.index(system) + 0.15 * np.array([-1, 1])

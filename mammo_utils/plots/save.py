@@ -98,6 +98,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
 
 
 def mark_synthetic(figure: Figure) -> None:
-    """Write "synthetic cohort" below the figure's lower right corner, once."""
+    """Write "synthetic cohort" along the figure's right edge, once; a legend may take the whole width below."""
     if all(text.get_gid() != MARK for text in figure.texts):
-        figure.text(0.995, -0.01, MARK, ha="right", va="top", fontsize=7, style="italic", color="#555555", gid=MARK)
+        place = {"x": 1.005, "y": 0.5, "ha": "left", "va": "center", "rotation": 270}
+        figure.text(s=MARK, **place, fontsize=7, style="italic", color="#555555", gid=MARK)
