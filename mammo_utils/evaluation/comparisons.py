@@ -160,9 +160,11 @@ def statements(
 
 def _write_statement(row: Mapping[str, Any]) -> str:
     chance = {None: "has no interval to compare with chance", True: "beats chance"}
-    ahead = (
-        "and told apart from the best of them" if row["surely_ahead"] else "but not told apart from the best of them"
-    )
+    ahead = {
+        None: "but without an interval of the difference to the best of them",
+        True: "and told apart from the best of them",
+        False: "but not told apart from the best of them",
+    }[row["surely_ahead"]]
     shortcuts = {
         None: "there is no shortcut to compare it with",
         True: f"its AUC is above that of every shortcut, {ahead}",

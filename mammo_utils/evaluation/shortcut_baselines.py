@@ -46,6 +46,7 @@ class Baseline:
         sample: Its predictions for the labelled breasts of the reported part.
         auc: Its AUC on them.
         n_exams: Number of their exams.
+        exams: (n,) the exam of each breast, sorted, the left breast first; by it, folds are pooled.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Baseline:
     sample: Sample
     auc: float
     n_exams: int
+    exams: np.ndarray | None = None
 
 
 def load_subsets(study: Study, subsets: Iterable[str]) -> tuple[dict[str, RunData], str]:
@@ -124,7 +126,7 @@ def shortcut_baselines(
 
     def score(name: str, shortcut: bool, predictions: np.ndarray) -> Baseline:
         sample = Sample(labels[reported], predictions[None], groups)
-        return Baseline(name, shortcut, sample, auc(labels[reported], predictions), len(set(names)))
+        return Baseline(name, shortcut, sample, auc(labels[reported], predictions), len(set(names)), names)
 
     shares = np.bincount(labels["train"], minlength=n_classes) / len(labels["train"])
     baselines = [score("majority class", False, np.tile(shares, (len(groups), 1)))]
@@ -140,17 +142,22 @@ def shortcut_baselines(
 
 
 def pool_baselines(folds: Sequence[list[Baseline]]) -> list[Baseline]:
-    """Pool the predictions of the baselines that were fitted on each fold; of one fold, return its own."""
+    """Pool the predictions of the baselines that were fitted on each fold; of one fold, return its own.
+
+    The breasts are sorted as `runs.labelled_breasts` sorts those of the systems, so that both can be paired.
+    """
     if len(folds) == 1:
         return folds[0]
     pooled = []
     for same in zip(*folds, strict=True):
         samples = [baseline.sample for baseline in same]
-        labels = np.concatenate([sample.labels for sample in samples])
-        predictions = np.concatenate([sample.probabilities for sample in samples], axis=1)
-        groups = np.concatenate([sample.groups for sample in samples])
+        exams = np.concatenate([baseline.exams for baseline in same])
+        order = np.argsort(exams, kind="stable")
+        labels = np.concatenate([sample.labels for sample in samples])[order]
+        predictions = np.concatenate([sample.probabilities for sample in samples], axis=1)[:, order]
+        groups = np.concatenate([sample.groups for sample in samples])[order]
         n_exams = sum(baseline.n_exams for baseline in same)
-        whole = replace(same[0], sample=Sample(labels, predictions, groups), n_exams=n_exams)
+        whole = replace(same[0], sample=Sample(labels, predictions, groups), n_exams=n_exams, exams=exams[order])
         pooled.append(replace(whole, auc=auc(labels, predictions[0])))
     return pooled
 

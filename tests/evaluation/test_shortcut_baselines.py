@@ -175,14 +175,15 @@ def test_data_without_diagnoses_are_loaded_for_another_task_mode_of_the_study(tm
         assert data == found and ("no diagnosis label" in why_not) == (not found)
 
 
-def test_baselines_of_folds_are_pooled():
-    def baseline(name, labels, p):
-        labels, p = np.array(labels), np.array(p)
-        return Baseline(
-            name, True, Sample(labels, np.stack([1 - p, p], 1)[None], labels.astype(str)), auc=0.0, n_exams=2
-        )
+def test_baselines_of_folds_are_pooled_in_the_order_of_the_systems():
+    def baseline(exams, labels, p):
+        exams, labels, p = np.array(exams), np.array(labels), np.array(p)
+        return Baseline("x", True, Sample(labels, np.stack([1 - p, p], 1)[None], exams), 0.0, len(set(exams)), exams)
 
-    one, other = baseline("x", [0, 1], [0.1, 0.2]), baseline("x", [0, 1], [0.3, 0.9])
+    one, other = baseline(["b", "d", "d"], [0, 1, 0], [0.1, 0.2, 0.15]), baseline(["a", "c"], [0, 1], [0.3, 0.9])
     (pooled,) = pool_baselines([[one], [other]])
-    assert pooled.auc == 0.75 and pooled.n_exams == 4 and pooled.sample.labels.tolist() == [0, 1, 0, 1]
+    assert pooled.auc == 5 / 6 and pooled.n_exams == 4
+    assert pooled.exams.tolist() == pooled.sample.groups.tolist() == ["a", "b", "c", "d", "d"]
+    assert pooled.sample.labels.tolist() == [0, 0, 1, 1, 0]
+    assert pooled.sample.probabilities[0, :, 1].tolist() == [0.3, 0.1, 0.9, 0.2, 0.15]
     assert pool_baselines([[one]]) == [one]
