@@ -8,7 +8,7 @@ seeds. Before the first use, run `snakemake --config study=config/planted.yaml -
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,20 +118,40 @@ def compare_designs(study: Study, seeds: Sequence[int], file: Path | None = None
     return facts | {"environment": environment(device_name(exams.device), first.training.threads)}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command `python -m benchmarks.planted`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=__doc__.splitlines()[0])
+def run_command(
+    name: str,
+    about: str,
+    measure: Callable[[Study, argparse.Namespace], dict[str, Any]],
+    arguments: list[str] | None = None,
+) -> None:
+    """Run a measurement on the planted study as a command, and write its record.
+
+    Args:
+        name: Of the module and, without a path, of the record.
+        about: Its docstring; the first line is the command's description.
+        measure: Takes the study and the command's options, and returns the record.
+        arguments: Words of the command line; by default those of the process.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about.splitlines()[0])
     parser.add_argument("--study", default="config/planted.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--settings", nargs="*", default=[], help="settings that replace those of the study file")
-    parser.add_argument("--out", type=Path, default=Path("planted.json"), help="file for the record")
-    a = parser.parse_args(arguments)
-    study = load_study(a.study, a.settings)
+    parser.add_argument("--out", type=Path, default=Path(f"{name}.json"), help="file for the record")
+    options = parser.parse_args(arguments)
     try:
-        record = compare_designs(study, a.seeds, a.out.with_suffix(".samples.json"))
+        record = measure(load_study(options.study, options.settings), options)
     except (ValueError, FileNotFoundError) as error:  # the message is for the user
         parser.exit(2, f"{error}\n")
-    write_json(a.out, record)
+    write_json(options.out, record)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command `python -m benchmarks.planted`."""
+
+    def measure(study: Study, options: argparse.Namespace) -> dict[str, Any]:
+        return compare_designs(study, options.seeds, options.out.with_suffix(".samples.json"))
+
+    run_command("planted", __doc__, measure, arguments)
 
 
 if __name__ == "__main__":

@@ -7,30 +7,24 @@ runs are kept in the study's folder, so that an interrupted measurement continue
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.planted import HYBRID
+from benchmarks.planted import HYBRID, run_command
+from benchmarks.remedies import REMEDIES
 from mammo_utils.evaluation.gate import CompleteExams, complete_exams
 from mammo_utils.evaluation.intervals import wilson_interval
 from mammo_utils.evaluation.runs import read_runs, read_views
-from mammo_utils.io import write_json
 from mammo_utils.provenance import environment
-from mammo_utils.study import Study, load_study
+from mammo_utils.study import Study
 from mammo_utils.synthetic.cases import Settings, appearances, exams_of
 from mammo_utils.training.run import device_name, pick_device, train_run
 from mammo_utils.vocabulary import VIEWS
 
-DESIGNS: dict[str, tuple[str, ...]] = {
-    "the paper's design": (),
-    "sigmoid gates": ("model.fusion=sigmoid",),
-    "a gate for each breast": ("model.fusion=per_breast",),
-}
+DESIGNS = ("the paper's design", "sigmoid gates", "a gate for each breast")  # of REMEDIES, those of the gate itself
 
 
 def shown_views(study: Study) -> dict[str, np.ndarray]:
@@ -98,9 +92,9 @@ def measure_weights(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
         The study's facts and one row per design and seed, see `locate_findings`.
     """
     shown, names = shown_views(study), {}
-    for design, settings in DESIGNS.items():
+    for design in DESIGNS:
         for seed in seeds:
-            spec = study.run(HYBRID, "multi", study.grid.subsets[0], seed, variant=settings)
+            spec = study.run(HYBRID, "multi", study.grid.subsets[0], seed, variant=REMEDIES[design])
             torch.set_num_threads(spec.training.threads)
             print(f"{design}, seed {seed}", flush=True)
             train_run(spec)
@@ -119,17 +113,7 @@ def measure_weights(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command `python -m benchmarks.weights`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.splitlines()[0])
-    parser.add_argument("--study", default="config/planted.yaml")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--settings", nargs="*", default=[], help="settings that replace those of the study file")
-    parser.add_argument("--out", type=Path, default=Path("weights.json"), help="file for the record")
-    a = parser.parse_args(arguments)
-    try:
-        record = measure_weights(load_study(a.study, a.settings), a.seeds)
-    except (ValueError, FileNotFoundError) as error:  # the message is for the user
-        parser.exit(2, f"{error}\n")
-    write_json(a.out, record)
+    run_command("weights", __doc__, lambda study, a: measure_weights(study, a.seeds), arguments)
 
 
 if __name__ == "__main__":

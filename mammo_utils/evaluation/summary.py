@@ -45,11 +45,11 @@ def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.
     exams = diagnosis[(diagnosis["level"] == "exam") & (diagnosis["rule"] == "max")]
     if len(exams):
         rules = diagnosis[diagnosis["level"] == "exam"].groupby("rule", sort=False)["value"]
-        lower = ", ".join(f"{(v < breasts.reindex(v.index)).sum()} by the rule “{rule}”" for rule, v in rules)
+        lower = ", ".join(f"{(v < breasts.reindex(v.index)).sum()} (rule “{rule}”)" for rule, v in rules)
         negative = pd.Series([int(counts.split(" / ")[0]) for counts in exams["n_by_class"]])
         sentences.append(
-            f"Of {len(exams)} systems, so many have a lower AUC of the diagnosis by exam than by breast: {lower} (not "
-            f"tested; {write_range(negative, 'd')} exams without cancer)."
+            f"By exam, the AUC of the diagnosis is lower than by breast for {lower} of {len(exams)} systems; "
+            f"not tested, {write_range(negative, 'd')} exams without cancer."
         )
     return sentences
 

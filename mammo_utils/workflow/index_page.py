@@ -184,8 +184,8 @@ def _notes(results: pd.DataFrame, marked: int) -> list[str]:
         note += " Notebook 05 has its interval over patients and trainings."
     if "validation" in set(results["part"]):
         note += " The same part chose the epoch, so the values are optimistic."
-    rule = "is told apart from every other one of its column (corrected comparison, level 5 %). Notebook 05 compares "
-    rule += "each system with the reference alone."
+    rule = "is told apart from every other one of its column (level 5 %, corrected). "
+    rule += "A pair that notebook 05 does not compare counts as not told apart."
     return [
         note,
         _counts(results),
