@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")  # in the order of Eq. 8
+VIEW_TITLES = {view: view.replace("_", "-") for view in VIEWS}
 SIDES = ("L", "R")  # the breasts of an exam
 CLASSES = ("normal", "benign", "malignant")  # Figure 4
 DENSITIES = ("fatty", "scattered", "heterogeneous", "extreme")  # BI-RADS density A to D

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mammo_utils.evaluation.runs import run_title
 from mammo_utils.metrics import METRICS
-from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS, TASK_TITLES
+from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS, TASK_TITLES, VIEW_TITLES
 
 HEADINGS = {
     "named": "system",
@@ -25,7 +25,10 @@ HEADINGS = {
     "sd_seeds": "SD over trainings",
     "p_holm": "p, Holm",
     "p_bh": "p, Benjamini-Hochberg",
+    "ece": "ECE",
+    "brier": "Brier score",
 }
+SIDE_NAMES = {"L": "left", "R": "right"}
 P_VALUES = ("p", "p_holm", "p_bh")
 BARE = ("value", "difference", "coverage", "ensemble")  # measures whose interval may be in `low` and `high`
 
@@ -126,12 +129,19 @@ def _names(column: str) -> Mapping[str, str]:
         "task": TASK_TITLES,
         "system": {name: entry.short for name, entry in SYSTEMS.items()},
         "metric": {name: metric.title for name, metric in METRICS.items()},
-        "side": {"L": "left", "R": "right"},
+        "view": VIEW_TITLES,
+        "side": SIDE_NAMES,
     }.get(column, {})
 
 
 def _heading(name: str) -> str:
-    return HEADINGS.get(name, name.replace("_", " "))
+    if name in METRICS or name in HEADINGS:
+        return METRICS[name].title if name in METRICS else HEADINGS[name]
+    for view, title in VIEW_TITLES.items():
+        name = name.replace(view, title)
+    for side, word in SIDE_NAMES.items():
+        name = name.replace(f"{side}_", f"{word} ") if name.startswith(f"{side}_") else name
+    return name.replace("_", " ").replace("birads", "BI-RADS")
 
 
 def _write(table: pd.DataFrame, name: str) -> list[str]:

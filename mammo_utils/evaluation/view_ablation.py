@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import compress, product
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from mammo_utils.models.system import System
 from mammo_utils.study import Study
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.views import ALL_VIEWS, VIEW_SUBSETS, classify, encode, shown_views
-from mammo_utils.vocabulary import VIEWS
+from mammo_utils.vocabulary import VIEW_TITLES, VIEWS
 
 
 def absent_weight(run: RunResult) -> dict[str, float]:
@@ -71,7 +71,7 @@ def subset_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
         met = {int(subset) for subset in run.metrics.get("train_views", {})}
         for task, subset in product(run.tasks, VIEW_SUBSETS):
             row: dict[str, Any] = {"run": run.id, "task": task, "views": subset}
-            row["shown"] = " + ".join(v for v, there in zip(VIEWS, shown_views(subset), strict=True) if there)
+            row["shown"] = " + ".join(compress(VIEW_TITLES.values(), shown_views(subset)))
             row["trained"] = subset in met or run.spec.training.view_dropout > 0
             chosen = views["views"] == subset
             same, everyone, whole = (

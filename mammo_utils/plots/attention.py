@@ -26,7 +26,7 @@ from mammo_utils.plots.style import (
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.saliency import METHODS, SaliencyMaps
 from mammo_utils.training.views import VIEW_SUBSETS, shown_views
-from mammo_utils.vocabulary import SIDES, TASK_TITLES, VIEWS
+from mammo_utils.vocabulary import SIDES, TASK_TITLES, VIEW_TITLES, VIEWS
 
 COMBINATIONS = {  # the views that the system receives
     "all views": (True, True, True, True),
@@ -107,7 +107,7 @@ def draw_subsets(table: pd.DataFrame, looks: Mapping[str, tuple[str, str]], titl
     for view, name in enumerate(VIEWS):
         faces = np.where(shown[:, view], COLOURS[name], "0.9")
         below.scatter(np.arange(len(order)), [view] * len(order), 34, faces, zorder=3)
-    below.set_yticks(range(len(VIEWS)), VIEWS)
+    below.set_yticks(range(len(VIEWS)), VIEW_TITLES.values())
     below.set(
         ylim=(3.6, -0.6), xticks=[], xlim=(-0.6, len(order) - 0.4), xlabel="shaded: subsets that occur in training"
     )
@@ -174,7 +174,8 @@ def draw_saliency_maps(maps: SaliencyMaps, limit: int, title: str) -> Figure:
                 extent = (-0.5, side - 0.5, side - 0.5, -0.5)
                 axis.imshow(np.ones_like(values), alpha=0.75 * values, cmap="autumn_r", vmin=0, vmax=1, extent=extent)
             else:
-                axis.set_title(f"{maps.exams[column]} {maps.views[column]}\n{maps.kinds[column]}", fontsize=7)
+                view = VIEW_TITLES[maps.views[column]]
+                axis.set_title(f"{maps.exams[column]} {view}\n{maps.kinds[column]}", fontsize=7)
             if maps.masks[column].any() and not maps.masks[column].all():
                 axis.contour(maps.masks[column], levels=[0.5], colors=COLOURS["outline"], linewidths=1)
     figure.suptitle(title)
@@ -206,7 +207,7 @@ def draw_contributions(exams: CompleteExams, title: str) -> Figure:
                 axis.plot(i + spread, of_views[chosen, i], ".", color=COLOURS[view], markersize=4, alpha=0.6)
                 if chosen.any():
                     axis.hlines(of_views[chosen, i].mean(), i - 0.35, i + 0.35, colors="k", linewidth=1.5)
-            axis.set_xticks(range(len(VIEWS)), VIEWS)
+            axis.set_xticks(range(len(VIEWS)), VIEW_TITLES.values())
             axis.axvspan(2 * row - 0.5, 2 * row + 1.5, color="0.92", zorder=0, linewidth=0)  # the views with the cancer
     figure.suptitle(title)
     return figure
@@ -229,7 +230,7 @@ def draw_prediction(
         title: Title of the figure.
     """
     names = [
-        f"{view}: α = {weight:.2f}\n" + ("" if np.isnan(left) else f"L {left:+.1f}, R {right:+.1f}")
+        f"{VIEW_TITLES[view]}: α = {weight:.2f}\n" + ("" if np.isnan(left) else f"L {left:+.1f}, R {right:+.1f}")
         for view, weight, left, right in zip(VIEWS, prediction.weights, *prediction.contributions, strict=True)
     ]
     probabilities = prediction.probabilities
@@ -276,7 +277,8 @@ def draw_combinations(
     rows = []
     for name, visible in COMBINATIONS.items():
         found = predict(visible)
-        row: dict = {"views": name, **{f"α {view}": weight for view, weight in zip(VIEWS, found.weights, strict=True)}}
+        weights = zip(VIEW_TITLES.values(), found.weights, strict=True)
+        row: dict = {"views": name, **{f"α {view}": weight for view, weight in weights}}
         for task, values in found.probabilities.items():
             highest = "malignant" if task == "diagnosis" else f"BI-RADS {exams.categories[-1]}"
             row |= {f"P({highest}) {side}": values[i, -1] for i, side in enumerate(SIDES)}
@@ -286,10 +288,10 @@ def draw_combinations(
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.9))
     for index, axis in enumerate(left.subplots(2, 2).flat):
         _draw_view(axis, exams, position, index, True)
-        axis.set_title(VIEWS[index])
+        axis.set_title(VIEW_TITLES[VIEWS[index]])
     above, below = right.subplots(2, 1, sharex=True)
     weights = table.filter(like="α").rename(columns=lambda name: name.removeprefix("α "))
-    weights.plot.bar(ax=above, color=COLOURS, width=0.8)
+    weights.plot.bar(ax=above, color=[COLOURS[view] for view in VIEWS], width=0.8)
     above.set(ylabel="weight α", ylim=(0, 1.3), yticks=(0, 0.5, 1))
     points = table.filter(like="P(").melt(var_name="prediction", value_name="probability", ignore_index=False)
     colours = {column: COLOURS[column[-1]] for column in points["prediction"].unique()}

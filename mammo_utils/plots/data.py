@@ -18,7 +18,7 @@ from mammo_utils.data.folders import path_below
 from mammo_utils.images.grey import PixelError, read_pixels, rescale
 from mammo_utils.images.preprocess import resize
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, show_image, styled
-from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, VIEWS
+from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, VIEW_TITLES, VIEWS
 
 WIDTH = 80  # characters per line in a box at the side
 LINE, HALF_BOX, GAP = 0.16, 0.38, 0.14  # inches
@@ -78,8 +78,8 @@ def draw_exam(
         labels: Side -> one line.
         outlines: View -> (kind, points (n, 2) in pixels) of each lesion.
     """
-    hanging = {view: view for view in ("R_CC", "L_CC", "R_MLO", "L_MLO")}
-    hanging |= {f"{side}_CC": f"{label}\n{side}_CC" for side, label in (labels or {}).items()}
+    hanging = {view: VIEW_TITLES[view] for view in ("R_CC", "L_CC", "R_MLO", "L_MLO")}
+    hanging |= {f"{side}_CC": f"{label}\n{side}-CC" for side, label in (labels or {}).items()}
     figure, axes = make_panels(title, list(hanging.values()), (2.7, 3.4), 2)
     for axis, view in zip(axes, hanging, strict=True):
         show_image(axis, images.get(view), note="" if view in images else "absent")

@@ -21,8 +21,18 @@ from mammo_utils.evaluation.operating import net_benefit, recall_all
 from mammo_utils.evaluation.planner import needed_patients
 from mammo_utils.images.store import Store, to_store
 from mammo_utils.plots.data import read_outlines
-from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, show_image, styled
-from mammo_utils.vocabulary import SYSTEMS, TASK_TITLES, VIEWS
+from mammo_utils.plots.style import (
+    CHANCE_LINE,
+    COLOURS,
+    draw_intervals,
+    list_systems,
+    make_panels,
+    name_heights,
+    place_systems,
+    show_image,
+    styled,
+)
+from mammo_utils.vocabulary import SYSTEMS, TASK_TITLES, VIEW_TITLES, VIEWS
 
 
 @styled
@@ -74,24 +84,21 @@ def draw_operating_points(points: pd.DataFrame, title: str) -> Figure:
         points: Rows of one subset and level of `operating_table`.
         title: Title of the figure.
     """
-    aims = sorted(points["aim"].unique())
-    names = [system for system in SYSTEMS if system in set(points["system"])]
+    aims, names = sorted(points["aim"].unique()), list_systems(points)
     panels = [f"aim: specificity {aim:.2f}" for aim in aims]
-    size = (3.6, 0.9 + 0.4 * len(names))
+    size = (3.6, 1.1 + 0.4 * len(names))
     figure, axes = make_panels(title, panels, size, x="share of breasts", sharey=True)
     markers = {"specificity": "o", "sensitivity": "^"}
     for axis, aim in zip(axes, aims, strict=True):
         axis.axvline(aim, **CHANCE_LINE)
         for name, marker in markers.items():
             for _, rows in points[points["aim"] == aim].groupby("seed"):
-                y = np.array([names.index(system) for system in rows["system"]])
-                y = y + (0.15 if name == "sensitivity" else -0.15)
-                colours = [SYSTEMS[system].colour for system in rows["system"]]
+                y, colours = place_systems(rows, list(names))
+                y += 0.15 if name == "sensitivity" else -0.15
                 axis.hlines(y, rows[f"{name}_low"], rows[f"{name}_high"], colors=colours)
                 axis.scatter(rows[name], y, 28, colours, marker=marker, zorder=3)
         axis.set_xlim(right=1.02)
-    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    name_heights(axes[0], list(names.values()))
     handles = [Line2D([], [], color="k", marker=m, linestyle="", label=name) for name, m in markers.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
@@ -154,7 +161,7 @@ def draw_failures(failures: pd.DataFrame, store: Store, cohort: Cohort, title: s
             if view[0] == row.side:
                 plt.setp(axis.spines.values(), visible=True, color=COLOURS["malignant"], linewidth=1.5)
             share = getattr(row, f"from_{view}", np.nan)
-            axis.set_title(view if np.isnan(share) else f"{view} {share:+.1f}", fontsize=6, pad=2)
+            axis.set_title(VIEW_TITLES[view] + ("" if np.isnan(share) else f" {share:+.1f}"), fontsize=6, pad=2)
         label = f"{row.rank}. {row.kind}\n{row.exam} {row.side}\nP = {row.p:.3f}"
         place[0].set_ylabel(label, fontsize=6.5, rotation=0, ha="right", va="center")
     figure.suptitle(title)
@@ -193,26 +200,23 @@ def draw_conformal(conformal: pd.DataFrame, title: str) -> Figure:
     """Draw coverage with Wilson's 95 % interval by BI-RADS category, and the mean size of the sets as text.
 
     Args:
-        conformal: Rows of one subset and task mode of `conformal_table`.
+        conformal: Rows of one subset of `conformal_table`.
         title: Title of the figure.
     """
-    categories = list(conformal["category"].unique())
-    names = [system for system in SYSTEMS if system in set(conformal["system"])]
+    categories, names = list(conformal["category"].unique()), list_systems(conformal)
     panels = [c if c == "all" else f"BI-RADS {c}" for c in categories]
     figure, axes = make_panels(
         title, panels, (3.0, 0.9 + 0.35 * len(names)), columns=3, x="coverage; right: size", sharey=True
     )
     for axis, category in zip(axes, categories, strict=True):
-        rows = conformal[conformal["category"] == category].drop_duplicates("system")
-        y = [names.index(system) for system in rows["system"]]
-        colours = [SYSTEMS[system].colour for system in rows["system"]]
+        rows = conformal[conformal["category"] == category].drop_duplicates(["system", "task_mode"])
+        y, colours = place_systems(rows, list(names))
         draw_intervals(axis, rows["coverage"], rows["low"], rows["high"], y, colours)
         axis.axvline(1 - ALPHA, **CHANCE_LINE)
         for height, size in zip(y, rows["mean_size"], strict=True):
             axis.text(1.04, height, f"{size:.2f}", fontsize=7, va="center", transform=axis.get_yaxis_transform())
         axis.set_xlim(0.5, 1.02)
-    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    name_heights(axes[0], list(names.values()))
     return figure
 
 

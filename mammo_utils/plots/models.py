@@ -19,7 +19,7 @@ from mammo_utils.models.selective_scan import selective_scan
 from mammo_utils.models.ss2d import PATHS, SSConvSSM, four_paths
 from mammo_utils.models.system import System
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, styled
-from mammo_utils.vocabulary import SYSTEMS, VIEWS
+from mammo_utils.vocabulary import SYSTEMS, VIEW_TITLES, VIEWS
 
 VIEW, CNN, SCAN, MERGE, FUSION, HEAD = "#E5E5E5", "#BBDCF2", "#F6C9AE", "#F3E3A4", "#CFE8D5", "#E3CFE6"
 KINDS = {  # of a vision state space encoder's steps: name and colour
@@ -147,7 +147,7 @@ def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
     """Draw the weights of the four views in a few named cases."""
     figure, axes = make_panels(title, list(weights), (2.1, 2.4), y="weight α", sharey=True)
     for axis, alpha in zip(axes, weights.values(), strict=True):
-        axis.bar(VIEWS, alpha, color=[COLOURS[view] for view in VIEWS])
+        axis.bar(VIEW_TITLES.values(), alpha, color=[COLOURS[view] for view in VIEWS])
         axis.axhline(0.25, **CHANCE_LINE)
         axis.set_ylim(0, 1)
         axis.tick_params(axis="x", rotation=60)
@@ -172,7 +172,7 @@ def draw_system(system: System, name: str, size: int) -> Figure:
     texts = [f"{text}\n\n{p.shape[0]}×\n{p.shape[1]}×{p.shape[2]}\n\n{_format(p.parameters)}" for text, _, p in parts]
     _draw_row(axis, 16, 66.7, 9.5, 22, texts, [colour for _, colour, _ in parts])
     for i, view in enumerate(VIEWS):
-        _draw_box(axis, 1, 32 - 9.5 * i, 9, 6, f"{view}\n3×{size}×{size}", VIEW)
+        _draw_box(axis, 1, 32 - 9.5 * i, 9, 6, f"{VIEW_TITLES[view]}\n3×{size}×{size}", VIEW)
         draw_arrow(axis, (10, 35 - 9.5 * i), (14.2 if two else 16, 24 - 2.3 * i))
     if two:
         frame = {"boxstyle": "round,pad=0.4", "fill": False, "linestyle": "--", "color": "0.5"}

@@ -18,9 +18,18 @@ from mammo_utils.evaluation.bootstrap import LEVEL, Sample, group_weights
 from mammo_utils.evaluation.runs import RunResult
 from mammo_utils.metrics import METRICS, rank_scores, scored_classes
 from mammo_utils.plots.data import draw_sheet
-from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_intervals, make_panels, styled
+from mammo_utils.plots.style import (
+    CHANCE_LINE,
+    COLOURS,
+    draw_intervals,
+    list_systems,
+    make_panels,
+    name_heights,
+    place_systems,
+    styled,
+)
 from mammo_utils.training.dataset import DEVIATION, MEAN
-from mammo_utils.vocabulary import MODE_TITLES, REFERENCE, SYSTEMS, TASK_TITLES, VIEWS
+from mammo_utils.vocabulary import MODE_TITLES, REFERENCE, SYSTEMS, TASK_TITLES, VIEW_TITLES, VIEWS
 
 MODE_DASHES = dict(zip(MODE_TITLES.values(), ("", (4, 2), (1, 1)), strict=True))
 GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are averaged
@@ -139,7 +148,12 @@ def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
 
 @styled
 def draw_curves(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Draw the training loss and the validation AUC of one run by epoch; `rows` are those of `train`."""
+    """Draw the training loss and the validation AUCs of one run by epoch.
+
+    Args:
+        rows: What `train` returned for each epoch.
+        title: Title of the figure.
+    """
     figure = _draw_epochs(pd.DataFrame(rows).assign(run="", colour="k", kept=False), title, color="k", marker="o")
     for axis in figure.axes:
         axis.xaxis.get_major_locator().set_params(min_n_ticks=1)  # there may be a single epoch
@@ -180,7 +194,7 @@ def draw_batch(before: torch.Tensor, after: torch.Tensor, title: str) -> Figure:
     images = torch.cat([before, after])  # (8, 3, S, S)
     absent = (images == 0).flatten(1).all(1)  # (8,)
     grey = (images[:, 0] * DEVIATION[0] + MEAN[0]).masked_fill(absent[:, None, None], 1)  # (8, S, S)
-    names = [f"{view}, {state}" for state in ("stored", "augmented") for view in VIEWS]
+    names = [f"{view}, {state}" for state in ("stored", "augmented") for view in VIEW_TITLES.values()]
     captions = [f"{name} (absent)" if gone else name for name, gone in zip(names, absent, strict=True)]
     return draw_sheet(grey.numpy(), captions, title, columns=len(VIEWS), width=2)
 
@@ -195,25 +209,23 @@ def draw_systems(results: pd.DataFrame, baselines: pd.DataFrame, title: str, *, 
         title: Title of the figure.
         paper: Whether the paper's values, which are on real data, are drawn beside them (diamonds).
     """
-    names = [system for system in SYSTEMS if system in set(results["system"])]
-    names += list(baselines["baseline"].unique()) if len(baselines) else []
-    panels = _split(results)
-    figure, axes = make_panels(title, list(panels), (3.3, 0.8 + 0.3 * len(names)), x="AUC", sharey=True, sharex=True)
-    for axis, rows in zip(axes, panels.values(), strict=True):
-        y = np.array([names.index(system) for system in rows["system"]])
-        colours = [SYSTEMS[system].colour for system in rows["system"]]
+    names = list_systems(results)
+    shortcuts = list(baselines["baseline"].unique()) if len(baselines) else []
+    panels, size = dict(tuple(results.groupby("task", sort=False))), (3.3, 0.9 + 0.3 * (len(names) + len(shortcuts)))
+    figure, axes = make_panels(title, [TASK_TITLES[t] for t in panels], size, x="AUC", sharey=True, sharex=True)
+    for axis, (task, rows) in zip(axes, panels.items(), strict=True):
+        y, colours = place_systems(rows, list(names))
         draw_intervals(axis, rows["value"], rows["low"], rows["high"], y, colours)
         low, high = rows["value"] - rows["sd_seeds"], rows["value"] + rows["sd_seeds"]
         axis.hlines(y, low, high, colors=colours, linewidth=6, alpha=0.35)
         if paper:
             axis.scatter(rows["paper"], y - 0.25, 14, marker="D", facecolor="none", edgecolor="k")
         if len(baselines):
-            grey = baselines[baselines["task"] == rows["task"].iloc[0]]
-            y = [names.index(name) for name in grey["baseline"]]
+            grey = baselines[baselines["task"] == task]
+            y = [len(names) + shortcuts.index(name) for name in grey["baseline"]]
             draw_intervals(axis, grey["value"], grey["low"], grey["high"], y, COLOURS["baseline"])
         axis.axvline(0.5, **CHANCE_LINE)
-    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title if name in SYSTEMS else name for name in names])
-    axes[0].set_ylim(len(names) - 0.5, -0.6)
+    name_heights(axes[0], [*names.values(), *shortcuts])
     black = {"color": "k", "markersize": 5}
     handles = [Line2D([], [], **black, marker="o", label="AUC, 95 % interval over patients; grey: shortcuts")]
     if paper:
@@ -289,19 +301,18 @@ def draw_levels(levels: pd.DataFrame, title: str) -> Figure:
         levels: Rows of one subset of `levels_table`, with one rule of aggregation per task.
         title: Title of the figure.
     """
-    panels = _split(levels)
-    names = [system for system in SYSTEMS if system in set(levels["system"])]
-    figure, axes = make_panels(title, list(panels), (3.3, 0.9 + 0.4 * len(names)), 2, x="AUC", sharey=True)
+    panels, names = dict(tuple(levels.groupby("task", sort=False))), list_systems(levels)
+    size = (3.3, 1.1 + 0.4 * len(names))
+    figure, axes = make_panels(title, [TASK_TITLES[t] for t in panels], size, x="AUC", sharey=True, sharex=True)
     for axis, rows in zip(axes, panels.values(), strict=True):
-        for system, pair in rows.groupby("system", sort=False):
-            colour, y = SYSTEMS[system].colour, names.index(system) + 0.15 * np.array([-1, 1])
+        for key, pair in rows.groupby(["system", "task_mode"], sort=False):
+            colour, y = SYSTEMS[key[0]].colour, list(names).index(key) + 0.15 * np.array([-1, 1])
             pair = pair.set_index("level").reindex(["breast", "exam"])
             axis.hlines(y, pair["low"], pair["high"], colors=colour, alpha=0.6)
             axis.plot(pair["value"], y, color=colour, linewidth=1)
             axis.scatter(pair["value"], y, 25, [colour, "w"], edgecolors=colour, zorder=3)
         axis.axvline(0.5, **CHANCE_LINE)
-    axes[0].set_yticks(range(len(names)), [SYSTEMS[name].title for name in names])
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    name_heights(axes[0], list(names.values()))
     black = {"color": "k", "marker": "o", "markersize": 5, "linestyle": ""}
     handles = [Line2D([], [], **black, label="breasts"), Line2D([], [], **black, mfc="w", label="exams")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -316,24 +327,19 @@ def draw_ordinal(ordinal: pd.DataFrame, title: str) -> Figure:
         ordinal: Rows of one subset of `ordinal_table`.
         title: Title of the figure.
     """
-    modes = list(ordinal["task_mode"].unique())
-    names = [(s, a) for s in SYSTEMS if s in set(ordinal["system"]) for a in ordinal["answer"].unique()]
-    size = (3.8, 0.9 + 0.28 * len(names))
-    panels = [MODE_TITLES[mode] for mode in modes]
-    figure, axes = make_panels(title, panels, size, x="share of breasts", sharey=True)
-    for axis, mode in zip(axes, modes, strict=True):
-        rows = ordinal[ordinal["task_mode"] == mode].set_index(["metric", "system", "answer"])["value"]
-        left = np.zeros(len(names))
-        for metric, label, grey in (
-            ("exact", "exact", "0.3"),
-            ("adjacent", "one step off", "0.6"),
-            ("off", "further off", "0.85"),
-        ):
-            width = rows.loc[metric].reindex(names).fillna(0).to_numpy()
-            axis.barh(range(len(names)), width, left=left, color=grey, label=label)
-            left += width
-        axis.set_xlim(0, 1)
-    axes[0].set_yticks(range(len(names)), [f"{SYSTEMS[system].title}, {answer}" for system, answer in names])
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    answers = ordinal["answer"].unique()
+    names = {(*key, answer): f"{name}, {answer}" for key, name in list_systems(ordinal).items() for answer in answers}
+    figure, axes = make_panels(title, [""], (7, 1.2 + 0.28 * len(names)), x="share of breasts")
+    shares, left = ordinal.set_index(["metric", "system", "task_mode", "answer"])["value"], np.zeros(len(names))
+    for metric, label, grey in (
+        ("exact", "exact", "0.3"),
+        ("adjacent", "one step off", "0.6"),
+        ("off", "further off", "0.85"),
+    ):
+        width = shares.loc[metric].reindex(list(names)).fillna(0).to_numpy()
+        axes[0].barh(range(len(names)), width, left=left, color=grey, label=label)
+        left += width
+    axes[0].set_xlim(0, 1)
+    name_heights(axes[0], list(names.values()))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import product
 from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mammo_utils.vocabulary import VIEWS
+from mammo_utils.vocabulary import MODE_TITLES, SYSTEMS, VIEWS
 
 DPI = 150
 COLOURS = {"normal": "#009E73", "benign": "#E69F00", "malignant": "#D55E00"}
@@ -108,6 +110,33 @@ def show_image(axis: Axes, image: np.ndarray | None, *, note: str = "") -> None:
     if note:
         colour = "0.5" if image is None else "w"
         axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", color=colour)
+
+
+def list_systems(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Name the systems of a table for the rows of a figure, in the order of `SYSTEMS`, with what they are trained on.
+
+    Args:
+        table: Has the columns `system` and `task_mode`.
+
+    Returns:
+        (system, task mode) -> its name, such as "Hybrid (Shared), both tasks".
+    """
+    found = set(zip(table["system"], table["task_mode"], strict=True))
+    return {
+        key: f"{SYSTEMS[key[0]].short}, {MODE_TITLES[key[1]]}" for key in product(SYSTEMS, MODE_TITLES) if key in found
+    }
+
+
+def place_systems(table: pd.DataFrame, keys: Sequence[tuple[str, str]]) -> tuple[np.ndarray, list[str]]:
+    """Find the height and the colour of each row of a table in a figure whose rows are `list_systems`: (n,) and n."""
+    heights = [keys.index(key) for key in zip(table["system"], table["task_mode"], strict=True)]
+    return np.array(heights, dtype=float), [SYSTEMS[system].colour for system in table["system"]]
+
+
+def name_heights(axis: Axes, names: Sequence[str]) -> None:
+    """Write the names of a figure's rows at its left, the first at the top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
 
 
 def fold_name(name: str) -> str:

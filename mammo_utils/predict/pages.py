@@ -25,7 +25,7 @@ from mammo_utils.plots.attention import draw_prediction
 from mammo_utils.predict.model import Card
 from mammo_utils.predict.table import PREDICTED
 from mammo_utils.training.dataset import ExamSet
-from mammo_utils.vocabulary import VIEWS
+from mammo_utils.vocabulary import VIEW_TITLES, VIEWS
 
 CODES = {
     "L": ("80248007", "SCT", "Left breast"),
@@ -125,7 +125,7 @@ def _picture(inputs: ExamSet, place: int, prediction: ExamPrediction, notice: st
     figure = draw_prediction(inputs, place, visible, prediction, title)
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
     plt.close(figure)
-    shown = ", ".join(view for view, present in zip(VIEWS, visible, strict=True) if present)
+    shown = ", ".join(view for view, present in zip(VIEW_TITLES.values(), visible, strict=True) if present)
     text = f"The views {shown}, with the weight and contribution of each, and the probabilities of both breasts"
     return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 

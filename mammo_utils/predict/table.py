@@ -18,7 +18,7 @@ from mammo_utils.evaluation.view_ablation import ExamPrediction, predict_exams
 from mammo_utils.predict.exams import Exams, measure, read_exams
 from mammo_utils.predict.model import Card, Model
 from mammo_utils.training.dataset import make_exam_set
-from mammo_utils.vocabulary import SIDES, SUBSETS, VIEWS
+from mammo_utils.vocabulary import SIDES, SUBSETS, VIEW_TITLES, VIEWS
 
 PREDICTED, NOT_PREDICTED = "predicted", "not predicted"
 
@@ -120,6 +120,7 @@ def unlike_training(card: Card, exams: Exams) -> dict[str, str]:
     for exam, row in exams.cohort.exams.iterrows():
         there, absent = ([view for view in VIEWS if row[view] == wanted] for wanted in (True, False))
         subset = str(sum(1 << VIEWS.index(view) for view in there))
+        there, absent = ([VIEW_TITLES[view] for view in views] for views in (there, absent))
         found[exam] = [f"without {', '.join(absent)}"] if absent else []
         if any(
             subset not in m.metrics.get("train_views", subset) and not m.run.training.view_dropout for m in card.members
@@ -131,9 +132,9 @@ def unlike_training(card: Card, exams: Exams) -> dict[str, str]:
             values = facts.loc[images.index, name]
             for outside in (values.isna(), (values < low) | (values > high)):
                 if outside.any():
-                    views = "all views" if outside.all() else ", ".join(images["view"][outside])
+                    views = "all views" if outside.all() else ", ".join(images["view"][outside].map(VIEW_TITLES))
                     found[exam].append(f"{name} {_span(values[outside])} in {views} ({_span([low, high])} in training)")
-        for view, agrees, note in zip(images["view"], images["agrees"], images["note"], strict=True):
+        for view, agrees, note in zip(images["view"].map(VIEW_TITLES), images["agrees"], images["note"], strict=True):
             found[exam] += [] if agrees else [f"{view}: the chest wall is not where its side puts it"]
             found[exam] += [f"{view}: {note}"] if note else []
     return {exam: "; ".join(clauses) for exam, clauses in found.items()}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, styled
-from mammo_utils.vocabulary import SIDES, VIEWS
+from mammo_utils.vocabulary import SIDES, VIEW_TITLES, VIEWS
 
 HANGING = ("R_CC", "L_CC", "R_MLO", "L_MLO")  # chest walls meet in the middle
 
@@ -65,11 +65,11 @@ def _draw_view(axis: Axes, view: dict[str, Any], name: str, prediction: dict[str
     place = {"x": 0.97, "ha": "right"} if name[0] == "L" else {"x": 0.03, "ha": "left"}
     if not view["image"]:
         axis.set_box_aspect(1.2)
-        axis.text(0.5, 0.5, f"{name.replace('_', '-')}\nno image", **outer | {"ha": "center", "color": "0.6"})
+        axis.text(0.5, 0.5, f"{VIEW_TITLES[name]}\nno image", **outer | {"ha": "center", "color": "0.6"})
         return
     image = np.frombuffer(view["image"], np.uint8).reshape(view["side"], -1)
     axis.imshow(image, extent=(0, 1, 1, 0), vmin=0, vmax=255, aspect=1 / view["aspect"], interpolation="bilinear")
     for line in view["outlines"]:
         axis.fill(*np.array(line["points"]).T, fill=False, edgecolor=COLOURS["outline"], linewidth=1.2)
     axis.set(xlim=(1, 0) if name[0] == "R" else (0, 1), ylim=(1, 0))
-    axis.text(s=f"{name.replace('_', '-')}\nα = {prediction['weights'][index]:.2f}", y=0.97, **place, **outer)
+    axis.text(s=f"{VIEW_TITLES[name]}\nα = {prediction['weights'][index]:.2f}", y=0.97, **place, **outer)

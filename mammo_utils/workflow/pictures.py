@@ -24,7 +24,7 @@ PICTURES = "pictures"
 # alike, so the nearest of them is taken.
 ALIKE = 14.0  # mean difference in grey levels, after blurring
 SAVED = re.compile(r'\bsave(?:_figure)?\(.*?,\s*f?"([^"\n]+)"', re.DOTALL)  # the name of a figure that a cell saves
-SAME_SHAPE = 7  # difference in height, pixels of the saved figure
+SAME_SHAPE = 0.03  # largest difference in height, as a share of it: text is a little wider in one resolution
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Pictures:
             for name, ((columns, rows), look) in self.looks.items()
             if self.figures[name]["notebook"] == notebook
             and any(re.fullmatch(known, name) for known in names)
-            and abs(rows - height * columns / width) <= SAME_SHAPE
+            and abs(rows - height * columns / width) <= SAME_SHAPE * rows
         }
         name = min(distances, key=distances.__getitem__, default="")
         return name if name and distances[name] < ALIKE else ""

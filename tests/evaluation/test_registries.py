@@ -149,9 +149,9 @@ def test_notebook_07_runs_to_its_end_without_images(study, finished, monkeypatch
         return
     systems = {row["system"] for row in record["calibration"]}
     assert systems == {"lenet", "resnet18", "hybrid_shared"}
-    kinds = ("reliability", "operating-points", "net-benefit", "subgroups", "plan")
+    kinds = ("reliability", "net-benefit", "subgroups", "plan")
     expected = {f"{kind}-1v5-{mode}" for kind in kinds for mode in ("multi", "diagnosis")}
-    assert figures == expected | {"conformal-1v5-multi", "heads-1v5"}
+    assert figures == expected | {"operating-points-1v5", "conformal-1v5", "heads-1v5"}
 
 
 def test_notebook_05_runs_to_its_end_with_an_added_system(study, monkeypatch, tmp_path):

@@ -64,13 +64,13 @@ def test_a_prediction_marks_removed_and_absent_views():
     figure = draw.draw_prediction(exams, position, visible, predict(visible), "x")
     notes = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
     assert notes == [["removed"], [], ["absent"], ["absent"]]
-    assert figure.axes[1].get_title() == "L_MLO: α = 1.00\nL +1.0, R +1.0"
+    assert figure.axes[1].get_title() == "L-MLO: α = 1.00\nL +1.0, R +1.0"
 
 
 def test_combinations_give_one_row_each():
     figure, table = draw.draw_combinations(exam_set_of(4, missing=0.0), 1, predict, "x")
     assert list(table.index) == list(draw.COMBINATIONS)
-    assert table.loc["right alone", "α L_CC"] == 0 and table.loc["all views", "α L_CC"] == pytest.approx(0.25)
+    assert table.loc["right alone", "α L-CC"] == 0 and table.loc["all views", "α L-CC"] == pytest.approx(0.25)
     assert table.loc["right alone", "P(malignant) L"] == 0.5
     assert figure.get_suptitle() == "x"
 

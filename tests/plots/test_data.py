@@ -105,7 +105,7 @@ def test_an_exam_shows_its_labels_and_outlines_and_marks_absent_views():
     figure = draw_exam(
         {"R_CC": image, "L_CC": image, "L_MLO": image}, "x", {"L": "benign"}, {"L_MLO": [("mass", outline)]}
     )
-    assert [axis.get_title() for axis in figure.axes] == ["R_CC", "benign\nL_CC", "R_MLO", "L_MLO"]
+    assert [axis.get_title() for axis in figure.axes] == ["R-CC", "benign\nL-CC", "R-MLO", "L-MLO"]
     assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], [], ["absent"], ["mass"]]
     np.testing.assert_array_equal(figure.axes[3].patches[0].get_xy()[:3], outline)
     plt.close(figure)

@@ -28,16 +28,20 @@ def test_a_calibrated_system_lies_on_the_diagonal_and_its_counts_are_shown():
 
 
 def test_operating_points_are_drawn_at_their_values():
-    row = {"system": "resnet18", "seed": 0, "aim": 0.9, "specificity": 0.88, "sensitivity": 0.8}
+    row = {"system": "resnet18", "task_mode": "multi", "seed": 0, "aim": 0.9, "specificity": 0.88, "sensitivity": 0.8}
     row |= {
         f"{name}_{end}": row[name] + shift
         for name in ("specificity", "sensitivity")
         for end, shift in (("low", -0.1), ("high", 0.1))
     }
-    (axis,) = draw.draw_operating_points(pd.DataFrame([row]), "one").axes
-    points = [c for c in axis.collections if isinstance(c, PathCollection)]
-    drawn_at = [c.get_offsets()[0][0] for c in points]
-    assert drawn_at == [0.88, 0.8]
+    other = row | {"task_mode": "diagnosis", "specificity": 0.7}
+    (axis,) = draw.draw_operating_points(pd.DataFrame([other, row]), "one").axes
+    drawn_at = [c.get_offsets().tolist() for c in axis.collections if isinstance(c, PathCollection)]
+    assert drawn_at == [[[0.7, 0.85], [0.88, -0.15]], [[0.8, 1.15], [0.8, 0.15]]]
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        "ResNet-18, both tasks",
+        "ResNet-18, diagnosis alone",
+    ]
 
 
 def test_perfect_probabilities_have_the_net_benefit_of_the_prevalence():
@@ -66,8 +70,8 @@ def test_failures_show_the_views_of_their_exam():
     shown = [axis.images[0].get_array().max() if axis.images else None for axis in axes]
     assert shown == [0, 1, None, None, None, None, 2, None]
     assert [len(axis.patches) for axis in axes] == [0, 1, 0, 0, 0, 0, 0, 0]
-    assert [axis.get_title() for axis in axes[:2]] == ["L_CC -3.2", "L_MLO +0.0"]
-    assert axes[4].get_title() == "L_CC", "a run without contributions"
+    assert [axis.get_title() for axis in axes[:2]] == ["L-CC -3.2", "L-MLO +0.0"]
+    assert axes[4].get_title() == "L-CC", "a run without contributions"
     assert axes[0].get_ylabel() == "1. false negative\na L\nP = 0.010"
 
 
@@ -77,7 +81,7 @@ def test_subgroups_sets_heads_and_plans_are_drawn():
     table = pd.DataFrame([group | {"measure": "AUC"}, group | {"measure": "sensitivity", "value": np.nan}])
     one, two = draw.draw_subgroups(table, "one").axes
     assert one.get_yticklabels()[0].get_text() == "age: unknown (9; 5 / 4)" and two.get_xlabel() == "sensitivity"
-    row = {"system": "resnet18", "coverage": 0.9, "low": 0.8, "high": 0.95, "mean_size": 1.25}
+    row = {"system": "resnet18", "task_mode": "multi", "coverage": 0.9, "low": 0.8, "high": 0.95, "mean_size": 1.25}
     sets = pd.DataFrame([row | {"category": "all"}, row | {"category": "5"}])
     assert [axis.texts[0].get_text() for axis in draw.draw_conformal(sets, "one").axes] == ["1.25"] * 2
     heads = {"resnet18": (np.array([0.1, 0.9]), np.array([1.5, 4.5]), np.array([0, 1]))}

@@ -186,7 +186,7 @@ def test_a_bad_a_one_sided_and_a_16_bit_exam_get_three_answers(model, images, tm
     )
     assert bad["reason"].str.contains("cannot be decoded").all()
     assert np.isnan(one.at["L", "malignant_p"]) and one.at["L", "reason"] == "no image of this breast can be used"
-    assert "without L_CC, L_MLO" in one.at["R", "unlike_training"]
+    assert "without L-CC, L-MLO" in one.at["R", "unlike_training"]
     np.testing.assert_allclose(deep["malignant_p"], own["malignant_p"].to_numpy(), atol=2e-3)
     assert any(row["what"].endswith("d.dcm") for row in table.attrs["unread"])
     pages = sorted(file.name for file in (tmp_path / "out").iterdir())
@@ -253,10 +253,10 @@ def test_what_is_unlike_the_training_data_is_marked(model, images, tmp_path):
     text = predict(model, tmp_path / "in")["unlike_training"].iloc[0]
     own = predict(model, list(exam["file"]))["unlike_training"].iloc[0]
     for clause in (
-        "without L_MLO; no training exam had L_CC, R_CC, R_MLO alone",
-        "rows 192 in L_CC (96 in training)",
-        "rows per column 2.4 in L_CC (1.2 in training)",
-        "pixel size in mm 0.05 in R_MLO",
+        "without L-MLO; no training exam had L-CC, R-CC, R-MLO alone",
+        "rows 192 in L-CC (96 in training)",
+        "rows per column 2.4 in L-CC (1.2 in training)",
+        "pixel size in mm 0.05 in R-MLO",
         "brightest grey",
     ):
         assert clause in text and clause not in own, clause
