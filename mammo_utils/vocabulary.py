@@ -11,6 +11,7 @@ from dataclasses import dataclass
 VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")  # in the order of Eq. 8
 VIEW_TITLES = {view: view.replace("_", "-") for view in VIEWS}
 SIDES = ("L", "R")  # the breasts of an exam
+SIDE_NAMES = {"L": "left", "R": "right"}
 CLASSES = ("normal", "benign", "malignant")  # Figure 4
 DENSITIES = ("fatty", "scattered", "heterogeneous", "extreme")  # BI-RADS density A to D
 LESION_KINDS = ("mass", "calc", "dist", "FA", "FAD", "lipoma")  # TOMPEI-CMMD's labels

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mammo_utils.evaluation.runs import run_title
 from mammo_utils.metrics import METRICS
-from mammo_utils.vocabulary import MODE_TITLES, SUBSET_TITLES, SYSTEMS, TASK_TITLES, VIEW_TITLES
+from mammo_utils.vocabulary import MODE_TITLES, SIDE_NAMES, SUBSET_TITLES, SYSTEMS, TASK_TITLES, VIEW_TITLES
 
 HEADINGS = {
     "named": "system",
@@ -28,7 +28,6 @@ HEADINGS = {
     "ece": "ECE",
     "brier": "Brier score",
 }
-SIDE_NAMES = {"L": "left", "R": "right"}
 P_VALUES = ("p", "p_holm", "p_bh")
 BARE = ("value", "difference", "coverage", "ensemble")  # measures whose interval may be in `low` and `high`
 

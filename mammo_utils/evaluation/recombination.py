@@ -1,8 +1,10 @@
 """Exams made of two patients' breasts, and gates replaced by others: what a system does without the usual exams.
 
 Nearly every exam with four views has a cancer in one breast and none in the other. A system that answers "which side?"
-is right about such exams, and wrong about exams with two cancers or none. Recombined exams have both kinds in equal
-numbers. They need the encoded views of a run's `features.safetensors` and its gate and heads, but no image.
+is right about such exams, and wrong about exams with two cancers or none. Recombined exams have all four truths in
+equal numbers. A switch that scores one breast of each exam high and the other low has an AUC of `SWITCH_AUC` there: it
+scores three of four positive breasts high, and one of four negative ones. They need the encoded views of a run's
+`features.safetensors` and its gate and heads, but no image.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from mammo_utils.vocabulary import SIDES, VIEWS
 TRUTHS = ((0, 0), (0, 1), (1, 0), (1, 1))  # whether the left and the right breast of a recombined exam are positive
 N_RECOMBINED = 200  # exams per truth
 N_DRAWS = 5  # of random gates and of permutations
-PAPER_GATE = "the paper's gate"
+SWITCH_AUC = 0.75  # 3/4 · 3/4 + (3/4 · 1/4 + 1/4 · 3/4) / 2: two scores, and equal ones count half
+PAPER_DESIGN = "the paper's design"
 FINDING_COLUMNS = "design runs flag_both miss_one share_min share_max low high left_out finding".split()
 
 
@@ -126,8 +129,9 @@ def recombine(
         Each an `Interval`: `auc`, of the breasts in their own exams; `recombined_auc`, `auc_change`; and shares of the
         recombined exams, where a breast is flagged if it is more likely positive than not: `both_seen`, of exams with
         two positive breasts, those with both flagged; `none_flagged_wrong`, of exams with none, those with any flagged;
-        `one_right`, of exams with one, those with that one alone flagged. `n` is the number of exams per truth and
-        `n_breasts` that of the breasts drawn from.
+        `one_right`, of exams with one, those with that one alone flagged. `<share>_alone`, a number, is what that share
+        would be if each breast were flagged by itself, as often as breasts of its label are in their own exams. `n` is
+        the number of exams per truth and `n_breasts` that of the breasts drawn from.
     """
     pairs = draw_pairs(breasts, n, seed)
     usable = breasts.seen & (breasts.positive >= 0)
@@ -148,14 +152,16 @@ def recombine(
         found["recombined_auc"] = percentile_interval(again, resampled_again)
         found["auc_change"] = percentile_interval(again - value, resampled_again - resampled)
         flagged, positives = odds > 0, truth.sum(1)
-        for name, count, hit in (
-            ("both_seen", 2, flagged.all(1)),
-            ("none_flagged_wrong", 0, flagged.any(1)),
-            ("one_right", 1, (flagged == truth).all(1)),
+        own = as_is[usable] > 0
+        sensitivity, false = (own[breasts.positive[usable] == label].mean() for label in (1, 0))
+        for name, count, hit, alone in (
+            ("both_seen", 2, flagged.all(1), sensitivity**2),
+            ("none_flagged_wrong", 0, flagged.any(1), 1 - (1 - false) ** 2),
+            ("one_right", 1, (flagged == truth).all(1), sensitivity * (1 - false)),
         ):
             of = positives == count
             patients_of = min(len(set(breasts.groups[exams[of]])) for exams in (left, right))
-            found[name] = _share(hit[of], weights[:, of], patients_of)
+            found |= {name: _share(hit[of], weights[:, of], patients_of), f"{name}_alone": float(alone)}
     return found | {"n": n, "n_breasts": int(usable.sum())}
 
 
@@ -272,7 +278,7 @@ def recombination_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame
 def _design(run: RunResult) -> str:
     """How a run fuses its views, in words, with the remedy that it was trained by, if any."""
     fusion, share = run.spec.model.fusion, run.spec.training.recombine
-    name = PAPER_GATE if fusion == "gated" else f"model.fusion={fusion}"
+    name = PAPER_DESIGN if fusion == "gated" else f"model.fusion={fusion}"
     return name + (f" and training.recombine={share:g}" if share else "")
 
 
@@ -330,12 +336,21 @@ def state_recombination(table: pd.DataFrame) -> list[str]:
         f"by {worst['auc_change']:+.3f}."
     )
     known = table[table["task"] == "diagnosis"]  # another task flags the highest category, not a cancer
-    alarms = known["none_flagged_wrong"]
+    if known.empty:
+        return [*findings, change]
+    both, alarms = known["both_seen_alone"], known["none_flagged_wrong"]
     alarmed = (
         f"{(alarms > 0.5).sum()} of {len(known)} runs flag a breast in more than half of the recombined exams without "
-        f"a cancer: in {write_range(alarms, '.1%')} of them."
+        f"a cancer: in {write_range(alarms, '.0%')} of them."
     )
-    return [*findings, *([alarmed] if len(known) else []), change]
+    yardstick = (
+        "If each breast were flagged by itself, with the sensitivity and specificity that the run has in the "
+        f"breasts' own exams, both of two cancers would be flagged in {write_range(both, '.0%')} of exams, and a "
+        f"breast in {write_range(known['none_flagged_wrong_alone'], '.0%')} of those without a cancer. A “which side?” "
+        "switch, which scores one breast of each exam high and the other low, flags 0% and 100%, and has an AUC of "
+        f"{SWITCH_AUC}."
+    )
+    return [*findings, alarmed, yardstick, change]
 
 
 def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:

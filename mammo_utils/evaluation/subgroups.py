@@ -17,10 +17,11 @@ from mammo_utils.evaluation.failures import find_wrong
 from mammo_utils.evaluation.intervals import LEVEL, Z, cluster_variance, wilson_interval
 from mammo_utils.evaluation.runs import RunResult, labelled_breasts
 from mammo_utils.metrics import auc, auc_influence
-from mammo_utils.vocabulary import VIEWS
+from mammo_utils.vocabulary import DENSITIES, LESION_KINDS, VIEWS
 
 AGES = {"below 45": (0, 45), "45 to 59": (45, 60), "60 and above": (60, np.inf)}
 SIZES = ("small", "medium", "large")  # thirds of the breasts with an outlined lesion
+ORDER = [*DENSITIES, *AGES, "unknown", "four", "fewer", *"12345", *LESION_KINDS, *SIZES]  # of the groups
 SUBGROUP_COLUMNS = [*RUN_COLUMNS, "attribute", "group", "measure", "n_patients", "n_positive", "n_negative"]
 SUBGROUP_COLUMNS += "value low high difference difference_low difference_high p p_bh answer reason".split()
 
@@ -76,7 +77,7 @@ def subgroup_table(runs: Sequence[RunResult], cohort: Cohort) -> pd.DataFrame:
         hits, positive, rows = ~find_wrong(run)[0], reported.labels == 1, []
         for attribute, values in [*every.items(), *malignant.items()]:
             ranks = attribute in every
-            for group in sorted(set(values) - {""}):
+            for group in sorted(set(values) - {""}, key=lambda name: ORDER.index(name) if name in ORDER else -1):
                 own, known = (values == group).to_numpy(), (values != "").to_numpy()
                 row = {**key, "attribute": attribute, "group": group, "measure": "AUC" if ranks else "sensitivity"}
                 row |= {"n_patients": len(set(reported.groups[own])), "n_positive": (own & positive).sum()}

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mammo_utils.evaluation.gate import CompleteExams
+from mammo_utils.evaluation.recombination import SWITCH_AUC
 from mammo_utils.evaluation.saliency import MAPS
 from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.plots.style import (
@@ -22,11 +25,14 @@ from mammo_utils.plots.style import (
     make_panels,
     show_image,
     styled,
+    write_signed,
 )
 from mammo_utils.training.dataset import ExamSet
 from mammo_utils.training.saliency import METHODS, SaliencyMaps
 from mammo_utils.training.views import VIEW_SUBSETS, shown_views
-from mammo_utils.vocabulary import SIDES, TASK_TITLES, VIEW_TITLES, VIEWS
+from mammo_utils.vocabulary import SIDE_NAMES, SIDES, TASK_TITLES, VIEW_TITLES, VIEWS
+
+HIGHLIGHT = ListedColormap(["#F0E442"])  # stands out on grey for the colour-blind too
 
 COMBINATIONS = {  # the views that the system receives
     "all views": (True, True, True, True),
@@ -57,20 +63,25 @@ def draw_recombination(table: pd.DataFrame, names: Mapping[str, str], title: str
     panels = ["AUC of the breasts", *SHARES.values()]
     figure, axes = make_panels(title, panels, (2.3, 1.4 + 0.32 * len(table)), sharey=True)
     y = np.arange(len(table))
-    for column, look in (("auc", "none"), ("recombined_auc", "k")):
-        axes[0].hlines(y, table[f"{column}_low"], table[f"{column}_high"], colors="0.6" if look == "none" else "k")
-        label = "in their own exams" if look == "none" else "recombined"
-        axes[0].scatter(
-            table[column], y, 28, facecolors=look if look == "k" else "w", edgecolors="k", zorder=3, label=label
-        )
-    axes[0].axvline(0.5, **CHANCE_LINE)
+    for column, grey, face in (("auc", "0.6", "w"), ("recombined_auc", "k", "k")):
+        axes[0].hlines(y, table[f"{column}_low"], table[f"{column}_high"], colors=grey)
+        axes[0].scatter(table[column], y, 28, face, edgecolors="k", zorder=3)
+    axes[0].set_xlabel("AUC")
+    switch = dict(zip(SHARES, (0, 1, 1), strict=True))
     for axis, column in zip(axes[1:], SHARES, strict=True):
-        wanted = "#0072B2" if column != "none_flagged_wrong" else "#D55E00"
-        draw_intervals(axis, table[column], table[f"{column}_low"], table[f"{column}_high"], y, wanted)
+        draw_intervals(axis, table[column], table[f"{column}_low"], table[f"{column}_high"], y, "k")
+        axis.scatter(table[f"{column}_alone"], y, 28, "w", marker="D", edgecolors="k", zorder=2)
         axis.set(xlim=(-0.04, 1.04), xlabel="share of exams")
+    for axis, at in zip(axes, (SWITCH_AUC, *switch.values()), strict=True):
+        axis.axvline(at, color="#D55E00", linewidth=0.8, linestyle="--", zorder=0)
+    black = {"color": "k", "markersize": 5, "linestyle": ""}
+    handles = [Line2D([], [], **black, marker="o", label="recombined exams")]
+    handles.append(Line2D([], [], **black, marker="o", mfc="w", label="the same breasts in their own exams"))
+    handles.append(Line2D([], [], **black, marker="D", mfc="w", label="if each breast were flagged by itself"))
+    handles.append(Line2D([], [], color="#D55E00", linestyle="--", linewidth=0.8, label="a “which side?” switch"))
     axes[0].set_yticks(y, [fold_name(names.get(run, run)) for run in table["run"]], fontsize=7)
     axes[0].set_ylim(len(table) - 0.5, -0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -104,8 +115,8 @@ def draw_subsets(table: pd.DataFrame, looks: Mapping[str, tuple[str, str]], titl
         if trained.get(subset, False):
             for axis in (above, below):
                 axis.axvspan(column - 0.5, column + 0.5, color="#F0E442", alpha=0.35, linewidth=0)
-    for view, name in enumerate(VIEWS):
-        faces = np.where(shown[:, view], COLOURS[name], "0.9")
+    for view in range(len(VIEWS)):
+        faces = np.where(shown[:, view], "k", "0.9")
         below.scatter(np.arange(len(order)), [view] * len(order), 34, faces, zorder=3)
     below.set_yticks(range(len(VIEWS)), VIEW_TITLES.values())
     below.set(
@@ -154,7 +165,7 @@ def draw_saliency(table: pd.DataFrame, names: Mapping[str, str], title: str) -> 
 
 @styled
 def draw_saliency_maps(maps: SaliencyMaps, limit: int, title: str) -> Figure:
-    """Draw the maps of the first views in their own resolution, positive values in red, beside the outlined lesion.
+    """Draw the maps of the first views in their own resolution, positive values in yellow, beside the outlined lesion.
 
     Args:
         maps: The maps of a run.
@@ -172,7 +183,7 @@ def draw_saliency_maps(maps: SaliencyMaps, limit: int, title: str) -> Figure:
                 values = np.maximum(maps.maps[method][column], 0)
                 values = values / values.max() if values.any() else values
                 extent = (-0.5, side - 0.5, side - 0.5, -0.5)
-                axis.imshow(np.ones_like(values), alpha=0.75 * values, cmap="autumn_r", vmin=0, vmax=1, extent=extent)
+                axis.imshow(np.ones_like(values), alpha=0.85 * values, cmap=HIGHLIGHT, extent=extent)
             else:
                 view = VIEW_TITLES[maps.views[column]]
                 axis.set_title(f"{maps.exams[column]} {view}\n{maps.kinds[column]}", fontsize=7)
@@ -190,7 +201,8 @@ def draw_contributions(exams: CompleteExams, title: str) -> Figure:
         exams: Exams with four views.
         title: Title of the figure.
     """
-    panels = ["weight α (Eq. 9)", "contribution to the left\nbreast's log-odds", "to the right breast's"]
+    panels = ["weight α (the paper's Eq. 9)"]
+    panels += [f"contribution to the {side}\nbreast's log-odds" for side in SIDE_NAMES.values()]
     figure, axes = plt.subplots(2, 3, figsize=(8, 4.6), sharey="col", layout="constrained")
     known = exams.positive.min(1) >= 0
     for row, name in enumerate(("left", "right")):
@@ -209,6 +221,8 @@ def draw_contributions(exams: CompleteExams, title: str) -> Figure:
                     axis.hlines(of_views[chosen, i].mean(), i - 0.35, i + 0.35, colors="k", linewidth=1.5)
             axis.set_xticks(range(len(VIEWS)), VIEW_TITLES.values())
             axis.axvspan(2 * row - 0.5, 2 * row + 1.5, color="0.92", zorder=0, linewidth=0)  # the views with the cancer
+    ends = [axis.get_ylim() for axis in axes[:, 1:].flat]  # one scale for both breasts
+    plt.setp(axes[:, 1:], ylim=(min(low for low, _ in ends), max(high for _, high in ends)))
     figure.suptitle(title)
     return figure
 
@@ -230,20 +244,25 @@ def draw_prediction(
         title: Title of the figure.
     """
     names = [
-        f"{VIEW_TITLES[view]}: α = {weight:.2f}\n" + ("" if np.isnan(left) else f"L {left:+.1f}, R {right:+.1f}")
+        f"{VIEW_TITLES[view]}: α = {weight:.2f}\n"
+        + ("" if np.isnan(left) else f"left {write_signed(left)}, right {write_signed(right)}")
         for view, weight, left, right in zip(VIEWS, prediction.weights, *prediction.contributions, strict=True)
     ]
-    probabilities = prediction.probabilities
-    figure, axes = make_panels(
-        title, [*names, *(f"Probability, {TASK_TITLES[task]}" for task in probabilities)], (2.1, 3)
-    )
+    # two views of a breast and the probabilities of a task in each row
+    tasks = list(prediction.probabilities)
+    panels = dict(enumerate(names)) | {task: f"Probability, {TASK_TITLES[task]}" for task in tasks}
+    order = [0, 1, *tasks[:1], 2, 3, *tasks[1:]]
+    figure, drawn = make_panels(title, [panels[key] for key in order], (2.6, 3), columns=3)
+    axes = dict(zip(order, drawn, strict=True))
     for index in range(4):
         _draw_view(axes[index], exams, position, index, bool(visible[index]))
-    for axis, (task, values) in zip(axes[4:], probabilities.items(), strict=True):
+    for task, values in prediction.probabilities.items():
+        axis = axes[task]
         classes = ["not\nmalignant", "malignant"] if task == "diagnosis" else [str(c) for c in exams.categories]
         for side, offset, label, row in zip(SIDES, (-0.19, 0.19), exams.labels[task][position], values, strict=True):
             known = "label " + classes[label].replace("\n", " ") if label >= 0 else "no label"
-            axis.bar(np.arange(len(row)) + offset, row, 0.36, color=COLOURS[side], label=f"{side}: {known}")
+            known = f"{SIDE_NAMES[side]} breast: {known}"
+            axis.bar(np.arange(len(row)) + offset, row, 0.36, color=COLOURS[side], label=known)
         axis.set_xticks(range(len(classes)), classes, fontsize=7)
         axis.set(ylim=(0, 1.35), yticks=(0, 0.5, 1))
         axis.legend(loc="upper center", fontsize=6.5)
@@ -292,6 +311,9 @@ def draw_combinations(
     above, below = right.subplots(2, 1, sharex=True)
     weights = table.filter(like="α").rename(columns=lambda name: name.removeprefix("α "))
     weights.plot.bar(ax=above, color=[COLOURS[view] for view in VIEWS], width=0.8)
+    for view, bars in zip(VIEWS, above.containers, strict=True):  # a removed view keeps its weight: hollow
+        for bar, shown in zip(bars, COMBINATIONS.values(), strict=True):
+            bar.set(edgecolor=COLOURS[view], fill=shown[VIEWS.index(view)])
     above.set(ylabel="weight α", ylim=(0, 1.3), yticks=(0, 0.5, 1))
     points = table.filter(like="P(").melt(var_name="prediction", value_name="probability", ignore_index=False)
     colours = {column: COLOURS[column[-1]] for column in points["prediction"].unique()}

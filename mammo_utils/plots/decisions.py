@@ -30,9 +30,11 @@ from mammo_utils.plots.style import (
     name_heights,
     place_systems,
     show_image,
+    style_line,
     styled,
+    write_signed,
 )
-from mammo_utils.vocabulary import SYSTEMS, TASK_TITLES, VIEW_TITLES, VIEWS
+from mammo_utils.vocabulary import SIDE_NAMES, SYSTEMS, TASK_TITLES, VIEW_TITLES, VIEWS
 
 
 @styled
@@ -87,14 +89,14 @@ def draw_operating_points(points: pd.DataFrame, title: str) -> Figure:
     aims, names = sorted(points["aim"].unique()), list_systems(points)
     panels = [f"aim: specificity {aim:.2f}" for aim in aims]
     size = (3.6, 1.1 + 0.4 * len(names))
-    figure, axes = make_panels(title, panels, size, x="share of breasts", sharey=True)
+    figure, axes = make_panels(title, panels, size, x="share of breasts", sharey=True, sharex=True)
     markers = {"specificity": "o", "sensitivity": "^"}
     for axis, aim in zip(axes, aims, strict=True):
         axis.axvline(aim, **CHANCE_LINE)
         for name, marker in markers.items():
-            for _, rows in points[points["aim"] == aim].groupby("seed"):
+            for place, (_, rows) in enumerate(points[points["aim"] == aim].groupby("seed")):
                 y, colours = place_systems(rows, list(names))
-                y += 0.15 if name == "sensitivity" else -0.15
+                y += (0.12 if name == "sensitivity" else -0.3) + 0.09 * place  # trainings below each other
                 axis.hlines(y, rows[f"{name}_low"], rows[f"{name}_high"], colors=colours)
                 axis.scatter(rows[name], y, 28, colours, marker=marker, zorder=3)
         axis.set_xlim(right=1.02)
@@ -116,13 +118,13 @@ def draw_net_benefit(samples: Mapping[str, Sample], prevalence: float, title: st
     own = float(np.mean(next(iter(samples.values())).labels == 1))
     panels = {own: np.linspace(0.01, 0.99, 99), prevalence: np.linspace(0.1, 5, 99) * prevalence}
     names = [f"prevalence {own:.0%}, as here", f"prevalence {prevalence:.1%}"]
-    labels = {"x": "threshold probability", "y": "net benefit"}
+    labels = {"x": "threshold probability", "y": "net benefit per breast"}
     figure, axes = make_panels(title, names, (3.4, 2.8), **labels)
     for axis, (share, thresholds) in zip(axes, panels.items(), strict=True):
         for system, sample in samples.items():
             benefit = net_benefit(sample, thresholds, None if share == own else share)
-            axis.plot(thresholds, benefit, color=SYSTEMS[system].colour, label=SYSTEMS[system].title, linewidth=1)
-        axis.plot(thresholds, recall_all(thresholds, share), color="0.5", linestyle="--", label="recall all")
+            axis.plot(thresholds, benefit, **style_line(system), linewidth=1)
+        axis.plot(thresholds, recall_all(thresholds, share), color="0.5", linestyle="-.", label="recall all")
         axis.axhline(0, color="0.5", linestyle=":", label="recall none")
         axis.set_ylim(-0.1 * share, 1.05 * share)
         axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -160,10 +162,11 @@ def draw_failures(failures: pd.DataFrame, store: Store, cohort: Cohort, title: s
                 axis.fill(*to_store(points, store.index.iloc[number], size).T, fill=False, edgecolor=COLOURS["outline"])
             if view[0] == row.side:
                 plt.setp(axis.spines.values(), visible=True, color=COLOURS["malignant"], linewidth=1.5)
-            share = getattr(row, f"from_{view}", np.nan)
-            axis.set_title(VIEW_TITLES[view] + ("" if np.isnan(share) else f" {share:+.1f}"), fontsize=6, pad=2)
-        label = f"{row.rank}. {row.kind}\n{row.exam} {row.side}\nP = {row.p:.3f}"
-        place[0].set_ylabel(label, fontsize=6.5, rotation=0, ha="right", va="center")
+            share = np.nan if number < 0 else getattr(row, f"from_{view}", np.nan)
+            name = VIEW_TITLES[view] if np.isnan(share) else f"{VIEW_TITLES[view]} {write_signed(share)}"
+            axis.set_title(name, fontsize=7, pad=2)
+        label = f"{row.rank}. {row.kind}\n{row.exam} {SIDE_NAMES[row.side]}\nP = {row.p:.3f}"
+        place[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
     figure.suptitle(title)
     return figure
 
@@ -183,13 +186,16 @@ def draw_subgroups(subgroups: pd.DataFrame, title: str) -> Figure:
         rows = subgroups[subgroups["measure"] == measure].reset_index(drop=True)
         colours = np.where(rows["answer"] == "told apart", COLOURS["malignant"], "0.2")
         draw_intervals(axis, rows["value"], rows["low"], rows["high"], rows.index, colours)
-        names = [
-            f"{row.attribute}: {row.group} ({row.n_patients}; {row.n_positive} / {row.n_negative})"
+        counts = [
+            f"{row.n_patients}" + (f"; {row.n_positive} / {row.n_negative}" if row.n_negative else "")
             for row in rows.itertuples()
         ]
+        names = [f"{row.attribute}: {row.group} ({n})" for row, n in zip(rows.itertuples(), counts, strict=True)]
         axis.set_yticks(rows.index, names, fontsize=7)
         axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=measure, title="")
-        axis.set_xlim(right=1.02)
+        axis.set_xlim(min(0.5, *rows["low"].dropna() - 0.02) if rows["low"].notna().any() else 0.5, 1.02)
+        for number in rows.index[rows["low"].isna()]:
+            axis.text(1, number, "too few for an interval", fontsize=6.5, color="0.5", ha="right", va="center")
         for number in np.flatnonzero(rows["attribute"] != rows["attribute"].shift())[1:]:
             axis.axhline(number - 0.5, color="0.85", linewidth=0.8)
     return figure
@@ -204,18 +210,20 @@ def draw_conformal(conformal: pd.DataFrame, title: str) -> Figure:
         title: Title of the figure.
     """
     categories, names = list(conformal["category"].unique()), list_systems(conformal)
-    panels = [c if c == "all" else f"BI-RADS {c}" for c in categories]
-    figure, axes = make_panels(
-        title, panels, (3.0, 0.9 + 0.35 * len(names)), columns=3, x="coverage; right: size", sharey=True
-    )
+    most = conformal.groupby("category")["n_breasts"].max()
+    panels = [f"{'all' if c == 'all' else f'BI-RADS {c}'} ({most[c]} breasts)" for c in categories]
+    size, x = (3.0, 1.1 + 0.35 * len(names)), "coverage | categories in a set"
+    figure, axes = make_panels(title, panels, size, columns=3, x=x, sharey=True)
+    lowest = min(0.5, conformal["low"].min() - 0.02)
     for axis, category in zip(axes, categories, strict=True):
         rows = conformal[conformal["category"] == category].drop_duplicates(["system", "task_mode"])
         y, colours = place_systems(rows, list(names))
         draw_intervals(axis, rows["coverage"], rows["low"], rows["high"], y, colours)
         axis.axvline(1 - ALPHA, **CHANCE_LINE)
         for height, size in zip(y, rows["mean_size"], strict=True):
-            axis.text(1.04, height, f"{size:.2f}", fontsize=7, va="center", transform=axis.get_yaxis_transform())
-        axis.set_xlim(0.5, 1.02)
+            axis.text(1.05, height, f"{size:.2f}", fontsize=7, va="center")
+        axis.axvline(1.03, color="0.8", linewidth=0.8)
+        axis.set(xlim=(lowest, 1.2), xticks=[tick for tick in (0.4, 0.6, 0.8, 1) if tick > lowest])
     name_heights(axes[0], list(names.values()))
     return figure
 
@@ -230,7 +238,8 @@ def draw_heads(samples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     """
     names = [SYSTEMS[system].short for system in samples]
     labels = {"x": "P(malignant)", "y": "expected BI-RADS"}
-    figure, axes = make_panels(title, names, (2.3, 2.3), columns=3, **labels, sharey=True)
+    size = (4, 3) if len(names) == 1 else (2.3, 2.3)
+    figure, axes = make_panels(title, names, size, columns=3, **labels, sharey=True)
     for axis, (p, expected, label) in zip(axes, samples.values(), strict=True):
         for value, name, colour in ((0, "not malignant", COLOURS["normal"]), (1, "malignant", COLOURS["malignant"])):
             axis.scatter(p[label == value], expected[label == value], 10, colour, alpha=0.6, label=name)
@@ -254,8 +263,9 @@ def draw_plan(plan: pd.DataFrame, title: str) -> Figure:
     for axis, task in zip(axes, tasks, strict=True):
         for row in plan[plan["task"] == task].drop_duplicates("system").itertuples():
             needed = [needed_patients(row.n_patients, row.se_difference, d) for d in differences]
-            axis.plot(differences, needed, color=SYSTEMS[row.system].colour, label=SYSTEMS[row.system].title)
-        axis.axhline(plan["n_patients"].max(), color="0.4", linestyle="--", label="this study")
+            axis.plot(differences, needed, **style_line(row.system))
+        n = plan["n_patients"].max()
+        axis.axhline(n, color="0.4", linestyle="-.", label=f"this study ({n} patients)")
         axis.set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -127,6 +127,12 @@ def list_systems(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
 
 
+def style_line(system: str) -> dict[str, str]:
+    """Colour, dashes and label of a system's line; dashes, because some see colours of a pair of systems alike."""
+    entry = SYSTEMS[system]
+    return {"color": entry.colour, "linestyle": "-" if entry.encoders == 1 else "--", "label": entry.short}
+
+
 def place_systems(table: pd.DataFrame, keys: Sequence[tuple[str, str]]) -> tuple[np.ndarray, list[str]]:
     """Find the height and the colour of each row of a table in a figure whose rows are `list_systems`: (n,) and n."""
     heights = [keys.index(key) for key in zip(table["system"], table["task_mode"], strict=True)]
@@ -137,6 +143,12 @@ def name_heights(axis: Axes, names: Sequence[str]) -> None:
     """Write the names of a figure's rows at its left, the first at the top."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
+
+
+def write_signed(value: float) -> str:
+    """Write a number with its sign and one decimal; what rounds to 0 has no sign."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def fold_name(name: str) -> str:

@@ -121,7 +121,8 @@ def _coded(row: dict[str, Any]) -> dict[str, Any]:
 
 def _picture(inputs: ExamSet, place: int, prediction: ExamPrediction, notice: str) -> str:
     """The views of an exam with what each contributes, as an image in the page."""
-    visible, title, buffer = inputs.present[place].tolist(), f"{notice}\n{CAPTION}", io.BytesIO()
+    visible, buffer = inputs.present[place].tolist(), io.BytesIO()
+    title = f"Exam {inputs.names[place]}\n{notice}\n{CAPTION}"
     figure = draw_prediction(inputs, place, visible, prediction, title)
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
     plt.close(figure)

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from mammo_utils.evaluation.bootstrap import Interval
 from mammo_utils.evaluation.recombination import (
+    SWITCH_AUC,
     TRUTHS,
     Breasts,
     _share,
@@ -18,6 +20,7 @@ from mammo_utils.evaluation.recombination import (
     state_recombination,
     state_weights,
 )
+from mammo_utils.metrics import auc, softmax
 from tests.evaluation.gates import exams_with_lesions, hand_made_system
 
 ONE_CANCER = np.tile([[1, 0], [0, 1]], (20, 1))
@@ -48,15 +51,37 @@ def test_a_which_side_switch_never_sees_two_cancers_nor_none():
     # the weaker of two findings scores above the negative breasts of exams with one, and below those of exams with none
     assert found["recombined_auc"].value == pytest.approx(0.875, abs=0.01) and found["auc_change"].high < 0
     assert found["n_breasts"] == 80 and found["n"] == 50
+    alone = [found[f"{name}_alone"] for name in ("both_seen", "none_flagged_wrong", "one_right")]
+    assert alone == [1, 0, 1], "in their own exams, no breast is missed and none flagged wrongly"
+
+
+def test_a_switch_with_two_scores_has_the_stated_auc():
+    truth = np.repeat(TRUTHS, 2, axis=0)
+    high = truth > truth[:, ::-1]  # the positive breast of exams with one
+    high[truth[:, 0] == truth[:, 1]] = [[1, 0], [0, 1]] * 2  # either breast of the others, as often
+    odds = np.where(high, 1.0, -1.0).ravel()
+    assert auc(truth.ravel(), softmax(np.stack([0 * odds, odds], 1))) == SWITCH_AUC
+
+
+def test_breasts_flagged_by_themselves_are_the_yardstick():
+    """Noise makes errors: the shares that independent breasts would have follow from sensitivity and specificity."""
+    rng = np.random.default_rng(2)
+    _, features, breasts = exams_with_lesions(rng.integers(0, 2, (80, 2)))
+    noise = 0.7 * torch.randn(80, 4, 2, generator=torch.Generator().manual_seed(1))
+    noisy = replace(features, views=features.views + noise)
+    found = recombine(hand_made_system("per_breast", "own views"), noisy, breasts, "diagnosis", resamples=20, n=400)
+    for name in ("both_seen", "none_flagged_wrong", "one_right"):
+        assert 0.05 < found[f"{name}_alone"] < 0.95
+        assert found[name].value == pytest.approx(found[f"{name}_alone"], abs=0.06)
 
 
 @pytest.mark.parametrize("fusion", ["per_breast", "concat"])
 def test_a_system_that_reads_each_breast_is_right_about_recombined_exams(fusion):
     _, features, breasts = exams_with_lesions(ONE_CANCER)
     found = recombine(hand_made_system(fusion, "own views"), features, breasts, "diagnosis", **OPTIONS)
-    values = {name: found[name].value for name in found if not name.startswith("n")}
+    values = {name: value.value for name, value in found.items() if isinstance(value, Interval)}
+    assert values.pop("none_flagged_wrong") == 0
     assert values == {"auc": 1, "recombined_auc": 1, "auc_change": 0, "both_seen": 1, "one_right": 1}
-    assert found["none_flagged_wrong"].value == 0
 
 
 def test_a_per_breast_system_scores_a_breast_the_same_whatever_the_other_one_is():
@@ -81,12 +106,14 @@ def test_the_sentences_name_what_the_tables_hold():
     table = pd.DataFrame(
         {
             "run": ["a", "b"],
-            "design": ["the paper's gate", "model.fusion=per_breast"],
+            "design": ["the paper's design", "model.fusion=per_breast"],
             "task": "diagnosis",
             "both_seen": [0.0, 0.75],
             "both_seen_low": [0.0, 0.6],
             "both_seen_high": [0.13, 0.9],
+            "both_seen_alone": [0.41, 0.5],
             "none_flagged_wrong": [0.6, 0.1],
+            "none_flagged_wrong_alone": [0.2, 0.3],
             "auc_change": [-0.2, 0.01],
             "auc_change_high": [-0.1, 0.05],
             "fixed_change": [0.02, np.nan],
@@ -94,16 +121,17 @@ def test_the_sentences_name_what_the_tables_hold():
             "fixed_change_high": [0.05, np.nan],
         }
     )
-    one, both, none, lower = state_recombination(table)
+    one, both, none, yardstick, lower = state_recombination(table)
     assert one.startswith(
-        "With the paper's gate, at least one of two cancers is missed in most exams recombined to have two: "
+        "With the paper's design, at least one of two cancers is missed in most exams recombined to have two: "
     )
     assert one.endswith("both are flagged in 0% of them (1 run; 95 % limits: 0% to 13%).")
     assert both.startswith("With model.fusion=per_breast, both of two cancers are flagged in most exams")
     assert none.startswith("1 of 2 runs flag a breast in more than half of the recombined exams without a cancer: in ")
-    assert none.endswith("in 10.0% to 60.0% of them.")
+    assert none.endswith("in 10% to 60% of them.")
+    assert "would be flagged in 41% to 50% of exams, and a breast in 20% to 30% of those without" in yardstick
     assert lower.startswith("In 1 of 2 runs, the AUC of the same breasts is lower") and "most in a: by -0.200" in lower
-    one, none, lower = state_recombination(table.assign(task=["birads", "diagnosis"], run=[RUN, "b"]))
+    one, none, _, lower = state_recombination(table.assign(task=["birads", "diagnosis"], run=[RUN, "b"]))
     assert "per_breast" in one and none.startswith("0 of 1 runs") and f"most in {NAME}: by" in lower
     gates = pd.DataFrame({"left_weight_auc": [0.02, 0.9], "top": [0.2, 1.0], "top_low": [0.1, 0.9], "chance": 0.25})
     gates = gates.assign(left_weight_auc_low=[0.0, 0.45], left_weight_auc_high=[0.1, 1.0])
@@ -132,9 +160,9 @@ def test_the_sentences_name_what_the_tables_hold():
 def test_the_finding_is_what_the_intervals_allow(ends, answer):
     low, high = np.transpose(ends)
     table = pd.DataFrame({"both_seen": (low + high) / 2, "both_seen_low": low, "both_seen_high": high})
-    table = table.assign(run="a", design="the paper's gate", task="diagnosis")
+    table = table.assign(run="a", design="the paper's design", task="diagnosis")
     (row,) = find_both_seen(table).to_dict("records")
-    assert row["finding"].startswith(f"With the paper's gate, {answer}") and row["runs"] == 2
+    assert row["finding"].startswith(f"With the paper's design, {answer}") and row["runs"] == 2
     assert (row["low"], row["high"]) == (low.min(), high.max())
     assert row["left_out"] == "" and "Left out" not in row["finding"]
     other = pd.concat([table, table[:1].assign(task="birads", run=RUN, both_seen=1.0)])

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from mammo_utils.evaluation.gate import complete_exams
+from mammo_utils.evaluation.recombination import SWITCH_AUC
 from mammo_utils.evaluation.saliency import MAPS
 from mammo_utils.evaluation.view_ablation import ExamPrediction
 from mammo_utils.plots import attention as draw
@@ -31,10 +32,12 @@ def predict(shown):
 def test_recombination_is_drawn_with_a_row_for_each_run():
     measures = ("auc", "recombined_auc", "both_seen", "one_right", "none_flagged_wrong")
     row = {f"{name}{end}": value for name in measures for end, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))}
+    row |= {f"{name}_alone": 0.3 for name in draw.SHARES}
     table = pd.DataFrame([row | {"run": "a"}, row | {"run": "b", "both_seen": np.nan}])
     figure = draw.draw_recombination(table, {"a": "System A"}, "recombined")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["System A", "b"]
-    assert len(figure.axes) == 4
+    switches = [axis.lines[0].get_xdata()[0] for axis in figure.axes]
+    assert switches == [SWITCH_AUC, 0, 1, 1], "as the titles of the panels name them"
 
 
 def test_subsets_are_drawn_with_those_of_training_shaded():
@@ -62,9 +65,9 @@ def test_a_prediction_marks_removed_and_absent_views():
     position = int(np.flatnonzero(~exams.present[:, 2].numpy())[0])
     visible = (False, True, False, False)
     figure = draw.draw_prediction(exams, position, visible, predict(visible), "x")
-    notes = [[text.get_text() for text in axis.texts] for axis in figure.axes[:4]]
-    assert notes == [["removed"], [], ["absent"], ["absent"]]
-    assert figure.axes[1].get_title() == "L-MLO: α = 1.00\nL +1.0, R +1.0"
+    notes = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert notes == [["removed"], [], [], ["absent"], ["absent"]], "the probabilities stand beside the left views"
+    assert figure.axes[1].get_title() == "L-MLO: α = 1.00\nleft +1.0, right +1.0"
 
 
 def test_combinations_give_one_row_each():
@@ -73,6 +76,8 @@ def test_combinations_give_one_row_each():
     assert table.loc["right alone", "α L-CC"] == 0 and table.loc["all views", "α L-CC"] == pytest.approx(0.25)
     assert table.loc["right alone", "P(malignant) L"] == 0.5
     assert figure.get_suptitle() == "x"
+    filled = [[bar.get_fill() for bar in bars] for bars in figure.subfigs[1].axes[0].containers]
+    assert np.array_equal(np.transpose(filled), list(draw.COMBINATIONS.values())), "a removed view is hollow"
 
 
 def test_saliency_is_drawn_with_a_panel_for_each_scored_method():
