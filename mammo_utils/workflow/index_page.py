@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from mammo_utils.data.cohort import load_cohort
-from mammo_utils.evaluation.readable import readable
+from mammo_utils.evaluation.readable import readable, write_range
 from mammo_utils.evaluation.runs import RunResult, run_title
 from mammo_utils.evaluation.tables import RECOMBINATION, run_list, settings_table
 from mammo_utils.io import read_json
@@ -28,12 +28,12 @@ N_TELLING = 6
 TELLING = {  # patterns of figures, the most telling ones first -> what to see; the last ones step in for missing ones
     "systems-*": "AUC of each system with its 95 % interval. Do the intervals lie right of the grey shortcuts, "
     "statistics of whole images? Whether two systems differ is not seen here but in their paired difference.",
-    "comparisons-*": "Each system minus the reference on the same patients. An interval that crosses 0 leaves open "
-    "which of the two is better.",
+    "comparisons-*": "Each system minus the reference on the same patients. Intervals are not corrected for the number "
+    "of comparisons; the title counts what is told apart after correction.",
     "roc-*-diagnosis": "The further a curve bends to the upper left, the more cancers are found at the same share of "
     "false alarms. The width of the band shows how much the curve depends on the choice of patients.",
-    "recombination": "Left and right breast of two patients in one exam. The second column is the share of exams with "
-    "two cancers in which both are flagged: near 0, at least one of the two is missed in nearly all of them.",
+    "recombination": "Left and right breast of two patients in one exam. Are the filled points near the diamonds, what "
+    "breasts flagged by themselves would give, or near the dashed line of a system that answers “which side?”",
     "failures-*": "The most certain mistakes: missed cancers at the left, false alarms at the right. The framed breast "
     "is the one in question. Was the lesion visible, and which view decided?",
     "exam": "The four views of an exam as a radiologist hangs them. Each breast has its own labels; an outline marks "
@@ -58,6 +58,7 @@ def index_facts(study: Study, results: pd.DataFrame) -> dict[str, Any]:
         "synthetic": cohort.synthetic,
         "results": tables,
         "notes": _notes(results, marked) if len(results) else [],
+        "headlines": state_headlines(study, results, found, views),
         "sentences": [*found.get("summary", []), *decisions.get("summary", [])],
         "checks": found.get("checks", []),
         "views": views,
@@ -184,13 +185,43 @@ def _notes(results: pd.DataFrame, marked: int) -> list[str]:
         note += " Notebook 05 has its interval over patients and trainings."
     if "validation" in set(results["part"]):
         note += " The same part chose the epoch, so the values are optimistic."
-    rule = "is told apart from every other one of its column (level 5 %, corrected). "
-    rule += "A pair that notebook 05 does not compare counts as not told apart."
-    return [
-        note,
-        _counts(results),
-        f"Highlighted: a value that {rule}" if marked else f"No value is highlighted: none {rule}",
-    ]
+    mark = "Highlighted: a value that is told apart from every other one of its column (level 5 %, corrected)."
+    return [note, _counts(results), *([mark] if marked else [])]
+
+
+def state_headlines(study: Study, results: pd.DataFrame, found: dict[str, Any], views: dict[str, Any]) -> list[str]:
+    """What the study found, in a few sentences.
+
+    Args:
+        study: The study.
+        results: Rows of `tables.results_table` for both sides together.
+        found: The record of notebook 05.
+        views: The record of notebook 06.
+    """
+    sentences = []
+    for subset, rows in results[(results["metric"] == "auc") & (results["task"] == "diagnosis")].groupby("subset"):
+        shortcuts = [row["value"] for row in found.get("shortcuts", []) if _is_rival(row, subset)]
+        text = f"{SUBSET_TITLES[subset]}: the AUC of the diagnosis is {write_range(rows['value'], '.2f')}"
+        text += f" ({rows['n_patients'].max()} patients)"
+        sentences.append(text + (f"; that of shortcuts is at most {max(shortcuts):.2f}." if shortcuts else "."))
+    if compared := [row["answer"] for row in found.get("comparisons", []) if row["p"] is not None]:
+        apart = sum(answer.startswith("told apart") for answer in compared)
+        text = f"{apart} of {len(compared)} comparisons of two systems are told apart after correction"
+        sentences.append(text + ("." if apart else ": these patients cannot rank the systems."))
+    sentences += [finding["finding"] for finding in views.get("findings", [])]
+    if study.model.weights == "patches" and study.data.source == "synthetic":
+        sentences.append(
+            "All encoders were first trained, with labels, on patches of other synthetic exams to recognise the "
+            "structure that decides the diagnosis. The AUCs show what fusion and heads make of encoders that know it, "
+            "not what encoders learn from the exams of this study."
+        )
+    return sentences
+
+
+def _is_rival(row: dict[str, Any], subset: str) -> bool:
+    """Whether a row of the shortcuts is an AUC of the diagnosis that could be above 0.5."""
+    same = (row["subset"], row["task"], row["metric"]) == (subset, "diagnosis", "auc")
+    return same and row["baseline"] != "majority class" and row["value"] is not None
 
 
 # --- figures and runs -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
-from mammo_utils.evaluation.runs import read_runs
+from mammo_utils.evaluation.runs import read_runs, run_title
 from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import atomic_write, project_root, read_json, write_json, write_text
 from mammo_utils.plots.save import MANIFEST
@@ -31,6 +31,7 @@ from mammo_utils.workflow.pages import FOLDER, TEMPLATES, Link, table_markdown, 
 from mammo_utils.workflow.pictures import PICTURES, Picture, Pictures
 
 RUN = "04_train-hybrid_shared-multi-1v5-seed0"  # the one training that is shown
+CONTENTS = [Link("README.md", "Contents"), Link("../glossary.md", "Glossary")]
 MARK = "**Synthetic cohort.** A program drew its images and labels, so no number here is evidence about patients."
 REAL = " Two real exams (CBIS-DDSM) are shown beside it and named where they appear."
 SECTION = re.compile(r"\]\(#((?:[^()]|\([^()]*\))+)\)")
@@ -70,10 +71,11 @@ def write_walkthrough(study: Study) -> list[Path]:
     pictures, notebooks = PublishedPictures(study.folder, folder), executed(study)
     facts = index_facts(study, results_table(read_runs(study), study))
     mark = f"Study “{study.name}”." if not facts["synthetic"] else MARK + (REAL if study.real_exams else "")
-    runs = {name: path.stem.removeprefix(name).replace("-", ": ", 1) for name, path in notebooks.items()}
-    chapters = [Link(f"{name}.md", title_of(_source(name)) + run) for name, run in runs.items()]
+    runs = {name: path.stem.partition("-")[2] for name, path in notebooks.items()}
+    titles = {name: title_of(_source(name)) + (f": {run_title(run)}" if run else "") for name, run in runs.items()}
+    chapters = [Link(f"{name}.md", title) for name, title in titles.items()]
     for place, (name, path) in enumerate(notebooks.items()):
-        steps = {"← ": chapters[:place][-1:], "": [Link("README.md", "Contents")], "→ ": chapters[place + 1 :][:1]}
+        steps = {"← ": chapters[:place][-1:], "": CONTENTS, "→ ": chapters[place + 1 :][:1]}
         line = " · ".join(f"[{arrow}{link.title}]({link.address})" for arrow, links in steps.items() for link in links)
         resources = {"chapters": list(notebooks), "mark": mark, "steps": line}
         write_text(folder / f"{name}.md", chapter_markdown(path, pictures, resources))

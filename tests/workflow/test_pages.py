@@ -15,7 +15,7 @@ from PIL import Image
 
 from mammo_utils.io import write_json
 from mammo_utils.plots.save import save_figure
-from mammo_utils.workflow.index_page import _notes, choose_figures, results_tables
+from mammo_utils.workflow.index_page import _notes, choose_figures, results_tables, state_headlines
 from mammo_utils.workflow.notebook_page import _drawn, _imported
 from mammo_utils.workflow.pages import style, table_html, tidy_tables, to_html
 from mammo_utils.workflow.pictures import Pictures, what_is_drawn
@@ -266,11 +266,32 @@ def test_the_links_of_the_documentation_lead_somewhere(path):
     assert wrong_markdown_links(path) == []
 
 
+LAST = "notebooks runs settings data made-with".split()  # sections of the index page
+
+
+def test_the_headlines_are_computed(small_study):
+    row = {"subset": "1v5", "task": "diagnosis", "metric": "auc", "n_patients": 40}
+    results = pd.DataFrame([row | {"value": 0.81}, row | {"value": 0.9}, row | {"value": 1.0, "task": "birads"}])
+    rivals = [row | {"baseline": name, "value": value} for name, value in (("maximum", 0.55), ("majority class", 0.6))]
+    compared = [{"p": p, "answer": answer} for p, answer in ((0.2, "not told apart"), (None, "no test"))]
+    study = small_study.model_copy(update={"model": small_study.model.model_copy(update={"weights": "patches"})})
+    first, second, third = state_headlines(study, results, {"shortcuts": rivals, "comparisons": compared}, {})
+    assert first == (
+        "BI-RADS 1 vs 5: the AUC of the diagnosis is 0.81 to 0.90 (40 patients); that of shortcuts is at most 0.55."
+    )
+    assert second.startswith("0 of 1 comparisons") and second.endswith("these patients cannot rank the systems.")
+    assert "recognise the structure that decides the diagnosis" in third
+    apart = [{"p": 0.01, "answer": "told apart: better"}]
+    found = {"findings": [{"finding": "Both are flagged."}]}
+    said = state_headlines(small_study, results, {"comparisons": apart}, found)
+    assert said[1:] == ["1 of 1 comparisons of two systems are told apart after correction.", "Both are flagged."]
+
+
 def test_the_index_page_has_results_first_and_the_trainings_in_one_fold(pages):
     soup = BeautifulSoup((pages / "index.html").read_text(), "html.parser")
-    assert [h2["id"] for h2 in soup("h2")] == "results pictures figures notebooks runs settings data made-with".split()
+    assert [h2["id"] for h2 in soup("h2")] == [*"short results pictures figures".split(), *LAST]
     assert soup.table.caption.text == "BI-RADS 1 vs 5" and "Hybrid (Shared)" in soup.table.text
-    assert "No value is highlighted" in soup.main.text and not soup.select(".best")
+    assert "Highlighted" not in soup.main.text and not soup.select(".best")
     (fold,) = [d for d in soup("details") if "Notebook 04" in d.summary.text]
     assert [a["href"] for a in fold("a")] == ["04_train-resnet18-multi-1v5-seed0.html"]
     run = soup.find("a", string="ResNet-18, both tasks, BI-RADS 1 vs 5, seed 0")

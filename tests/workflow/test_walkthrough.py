@@ -41,6 +41,8 @@ def demo(reported_study, tmp_path):
     shutil.copytree(reported_study.folder / "figures", tmp_path / "figures")
     (tmp_path / "figures" / "exam.png").write_bytes(b"another study's")
     (tmp_path / "README.md").touch()
+    (tmp_path / "docs").mkdir(exist_ok=True)
+    (tmp_path / "docs" / "glossary.md").touch()
     return reported_study
 
 
@@ -65,10 +67,11 @@ def test_every_link_leads_somewhere_and_pictures_are_kept_once(pages, tmp_path):
 
 
 def test_pages_lead_to_their_neighbours_and_state_that_the_cohort_is_synthetic(pages):
-    line = "[← 01 · Data exploration: from files to exams](01_data_exploration.md) · [Contents](README.md) · [→ 05"
+    line = "[← 01 · Data exploration: from files to exams](01_data_exploration.md) · [Contents](README.md) · "
+    line += "[Glossary](../glossary.md) · [→ 05"
     assert pages["04_train.md"].startswith(line) and pages["04_train.md"].count(line) == 2
     assert all("> **Synthetic cohort.**" in text for text in pages.values())
-    assert "hybrid_shared-multi-1v5-seed0](04_train.md)" in pages["README.md"], "the run that is shown"
+    assert "Hybrid (Shared), both tasks, BI-RADS 1 vs 5, seed 0](04_train.md)" in pages["README.md"], "the run shown"
     assert re.search(r"\| Hybrid[^|]*Shared[^|]*\| both tasks \|", pages["README.md"])
 
 
