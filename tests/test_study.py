@@ -1,4 +1,7 @@
-"""The whole study by its one command, at tiny size: every notebook, and kills at any moment."""
+"""The whole study by its one command, at tiny size: every notebook, and kills at any moment.
+
+What takes minutes is marked as slow; `.ci/run` runs it too.
+"""
 
 import fcntl
 import json
@@ -131,6 +134,7 @@ def test_the_same_command_again_does_nothing_again(undisturbed):
     assert not changed
 
 
+@pytest.mark.slow
 def test_a_notebook_that_is_run_by_hand_and_finds_the_same_makes_no_work(undisturbed):
     """As with "Run All Cells" in JupyterLab: looking at the data is no reason to train again."""
     folder, _ = undisturbed
@@ -166,6 +170,7 @@ def test_a_stopped_study_reads_well(tmp_path):
     assert "Traceback" not in log and "CalledProcessError" not in log and "WorkflowError" not in log
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_any_moment_ends_as_an_undisturbed_one(undisturbed, tmp_path):
     """Three kills in all, each at a seeded random moment of what was left: of the command alone, and once a SIGTERM
     to all that it has started. None is a failure."""
@@ -217,6 +222,7 @@ def test_a_missing_data_folder_stops_the_command_with_a_sentence(tmp_path):
     assert start(folder, "-n", settings=settings).wait(timeout=120) == 0, "what would run is told without data too"
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_rest_is_made(undisturbed, tmp_path):
     """One run cannot be trained; the others, the report and its index are there, and the command says so."""
     reference, _ = undisturbed
@@ -269,6 +275,7 @@ def kill_run(folder, name, modules, before):
         os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_change_redoes_what_it_concerns_and_nothing_else(undisturbed, tmp_path):
     """A deleted run is trained again; a setting of the evaluation concerns 05 to 09 alone."""
     reference, _ = undisturbed
