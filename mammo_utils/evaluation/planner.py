@@ -17,7 +17,7 @@ from mammo_utils.vocabulary import REFERENCE
 POWER = 0.8
 DIFFERENCES = (0.02, 0.05)  # in AUC
 PLAN_COLUMNS = """subset task_mode system task auc n_patients se design_effect correlation se_difference sd_seeds
-difference patients patients_corrected seeds""".split()
+sd_reference difference patients patients_corrected seeds""".split()
 
 
 def hanley_mcneil(area: float, positives: float, negatives: float) -> float:
@@ -59,15 +59,18 @@ def needed_patients(n_patients: int, se_difference: float, difference: float, co
     return float(n_patients * (_quantiles(comparisons) * se_difference / difference) ** 2)
 
 
-def needed_seeds(sd_seeds: float, difference: float, comparisons: int = 1) -> float:
-    """Compute the trainings of each system needed to find a difference with any number of patients.
+def needed_seeds(sd_seeds: float, sd_reference: float, difference: float, comparisons: int = 1) -> float:
+    """Compute the trainings of each of two systems needed to find a difference with any number of patients.
+
+    The variance of the difference of two means of n trainings is (sd_seeds² + sd_reference²) / n.
 
     Args:
-        sd_seeds: Standard deviation of the AUC over trainings.
+        sd_seeds: Standard deviation of the system's AUC over trainings; NaN for one training, and so is the result.
+        sd_reference: That of the reference's AUC.
         difference: True difference of the AUCs.
         comparisons: As in `needed_patients`.
     """
-    return float(2 * (_quantiles(comparisons) * sd_seeds / difference) ** 2)
+    return float((_quantiles(comparisons) / difference) ** 2 * (sd_seeds**2 + sd_reference**2))
 
 
 def _quantiles(comparisons: int) -> float:
@@ -78,8 +81,8 @@ def plan_table(runs: Sequence[RunResult]) -> pd.DataFrame:
     """Plan the comparison of each system with the reference, for the tasks with two classes.
 
     The standard error is sqrt(design effect x Hanley and McNeil's variance); that of a difference is sqrt(2 (1 - r))
-    times it, where r is the measured correlation. `patients_corrected` is for Holm's correction over all systems, and
-    `seeds` needs at least two trainings of a system.
+    times it, where r is the measured correlation. `patients_corrected` is for Holm's correction over all systems.
+    `seeds` rests on the spread of both systems over their trainings and is NaN if one of them was trained once.
     """
     groups, rows = group_by_seed(runs), []
     for (subset, mode, system), seeds in groups.items():
@@ -89,18 +92,19 @@ def plan_table(runs: Sequence[RunResult]) -> pd.DataFrame:
             same = np.array_equal(one.labels, other.labels) and np.array_equal(one.groups, other.groups)
             if one.probabilities.shape[2] > 2 or not same or min(class_patients(one)) < FEWEST:
                 continue
-            areas = [auc(one.labels, p) for p in one.probabilities]
+            areas, reference_areas = ([auc(s.labels, p) for p in s.probabilities] for s in (one, other))
             area, n = float(np.mean(areas)), len(set(one.groups))
             se = np.sqrt(design_effect(one) * hanley_mcneil(area, (one.labels == 1).sum(), (one.labels == 0).sum()))
             row = {"subset": subset, "task_mode": mode, "system": system, "task": task, "auc": area, "n_patients": n}
             row |= {"se": se, "design_effect": design_effect(one), "correlation": influence_correlation(one, other)}
             row["se_difference"] = np.sqrt(2 * (1 - row["correlation"])) * se
-            row["sd_seeds"] = np.std(areas, ddof=1) if len(areas) > 1 else np.nan
+            spreads = [np.std(a, ddof=1) if len(a) > 1 else np.nan for a in (areas, reference_areas)]
+            row |= dict(zip(("sd_seeds", "sd_reference"), spreads, strict=True))
             others = sum(key[:2] == (subset, mode) and key[2] != REFERENCE for key in groups)
             for difference in DIFFERENCES:
                 counts = [needed_patients(n, row["se_difference"], difference, k) for k in (1, others)]
                 found = {"difference": difference, "patients": np.ceil(counts[0])}
                 found["patients_corrected"] = np.ceil(counts[1])
-                found["seeds"] = np.ceil(needed_seeds(row["sd_seeds"], difference))
+                found["seeds"] = np.ceil(needed_seeds(*spreads, difference))
                 rows.append(row | found)
     return pd.DataFrame(rows, columns=PLAN_COLUMNS)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from mammo_utils.evaluation import planner
 from mammo_utils.evaluation.bootstrap import Sample, interval, paired_difference
@@ -213,7 +214,20 @@ def test_the_demo_needs_some_610_patients_and_12_trainings():
     """Standard error 0.020 at 78 patients, spread of a training 0.017: 0.02 with a power of 80 %."""
     assert planner.needed_patients(78, 0.020, 0.02) == pytest.approx(612, abs=2)
     assert planner.needed_patients(78, 0.020, 0.02, comparisons=5) == pytest.approx(910, abs=10)
-    assert np.ceil(planner.needed_seeds(0.017, 0.02)) == 12
+    assert np.ceil(planner.needed_seeds(0.017, 0.017, 0.02)) == 12
+
+
+def test_the_spread_of_both_systems_decides_how_many_trainings_are_needed():
+    """A system that varies by 0.013 against one that varies by 0.033, as z² (s₁² + s₂²) / d²."""
+    z = norm.ppf(0.975) + norm.ppf(0.8)
+    found = planner.needed_seeds(0.013, 0.033, 0.02)
+    assert found == pytest.approx(z**2 * (0.013**2 + 0.033**2) / 0.02**2) and np.ceil(found) == 25
+    assert planner.needed_seeds(0.033, 0.013, 0.02) == pytest.approx(found)
+    rng, n = np.random.default_rng(0), 25
+    means = [rng.normal(0.02 * (sd < 0.02), sd, (4000, n)).mean(1) for sd in (0.013, 0.033)]
+    z_scores = (means[0] - means[1]) / np.sqrt((0.013**2 + 0.033**2) / n)
+    assert np.mean(np.abs(z_scores) > norm.ppf(0.975)) == pytest.approx(0.8, abs=0.03), "the power is reached"
+    assert np.isnan(planner.needed_seeds(0.013, np.nan, 0.02))
 
 
 def test_the_planned_power_is_reached():
@@ -235,9 +249,14 @@ def test_the_plan_of_a_study(fake_study, runs):
     table = planner.plan_table(runs)
     assert len(table) == 2 * 2 and set(table["system"]) == {"resnet18"} and table["seeds"].isna().all()
     assert (table["patients_corrected"] == table["patients"]).all(), "one comparison"
-    for system in ("resnet18", "hybrid_shared"):
-        write_run(fake_study.run(system, "multi", "1v5", 1))
-    assert (planner.plan_table(read_runs(fake_study))["seeds"] >= 1).all() and planner.plan_table([]).empty
+    write_run(fake_study.run("resnet18", "multi", "1v5", 1))
+    assert planner.plan_table(read_runs(fake_study))["seeds"].isna().all(), "the reference was trained once"
+    write_run(fake_study.run("hybrid_shared", "multi", "1v5", 1))
+    table = planner.plan_table(read_runs(fake_study))
+    spreads = table[["sd_seeds", "sd_reference"]].to_numpy()
+    assert (spreads > 0).all() and (spreads[:, 0] != spreads[:, 1]).all()
+    needed = [planner.needed_seeds(*s, d) for s, d in zip(spreads, table["difference"], strict=True)]
+    assert table["seeds"].tolist() == np.ceil(needed).tolist() and planner.plan_table([]).empty
 
 
 def test_a_sample_without_two_breasts_has_no_design_effect():
