@@ -68,7 +68,7 @@ def wilson_interval(hits: np.ndarray, groups: np.ndarray) -> tuple[float, float,
     """Compute a share of breasts with Wilson's interval, for the effective number of breasts in clusters.
 
     Args:
-        hits: (n,) bool, one per breast.
+        hits: (n,) bool, one per breast, or its expected value, from 0 to 1.
         groups: (n,) the patient of each breast.
 
     Returns:

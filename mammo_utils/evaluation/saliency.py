@@ -47,23 +47,29 @@ def score_map(values: np.ndarray, mask: np.ndarray, breast: np.ndarray) -> dict[
         breast: (s, s) bool.
 
     Returns:
-        `pointing`, 1 if the map is highest in the mask (of several highest pixels, the one nearest to their mean
-        counts); `energy`, the share of the map's positive values that lies in the mask, 0 if there are none; `ratio`,
-        the energy divided by the share of the breast that lies in the mask; `top`, the share of the mask among the
-        breast's pixels with the highest 5 % of the values.
+        `pointing`, 1 if the map is highest in the mask; `energy`, the share of the map's positive values that lies in
+        the mask, 0 if there are none; `ratio`, the energy divided by the share of the breast that lies in the mask;
+        `top`, the share of the mask among the breast's pixels with the highest 5 % of the values. Of tied pixels each
+        is chosen with the same probability, and `pointing` and `top` are expected values. A map that is the same all
+        over the breast, and nowhere higher, has no highest pixel: both are NaN.
     """
-    highest = np.argwhere(values == values.max())
-    nearest = highest[((highest - highest.mean(0)) ** 2).sum(1).argmin()]
     positive = np.maximum(values.astype(float), 0)
     energy = positive[mask].sum() / positive.sum() if positive.any() else 0.0
     area = mask[breast].mean() if breast.any() else np.nan
-    chosen = breast & (values >= np.quantile(values[breast], 1 - TOP)) if breast.any() else breast
+    flat = bool((values[breast] == values.max()).all())
     return {
-        "pointing": float(mask[tuple(nearest)]),
+        "pointing": np.nan if flat else _share_of_highest(values.ravel(), mask.ravel(), 1),
         "energy": float(energy),
         "ratio": float(energy / area) if area > 0 else np.nan,
-        "top": float(mask[chosen].mean()) if chosen.any() else np.nan,
+        "top": np.nan if flat else _share_of_highest(values[breast], mask[breast], max(1, round(TOP * breast.sum()))),
     }
+
+
+def _share_of_highest(values: np.ndarray, inside: np.ndarray, n: int) -> float:
+    """The expected share of `inside` among the n highest values; of tied ones each is chosen with equal probability."""
+    lowest = np.partition(values, -n)[-n]
+    above, tied = values > lowest, values == lowest
+    return float((inside[above].sum() + (n - above.sum()) * inside[tied].mean()) / n)
 
 
 def plain_maps(image: np.ndarray, breast: np.ndarray) -> dict[str, np.ndarray]:
@@ -164,8 +170,9 @@ def saliency_table(scores: pd.DataFrame, study: Study, by: Sequence[str] = ()) -
 
     Returns:
         run, method, map, the columns of `by`, `n_views` (scored), `n_small` (lesions smaller than a cell), MEASURES,
-        and `gain`: the energy of the trained system's map minus that of this other map, on the same views. Ends of
-        intervals are `<measure>_low` and `<measure>_high`; there are none below five patients.
+        and `gain`: the energy of the trained system's map minus that of this other map, on the same views. A view
+        without a highest pixel does not count for `pointing` and `top`. Ends of intervals are `<measure>_low` and
+        `<measure>_high`; there are none below five patients.
     """
     settings, rows = bootstrap_settings(study), []
     keys = ["run", "method", "map", *by]
@@ -177,12 +184,12 @@ def saliency_table(scores: pd.DataFrame, study: Study, by: Sequence[str] = ()) -
         trained = known.merge(own, on=["exam", "view"], suffixes=("", "_trained"))["energy_trained"].to_numpy()
         groups = known["group"].to_numpy(str)
         measures = {name: known[name].to_numpy() for name in MEASURES}
-        measures["gain"] = trained - measures["energy"] if row["map"] != "trained" else np.array([])
+        measures["gain"] = np.where(row["map"] != "trained", trained - measures["energy"], np.nan)
         for name, values in measures.items():
-            found = mean_interval(values, groups, **settings)
-            if name == "pointing" and len(values):
-                found = Interval(*wilson_interval(values > 0, groups))
-            if len(set(groups)) < FEWEST or not len(values):
+            defined = ~np.isnan(values)
+            pair = values[defined], groups[defined]
+            found = Interval(*wilson_interval(*pair)) if name == "pointing" else mean_interval(*pair, **settings)
+            if len(set(pair[1])) < FEWEST:
                 found = Interval(found.value)
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(row)

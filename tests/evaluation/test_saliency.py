@@ -50,7 +50,21 @@ def test_a_map_that_is_the_mask_has_every_point():
 def test_the_breast_alike_has_the_share_of_the_area():
     found = score_map(BREAST.astype(float), MASK, BREAST)
     assert found["energy"] == pytest.approx(0.1) and found["ratio"] == pytest.approx(1)
-    assert found["top"] == pytest.approx(0.1)
+    for flat in (BREAST, np.ones((32, 32)), np.zeros((32, 32))):
+        found = score_map(flat.astype(float), MASK, BREAST)
+        assert np.isnan([found["pointing"], found["top"]]).all(), "a flat map has no highest pixel"
+    in_air = score_map((~BREAST).astype(float), MASK, BREAST)
+    assert in_air["pointing"] == 0, "it points, to the air"
+
+
+def test_of_tied_pixels_each_counts_alike():
+    """Three pixels are highest: one in the lesion, one elsewhere in the breast, one in the air."""
+    values = np.zeros((32, 32))
+    values[12, 6] = values[0, 0] = values[31, 31] = 1
+    assert score_map(values, MASK, BREAST)["pointing"] == pytest.approx(1 / 3)
+    assert score_map(values[::-1].copy(), MASK[::-1], BREAST)["pointing"] == pytest.approx(1 / 3)
+    of_the_others = 30 * (64 - 1) / (640 - 2)  # 5 % of the breast are 32 pixels, so 30 are drawn from the tied ones
+    assert score_map(values, MASK, BREAST)["top"] == pytest.approx((1 + of_the_others) / 32)
 
 
 def test_a_map_of_known_values():
@@ -118,6 +132,7 @@ def test_the_table_compares_each_map_with_that_of_the_trained_system(fake_study)
     ours = table.loc[runs[0].id, "integrated_gradients"]
     assert ours.loc["trained", ["energy", "pointing"]].tolist() == [1, 1] and np.isnan(ours.loc["trained", "gain"])
     assert ours.loc["uniform", "gain"] == pytest.approx(1 - 100 / 640)
+    assert ours.loc["uniform", ["pointing", "pointing_low", "top", "top_low"]].isna().all()
     assert (ours["n_views"] == 12).all() and ours.loc["trained", "pointing_low"] < 0.8  # Wilson's, of 12
     noise = table.loc[runs[1].id, "integrated_gradients"]
     assert noise.loc["random", "gain"] == pytest.approx(0, abs=0.01)
