@@ -1,10 +1,11 @@
 """95 % intervals over patients and over trainings, and paired differences between systems.
 
 The AUC has an interval by formula: symmetric on the logit scale, with Obuchowski's variance over patients, or
-Newcombe's score interval where that variance is 0. Other metrics have a percentile interval by bootstrap: a patient is
-drawn with all its breasts, because two breasts of one patient are not independent. A resample is a vector of counts,
-one per breast; all resamples are scored at once with these counts as weights. For a given seed every interval uses the
-same resamples, so that systems are compared on the same patients.
+Newcombe's score interval where that variance is 0. A score that is the same for every breast has an AUC of 0.5 by
+construction, and no interval. Other metrics have a percentile interval by bootstrap: a patient is drawn with all its
+breasts, because two breasts of one patient are not independent. A resample is a vector of counts, one per breast; all
+resamples are scored at once with these counts as weights. For a given seed every interval uses the same resamples, so
+that systems are compared on the same patients.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mammo_utils.study import Study
 
 FEWEST = 5  # patients of each class; with fewer there is no interval
 ONE_TRAINING = "one training: its spread is not in the interval"
+CONSTANT = "the same score for every breast: 0.5 by construction"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def interval(sample: Sample, metric: str | Metric, *, resamples: int, seed: int 
     if reason := _explain(sample, entry, value):
         return Interval(value, reason=reason)
     if entry.influence:
+        if (sample.probabilities == sample.probabilities[:, :1]).all():
+            return Interval(value, reason=CONSTANT)  # the same AUC whoever the patients are
         variance = float(cluster_variance(_influence(sample, entry), sample.groups))
         positives, negatives = class_patients(sample)
         found = Interval(value, se=np.sqrt(variance), se_seeds=np.sqrt(seeds), method="logit")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, norm, t, ttest_ind
 
-from mammo_utils.evaluation.bootstrap import Sample, interval, paired_difference
+from mammo_utils.evaluation.bootstrap import CONSTANT, Sample, interval, paired_difference
 from mammo_utils.evaluation.intervals import (
     cluster_variance,
     holm,
@@ -80,7 +80,20 @@ def test_an_auc_of_1_has_the_score_interval(patients, low):
     found = interval(as_sample(labels, np.arange(2 * patients), labels * 1.0), "auc", resamples=0)
     assert (found.value, found.method) == (1, "score") and found.low == pytest.approx(low, abs=0.006)
     constant = interval(as_sample(labels, np.arange(2 * patients), labels * 0.0), "auc", resamples=0)
-    assert constant.value == 0.5 and constant.low < 0.5 < constant.high
+    assert constant.value == 0.5 and np.isnan(constant.low) and constant.reason == CONSTANT
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_constant_score_has_no_interval_of_its_auc_but_one_of_its_f1(k):
+    labels, groups = np.tile(np.arange(k), 30), np.arange(30 * k)
+    shares = np.tile(np.linspace(0.1, 0.9, k), (30 * k, 1))
+    found = Sample(labels, np.stack([shares, shares[:, ::-1]]), groups)
+    area = interval(found, "auc", resamples=50)
+    assert area.value == 0.5 and np.isnan([area.low, area.high, area.low_all]).all()
+    assert interval(found, "f1_macro", resamples=50).low > 0, "which changes with the patients' labels"
+    shares[0] = shares[0, ::-1].copy()
+    varied = Sample(labels, shares[None], groups)
+    assert interval(varied, "auc", resamples=0).low > 0, "one other score is enough"
 
 
 def coverage(area, n, trials, seed=0):

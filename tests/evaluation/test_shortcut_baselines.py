@@ -93,7 +93,8 @@ def test_the_table_has_intervals_and_counts():
     assert row["low"] <= row["value"] <= row["high"]
     assert row["n_exams"] == 80 and row["n_breasts"] == int((exams["test"].labels["diagnosis"] >= 0).sum())
     majority = table.query("baseline == 'majority class' and metric == 'auc'").iloc[0]
-    assert majority["low"] < 0.5 < majority["high"] and not majority["reason"], "constant scores have no variance"
+    assert majority["value"] == 0.5 and np.isnan(majority["low"]) and "by construction" in majority["reason"]
+    assert table.query("baseline == 'majority class' and metric == 'f1_macro'")["low"].notna().all()
 
 
 def test_one_class_to_learn_from_gives_no_baseline():
