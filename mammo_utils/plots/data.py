@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,8 @@ from mammo_utils.data.folders import path_below
 from mammo_utils.images.grey import PixelError, read_pixels, rescale
 from mammo_utils.images.preprocess import resize
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, show_image, styled
+from mammo_utils.synthetic.anatomy import draw_exam as draw_synthetic
+from mammo_utils.synthetic.cases import Breast, Exam, Finding, Settings
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, VIEW_TITLES, VIEWS
 
 WIDTH = 80  # characters per line in a box at the side
@@ -126,7 +129,7 @@ def draw_distributions(exams: pd.DataFrame, title: str) -> Figure:
 def draw_steps(
     images: Sequence[tuple[str, np.ndarray]], title: str, outlines: Sequence[Sequence[np.ndarray]] = ()
 ) -> Figure:
-    """Draw images side by side in their own proportions.
+    """Draw one image in several steps or forms, in its own proportions, with its size in pixels and its lesions.
 
     Args:
         images: Caption and (rows, columns), uint8 or in [0, 1], of each image.
@@ -179,6 +182,34 @@ def draw_leakage(rows: pd.DataFrame, title: str) -> Figure:
         axis.axhline(0.5, **CHANCE_LINE)
         axis.set(xlabel="split", ylabel="AUC on the test part", xlim=(-0.5, 1.6))
     return figure
+
+
+# --- the synthetic cohort -------------------------------------------------------------------------------
+
+
+def sample_structures(settings: Settings) -> tuple[list[str], np.ndarray]:
+    """Cut out the structure of a cancer, and below it that of a healthy breast: the same breast three times each.
+
+    The strands are plain, are grains, and are plain with the median of the cohort's contrasts.
+
+    Args:
+        settings: What the cohort is drawn with.
+
+    Returns:
+        A caption for each picture, and the pictures (6, S, S) uint8; S is a quarter of the images' rows, 54 mm.
+    """
+    captions, pictures, half = [], [], settings.rows // 8
+    median = max(1 - settings.difficulty, 0.0)  # of 1 - 2 * difficulty * u, at least 0
+    for suspicion, label in ((1.0, "cancer"), (0.0, "no cancer")):
+        for kind, factor in (("mass", 1.0), ("calc", 1.0), ("mass", median)):
+            finding = Finding(kind, suspicion, 6.0, (0.45, 0.1, 0.25))
+            breast = Breast("L", "Malignant", "Malignant", 5, "scattered", "mass", None, (finding,))
+            look = replace(settings, contrast=factor * settings.contrast, difficulty=0.0, visible="both", null=False)
+            image, (outline,) = draw_synthetic(Exam(0, "", 50, "scattered", (breast,)), look)["L", "MLO"]
+            x, y = np.rint(outline.points.mean(0)).astype(int) + half
+            pictures.append(np.pad(image, half)[y - half : y + half, x - half : x + half])
+            captions.append(f"{label}, {'grains' if kind == 'calc' else 'strands'}\ncontrast {factor:.2g}")
+    return captions, np.stack(pictures)
 
 
 # --- exclusions -----------------------------------------------------------------------------------------
