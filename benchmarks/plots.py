@@ -19,9 +19,9 @@ OURS, OTHERS, FLOOR = "#D55E00", "#777777", "#0072B2"
 
 @styled
 def draw_scans(record: Mapping[str, Any]) -> Figure:
-    """Draw milliseconds forward and backward of each scan and SS2D of a record, one panel a shape.
+    """Draw the time of each scan and SS2D beside its alternatives and its lower bound, forward and backward.
 
-    Text beside each point: how many times slower than the first it is, and its peak memory in units of its input. The
+    One panel per shape. Text beside each point: how many times slower than the first it is, and its peak memory in units of its input. The
     dashed line is the floor, the larger of the times of the exponentials and of the bytes.
     """
     scan, ss2d = "selective scan, B={batch} D={channels} N={states} L={length}", "SS2D, {channels} channels, "
@@ -65,7 +65,7 @@ def _draw_comparison(axis: Axes, part: Mapping[str, Any], n_ours: int) -> None:
 
 @styled
 def draw_steps(record: Mapping[str, Any]) -> Figure:
-    """Draw the parts of each system's training step, forward and backward together, in milliseconds an exam."""
+    """Draw the parts of each system's training step, forward and backward together, in milliseconds per exam."""
     steps = record["steps"]
     parts = pd.concat([pd.DataFrame(s["parts"]).assign(system=s["system"], batch=s["batch"]) for s in steps])
     parts["ms"] = (parts["forward_ms"] + parts["backward_ms"]) / parts["batch"]

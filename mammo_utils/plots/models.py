@@ -84,7 +84,7 @@ def draw_discretisations(
 
 @styled
 def draw_memory(steps: Sequence[float], title: str) -> Figure:
-    """Draw what a scan of one state (A = -1, Eq. 5 and 6) keeps of an impulse train, a panel per step size Δ.
+    """Draw what a scan of one state (A = −1) keeps of an impulse train, in one panel for each step size Δ.
 
     One scan takes the step Δ at every position; the selective one at the marked impulses alone, and 0 elsewhere.
 
@@ -144,7 +144,7 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figur
 
 @styled
 def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Draw the weights of the four views in a few named cases."""
+    """Draw the gate's weights of the four views in each case."""
     figure, axes = make_panels(title, list(weights), (2.1, 2.4), y="weight α", sharey=True)
     for axis, alpha in zip(axes, weights.values(), strict=True):
         axis.bar(VIEW_TITLES.values(), alpha, color=[COLOURS[view] for view in VIEWS])
@@ -159,7 +159,7 @@ def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
 
 @styled
 def draw_system(system: System, name: str, size: int) -> Figure:
-    """Draw a diagram like the paper's Figures 1-3, its boxes and numbers read from the built modules.
+    """Draw a system as in the paper's Figures 1–3, its boxes and numbers read from the built modules.
 
     Args:
         system: The built system.
