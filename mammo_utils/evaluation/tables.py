@@ -136,11 +136,21 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     held_out = {"paper": {}, "nested": {"test": split.test}, "kfold": {"test": 1 / split.folds}}[split.kind]
     parts = {"validation": split.validation, **held_out}
     shares = {"training": 1 - sum(parts.values()), **parts}
-    initial = {"": "random", "imagenet": "ImageNet", "patches": "pretrained on synthetic patches, as all encoders"}
-    tasks = training.task_weights
+    initial = {"": "random", "imagenet": "ImageNet"}
+    initial["patches"] = "all encoders pretrained on patches, to tell the cue of the synthetic diagnosis"
+    tasks, augmentation = training.task_weights, training.augmentation
+    starts = model.weights == "patches" or any(SYSTEMS[system].pretrained for system in systems)
     patience = training.patience if training.schedule == "plateau" else "not used"
+    rates = [
+        (
+            f"learning rate, {SYSTEMS[system].short}",
+            SYSTEMS[system].paper_learning_rate or "not stated",
+            training.learning_rate[system],
+        )
+        for system in systems
+    ]
     rows = [
-        ("data", "TOMPEI-CMMD, 1,360 patients", cohort),
+        ("data", "TOMPEI-CMMD, 1,360 of 1,775 patients", cohort),
         (
             "split by patient",
             "80 % training, 20 % validation",
@@ -148,8 +158,13 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ),
         ("reported on", "validation (best epoch)", "test" if held_out else "validation (best epoch)"),
         ("image size, pixels per side", 512, settings.images.size),
-        ("initial weights of the ResNets", "ImageNet", initial.get(model.weights, "a file")),
+        ("augmentation: rotation", "±10°", f"±{augmentation.rotation:g}°"),
+        ("augmentation: shift, share of the side", "±5 %", f"±{100 * augmentation.translation:g} %"),
+        ("augmentation: scale", "±5 %", f"±{100 * augmentation.scale:g} %"),
+        ("augmentation: probability of a flip", 0.5, augmentation.flip),
+        *([("initial weights of the ResNets", "ImageNet", initial.get(model.weights, "a file"))] if starts else []),
         ("maximum number of epochs", 100, training.epochs),
+        *rates,
         ("weight decay (AdamW)", 0.05, training.weight_decay),
         ("learning-rate schedule", "plateau", training.schedule),
         ("plateau: epochs without a new best until the rate is halved (any gain counts)", 10, patience),
@@ -168,14 +183,6 @@ def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
         ("share of the encoders' channels", 1.0, model.width),
         ("batch size, exams", "not stated", training.batch_size),
     ]
-    rates = [
-        (SYSTEMS[system].paper_learning_rate or "not stated", training.learning_rate[system]) for system in systems
-    ]
-    rows[6:6] = [
-        (f"learning rate, {SYSTEMS[system].short}", *pair) for system, pair in zip(systems, rates, strict=True)
-    ]
-    if model.weights != "patches" and not any(SYSTEMS[system].pretrained for system in systems):
-        del rows[4]
     if is_study:
         grid = settings.grid
         numbers = sorted({len({*grid.seeds, *grid.more_seeds.get(system, ())}) for system in systems})

@@ -17,7 +17,9 @@ HANGING = ("R_CC", "L_CC", "R_MLO", "L_MLO")  # chest walls meet in the middle
 
 @styled
 def draw_room(exam: dict[str, Any], about: dict[str, Any], title: str) -> Figure:
-    """Draw an exam as the reading room opens it: its views, and each run's probabilities from all of them.
+    """Draw an exam as the reading room opens it: what each view weighs and contributes, and each run's probabilities.
+
+    Weights and contributions to the log-odds of the left and right breast are those of the first run, from all views.
 
     Args:
         exam: What `Room.payload` returned.
@@ -72,4 +74,7 @@ def _draw_view(axis: Axes, view: dict[str, Any], name: str, prediction: dict[str
     for line in view["outlines"]:
         axis.fill(*np.array(line["points"]).T, fill=False, edgecolor=COLOURS["outline"], linewidth=1.2)
     axis.set(xlim=(1, 0) if name[0] == "R" else (0, 1), ylim=(1, 0))
-    axis.text(s=f"{VIEW_TITLES[name]}\nα = {prediction['weights'][index]:.2f}", y=0.97, **place, **outer)
+    left, right = (of[index] for of in prediction["shares"])
+    contributions = "" if left is None else f"\nL {left:+.1f}, R {right:+.1f}"
+    weight = f"α = {prediction['weights'][index]:.2f}"
+    axis.text(s=f"{VIEW_TITLES[name]}\n{weight}{contributions}", y=0.97, **place, **outer)

@@ -192,9 +192,13 @@ def test_the_twin_gives_no_probability_for_a_breast_without_an_image(room):
     assert sum("no image" in note for view in notes[:4] for note in view) == 2
     assert sorted(len(axis.patches) for axis in figure.subfigs[1].axes) == [0, len(about["runs"])]
     assert ["no image,\nno prediction"] in notes
-    figure = draw_room(room.payload(complete_exam(room)), about, "x")
+    found = room.payload(complete_exam(room))
+    figure = draw_room(found, about, "x")
     assert all(len(axis.patches) == len(about["runs"]) for axis in figure.subfigs[1].axes)
+    shares = found["runs"][about["runs"][0]["id"]]["15"]["shares"]
     for axis, name in zip(figure.subfigs[0].axes, ("R_CC", "L_CC", "R_MLO", "L_MLO"), strict=True):
+        left, right = (of[VIEWS.index(name)] for of in shares)
+        assert axis.texts[0].get_text().endswith(f"\nL {left:+.1f}, R {right:+.1f}"), "what the view contributes"
         assert (axis.get_xlim() == (1, 0)) == name.startswith("R"), "the chest walls meet in the middle"
 
 
