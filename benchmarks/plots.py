@@ -21,8 +21,8 @@ OURS, OTHERS, FLOOR = "#D55E00", "#777777", "#0072B2"
 def draw_scans(record: Mapping[str, Any]) -> Figure:
     """Draw the time of each scan and SS2D beside its alternatives and its lower bound, forward and backward.
 
-    One panel per shape. Text beside each point: how many times slower than the first it is, and its peak memory in units of its input. The
-    dashed line is the floor, the larger of the times of the exponentials and of the bytes.
+    One panel per shape. Text beside each point: how many times slower than the first it is, and its peak memory in
+    units of its input. The dashed line is the floor, the larger of the times of the exponentials and of the bytes.
     """
     scan, ss2d = "selective scan, B={batch} D={channels} N={states} L={length}", "SS2D, {channels} channels, "
     panels = [(scan, part, 1) for part in record["scans"]]

@@ -19,7 +19,7 @@ from mammo_utils.data.folders import path_below
 from mammo_utils.images.grey import PixelError, read_pixels, rescale
 from mammo_utils.images.preprocess import resize
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, show_image, styled
-from mammo_utils.synthetic.anatomy import draw_exam as draw_synthetic
+from mammo_utils.synthetic import anatomy
 from mammo_utils.synthetic.cases import Breast, Exam, Finding, Settings
 from mammo_utils.vocabulary import CLASSES, DENSITIES, SIDES, VIEW_TITLES, VIEWS
 
@@ -205,7 +205,7 @@ def sample_structures(settings: Settings) -> tuple[list[str], np.ndarray]:
             finding = Finding(kind, suspicion, 6.0, (0.45, 0.1, 0.25))
             breast = Breast("L", "Malignant", "Malignant", 5, "scattered", "mass", None, (finding,))
             look = replace(settings, contrast=factor * settings.contrast, difficulty=0.0, visible="both", null=False)
-            image, (outline,) = draw_synthetic(Exam(0, "", 50, "scattered", (breast,)), look)["L", "MLO"]
+            image, (outline,) = anatomy.draw_exam(Exam(0, "", 50, "scattered", (breast,)), look)["L", "MLO"]
             x, y = np.rint(outline.points.mean(0)).astype(int) + half
             pictures.append(np.pad(image, half)[y - half : y + half, x - half : x + half])
             captions.append(f"{label}, {'grains' if kind == 'calc' else 'strands'}\ncontrast {factor:.2g}")

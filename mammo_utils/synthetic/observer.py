@@ -23,8 +23,8 @@ def ideal_table(exams: pd.DataFrame, categories: Sequence[int], difficulty: floa
     """Tabulate the AUC of the reader for both tasks, from the strands of the breast alone and from those of both.
 
     Args:
-        exams: The exams of a subset in the table of a synthetic cohort with `visible` both and without `null`. Categories
-            outside of the subset are kept in it: they decide how a breast looks.
+        exams: The exams of a subset, in the table of a synthetic cohort with `visible` both and without `null`. It
+            keeps the categories outside of the subset, because they decide how a breast looks.
         categories: BI-RADS categories of the subset; the AUC is the mean of each against the rest.
         difficulty: As in `cases.Settings`.
     """

@@ -217,6 +217,8 @@ def test_the_settings_are_compared_with_the_papers(fake_study):
     table = settings_table(fake_study)
     assert table.loc["image size, pixels per side"].tolist() == [512, fake_study.images.size, "yes"]
     assert table.loc["dropout", "differs"] == ""
+    augmentation = table[table.index.str.startswith("augmentation")]
+    assert list(augmentation["paper"]) == ["±10°", "±5 %", "±5 %", 0.5] and (augmentation["differs"] == "").all()
     assert table.loc["drop path of the last state space block"].tolist() == ["not stated", "none", ""], (
         "an open setting cannot differ"
     )
@@ -234,6 +236,8 @@ def test_the_settings_of_one_run_are_compared_with_the_papers(fake_study):
     for weights, system, shown in (("imagenet", "resnet18", True), ("imagenet", "vssm_shared", False)):
         variant = fake_study.run(system, "multi", "1v5", 0, variant=[f"model.weights={weights}", "model.width=1"])
         assert (initial <= {*settings_table(variant).index}) == shown
+    turned = fake_study.run("resnet18", "multi", "1v5", 0, variant=["training.augmentation={rotation: 15}"])
+    assert settings_table(turned).loc["augmentation: rotation"].tolist() == ["±10°", "±15°", "yes"]
 
 
 def test_the_search_for_the_number_of_blocks(fake_study):

@@ -7,8 +7,16 @@ import pytest
 
 from mammo_utils.data.exclusions import exclusion_flow
 from mammo_utils.data.sources import read_cohort
-from mammo_utils.plots.data import draw_distributions, draw_exam, draw_flow, draw_leakage, sample_excluded
+from mammo_utils.plots.data import (
+    draw_distributions,
+    draw_exam,
+    draw_flow,
+    draw_leakage,
+    sample_excluded,
+    sample_structures,
+)
 from mammo_utils.plots.save import save_figure
+from mammo_utils.synthetic.cases import Settings
 from mammo_utils.vocabulary import VIEWS
 from tests.release_builder import BREASTS, write_dicom, write_workbook
 
@@ -109,3 +117,14 @@ def test_an_exam_shows_its_labels_and_outlines_and_marks_absent_views():
     assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], [], ["absent"], ["mass"]]
     np.testing.assert_array_equal(figure.axes[3].patches[0].get_xy()[:3], outline)
     plt.close(figure)
+
+
+def test_structures_of_a_cancer_and_of_a_healthy_breast_are_shown_faint_as_in_the_cohort():
+    captions, pictures = sample_structures(Settings(rows=144, columns=120, difficulty=0.7))
+    assert pictures.shape == (6, 36, 36) and pictures.dtype == np.uint8
+    assert [text.split("\n")[1] for text in captions] == ["contrast 1", "contrast 1", "contrast 0.3"] * 2
+    assert [text.split(",")[0] for text in captions] == ["cancer"] * 3 + ["no cancer"] * 3
+    differences = np.abs(pictures[:3].astype(int) - pictures[3:]).mean(axis=(1, 2))  # only the strands differ
+    assert 0 < 2 * differences[2] < differences[0]
+    _, hidden = sample_structures(Settings(rows=144, columns=120, difficulty=1.0))
+    assert (hidden[2] == hidden[5]).all(), "without contrast the two breasts are the same"

@@ -216,8 +216,8 @@ def test_a_picture_that_is_not_saved_has_what_its_own_function_draws_as_caption(
     scans, steps, images, curves = _drawn(
         "plots.draw_scans(here)\nplots.draw_steps(here);\nfigures.draw_steps(x)\ndraw_curves(rows, title)", modules
     )
-    assert scans.startswith("Milliseconds") and steps.startswith("Parts of each system's training step")
-    assert images.startswith("Images side by side") and curves.startswith("Training loss and the validation AUC")
+    assert scans.startswith("Time of each scan") and steps.startswith("Parts of each system's training step")
+    assert images.startswith("One image in several steps") and curves.startswith("Training loss and the validation AUC")
     assert _drawn("draw_toy(3)", modules) == []
 
 
