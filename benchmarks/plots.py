@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.steps import PARTS
 from mammo_utils.plots.style import styled
+from mammo_utils.vocabulary import SYSTEMS
 
 OURS, OTHERS, FLOOR = "#D55E00", "#777777", "#0072B2"
 
@@ -71,12 +72,14 @@ def draw_steps(record: Mapping[str, Any]) -> Figure:
     parts["ms"] = (parts["forward_ms"] + parts["backward_ms"]) / parts["batch"]
     table = parts.pivot(index="system", columns="part", values="ms").fillna(0.0)
     table = table.loc[[s["system"] for s in steps], [part for part in PARTS if part in table]]
-    figure, axis = plt.subplots(figsize=(10, 0.9 + 0.45 * len(steps)), layout="constrained")
+    table = table.rename(index={system: SYSTEMS[system].short for system in table.index}).rename_axis("")
+    figure, axis = plt.subplots(figsize=(8.5, 1.9 + 0.4 * len(steps)), layout="constrained")
     table.plot.barh(stacked=True, color=PARTS, width=0.65, ax=axis)
     for place, (end, step) in enumerate(zip(table.sum(axis=1), steps, strict=True)):
         axis.text(end, place, f" {end:,.0f} ms, peak {step['peak_memory_mb']:.0f} MB", va="center")
     axis.set(ylim=(len(steps) - 0.5, -0.5), xlim=(0, 1.3 * table.sum(axis=1).max()), xlabel="milliseconds an exam")
-    axis.legend(ncols=1, bbox_to_anchor=(1.0, 1.02), loc="upper left", fontsize=7)
+    axis.get_legend().remove()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     sizes = "{size} px, batches of {batch}".format(**steps[0])
     figure.suptitle(f"A training step in parts, forward and backward: {sizes}, {_describe_machine(record)}")
     return figure

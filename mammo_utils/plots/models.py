@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from mammo_utils.models.selective_scan import selective_scan
 from mammo_utils.models.ss2d import PATHS, SSConvSSM, four_paths
 from mammo_utils.models.system import System
 from mammo_utils.plots.style import CHANCE_LINE, COLOURS, draw_arrow, make_panels, styled
-from mammo_utils.vocabulary import SYSTEMS, VIEW_TITLES, VIEWS
+from mammo_utils.vocabulary import SIDE_NAMES, SYSTEMS, TASK_TITLES, VIEW_TITLES, VIEWS
 
 VIEW, CNN, SCAN, MERGE, FUSION, HEAD = "#E5E5E5", "#BBDCF2", "#F6C9AE", "#F3E3A4", "#CFE8D5", "#E3CFE6"
 KINDS = {  # of a vision state space encoder's steps: name and colour
@@ -145,7 +146,7 @@ def draw_receptive_fields(fields: Mapping[str, np.ndarray], title: str) -> Figur
 @styled
 def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
     """Draw the gate's weights of the four views in each case."""
-    figure, axes = make_panels(title, list(weights), (2.1, 2.4), y="weight α", sharey=True)
+    figure, axes = make_panels(title, list(weights), (2.7, 2.2), columns=3, y="weight α", sharey=True)
     for axis, alpha in zip(axes, weights.values(), strict=True):
         axis.bar(VIEW_TITLES.values(), alpha, color=[COLOURS[view] for view in VIEWS])
         axis.axhline(0.25, **CHANCE_LINE)
@@ -158,13 +159,14 @@ def draw_gate(weights: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 @styled
-def draw_system(system: System, name: str, size: int) -> Figure:
+def draw_system(system: System, name: str, size: int, width: float = 1.0) -> Figure:
     """Draw a system as in the paper's Figures 1–3, its boxes and numbers read from the built modules.
 
     Args:
         system: The built system.
         name: Its name in SYSTEMS.
         size: Side of the input images in pixels.
+        width: Its share of the paper's channels.
     """
     encoder, fusion, two = system.encoders[0], system.fusion, len(system.encoders) == 2
     figure, axis = _make_canvas(42)
@@ -180,7 +182,8 @@ def draw_system(system: System, name: str, size: int) -> Figure:
     sharing = "one encoder for CC and one for MLO" if two else "one encoder shared by the four views"
     parameters = f"{_format(_count(encoder))} parameters{' each' if two else ''}"
     axis.text(42, 37, f"{sharing}: {parameters}", ha="center", fontsize=9)
-    fused = f"{type(fusion).__name__}\nα: 4 weights\n\nfused {fusion.out_features}\n\n{_format(_count(fusion))}"
+    kind = re.sub(r"(?<!^)(?=[A-Z])", "\n", type(fusion).__name__).lower()  # GatedFusion: "gated fusion"
+    fused = f"{kind}\nα: 4 weights\n\nfused {fusion.out_features}\n\n{_format(_count(fusion))}"
     draw_arrow(axis, (66.7, 20.5), (70.5, 20.5))
     _draw_box(axis, 70.5, 14, 8.5, 13, f"mean over\npixels\n\n4 × {encoder.out_features}", VIEW)
     draw_arrow(axis, (79, 20.5), (82, 20.5))
@@ -189,10 +192,12 @@ def draw_system(system: System, name: str, size: int) -> Figure:
     for i, (head, module) in enumerate(system.heads.items()):
         y = 20.5 + (len(system.heads) / 2 - i - 0.5) * 9
         draw_arrow(axis, (93, 20.5), (98, y))
-        text = f"{head.replace('_', ' ')}\n{module.in_features} → {module.out_features}"
+        title = " ".join((SIDE_NAMES | TASK_TITLES).get(word, word) for word in head.split("_"))
+        text = f"{title}\n{module.in_features} → {module.out_features}"
         _draw_box(axis, 98, y - 3, 11, 6, text, HEAD)
-    about = "channels, rows, columns and parameters of each step"
-    figure.suptitle(f"{SYSTEMS[name].title}, {_format(_count(system))} parameters: {about}")
+    share = "" if width == 1 else f", with {width:g} of the paper's channels"
+    about = "Channels, rows, columns and parameters of each step"
+    figure.suptitle(f"{SYSTEMS[name].title}{share}: {_format(_count(system))} parameters\n{about}")
     return figure
 
 
