@@ -374,9 +374,9 @@ def state_weights(gates: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     if len(top):
         sentences.append(
             "The view with the most weight is the one whose removal changes the predictions most in "
-            f"{write_range(top['top'], '.0%')} of the exams; its interval reaches what views picked evenly would give "
-            f"in {(top['top_low'] <= top['chance']).sum()} of {len(top)} runs. A view without weight cannot change "
-            "them, so some agreement is certain."
+            f"{write_range(top['top'], '.0%')} of the exams; the interval lies above the share of a view picked at "
+            f"random in {(top['top_low'] > top['chance']).sum()} of {len(top)} runs. A view without weight cannot "
+            "change them, so some agreement is certain."
         )
     fixed = table.dropna(subset=["fixed_change"]) if "fixed_change" in table else table[:0]
     if len(fixed):

@@ -138,7 +138,7 @@ def test_the_sentences_name_what_the_tables_hold():
     answer, top, equal = state_weights(gates, table)
     assert "an AUC of 0.02 to 0.90. The interval lies above 0.5 in 0 of 2 runs" in answer
     assert "below 0.5 in 1, whose gate favours the other one, and includes 0.5 in 1." in answer
-    assert "20% to 100%" in top and "picked evenly would give in 1 of 2 runs" in top
+    assert "20% to 100%" in top and "picked at random in 1 of 2 runs" in top
     assert equal.endswith("by +0.020; the interval of the change lies below 0 in 0 of 1 runs and above 0 in 1.")
     nothing = pd.DataFrame()
     assert state_recombination(nothing) == ["No run has exams that can be recombined."]
