@@ -73,7 +73,7 @@ def draw_roc(
 def roc_curve(sample: Sample, weights: np.ndarray) -> np.ndarray:
     """Compute ROC curves for weighted breasts: weights (R, n) -> true positive rates at GRID, (R, 101).
 
-    A curve is the mean over the scored classes (one-vs-rest) and over training seeds, linear between corners; it is
+    A curve is the mean over the scored classes (one-vs-rest) and over trainings, linear between corners; it is
     NaN where a class has no weight.
     """
     curves = [
@@ -99,7 +99,7 @@ def _binary_curve(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray)
 
 @styled
 def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title: str) -> Figure:
-    """Draw one confusion matrix per system; counts are means over training seeds, shades are shares of the label.
+    """Draw one confusion matrix per system; counts are means over trainings, shades are shares of the label.
 
     Args:
         samples: System -> its predictions.
@@ -123,26 +123,26 @@ def draw_confusions(samples: Mapping[str, Sample], classes: Sequence[str], title
 
 
 def confusion(sample: Sample) -> np.ndarray:
-    """Count breasts by label (rows) and most probable class (columns), averaged over training seeds: (K, K)."""
+    """Count breasts by label (rows) and most probable class (columns), averaged over trainings: (K, K)."""
     classes = range(sample.probabilities.shape[2])
     return np.mean([confusion_matrix(sample.labels, p.argmax(1), labels=classes) for p in sample.probabilities], axis=0)
 
 
 @styled
 def draw_training(runs: Sequence[RunResult], title: str) -> Figure:
-    """Draw loss and validation AUC by epoch, one line per run; a dot marks the epoch whose weights were kept."""
+    """Draw loss and validation AUC by epoch, one line per training; a dot marks the epoch whose weights were kept."""
     present = {run.spec.system for run in runs}
     colours = {entry.title: entry.colour for system, entry in SYSTEMS.items() if system in present}
     tables = [
         run.epochs.assign(
             **{"run": run.id, "system": SYSTEMS[run.spec.system].title, "colour": SYSTEMS[run.spec.system].colour},
-            **{"tasks": MODE_TITLES[run.spec.task_mode], "kept": run.epochs["epoch"] == run.metrics["best_epoch"]},
+            **{"trained on": MODE_TITLES[run.spec.task_mode], "kept": run.epochs["epoch"] == run.metrics["best_epoch"]},
         )
         for run in runs
     ]
     modes = [title for mode, title in MODE_TITLES.items() if any(run.spec.task_mode == mode for run in runs)]
     looks = {"hue": "system", "palette": colours, "hue_order": list(colours)}
-    looks |= {"style": "tasks", "style_order": modes, "dashes": MODE_DASHES}
+    looks |= {"style": "trained on", "style_order": modes, "dashes": MODE_DASHES, "linewidth": 0.9}
     return _draw_epochs(pd.concat(tables), title, **looks)
 
 
@@ -164,7 +164,7 @@ def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:
     names = {"loss": "training loss (Eq. 11)"}
     names |= {f"validation_{task}_auc": f"{title}, validation AUC" for task, title in TASK_TITLES.items()}
     names = {column: name for column, name in names.items() if column in table}
-    about = [column for column in ("epoch", "run", "system", "tasks", "colour", "kept") if column in table]
+    about = [column for column in ("epoch", "run", "system", "trained on", "colour", "kept") if column in table]
     long = table.rename(columns=names).melt(about, list(names.values()), "curve", "value")
     shape = {"col": "curve", "units": "run", "estimator": None, "height": 2.8, "facet_kws": {"sharey": False}}
     grid = sns.relplot(long, kind="line", x="epoch", y="value", **shape, **looks).set_titles("").set_ylabels("")
@@ -175,9 +175,10 @@ def _draw_epochs(table: pd.DataFrame, title: str, **looks: Any) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if name != names["loss"]:
             axis.axhline(0.5, **CHANCE_LINE)
-    if grid.legend:
-        sns.move_legend(grid, "outside right center")
     grid.figure.set_layout_engine("constrained")
+    if grid.legend:  # below, because the mark of the synthetic cohort is at the right edge
+        sns.move_legend(grid, "outside lower center", ncols=4)
+        grid.figure.set_size_inches(2.8 * len(names), 3.4)
     grid.figure.suptitle(title)
     return grid.figure
 
@@ -231,24 +232,19 @@ def draw_systems(results: pd.DataFrame, baselines: pd.DataFrame, title: str, *, 
     if paper:
         handles.append(Line2D([], [], **black, marker="D", mfc="none", linestyle="", label="paper, TOMPEI-CMMD"))
     if results["sd_seeds"].notna().any():
-        label = f"± 1 standard deviation over {results['n_seeds'].max()} seeds"
+        label = f"± 1 standard deviation over {results['n_seeds'].max()} trainings"
         handles.append(Line2D([], [], color="k", linewidth=6, alpha=0.35, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=1)
     return figure
 
 
-def _split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows by task mode and task, with the title of their panel."""
-    return {
-        TASK_TITLES[task] + (", both tasks learnt" if mode == "multi" else ", learnt alone"): rows
-        for (mode, task), rows in table.groupby(["task_mode", "task"], sort=False)
-    }
-
-
 @styled
 def draw_blocks(blocks: pd.DataFrame, title: str) -> Figure:
-    """Draw the AUC by number of blocks with 95 % intervals over patients (bars) and the spread over seeds (bands)."""
-    panels = _split(blocks)
+    """Draw AUCs by number of blocks with 95 % intervals over patients (bars) and the spread over trainings (bands)."""
+    panels = {
+        f"{TASK_TITLES[task]}, trained on {MODE_TITLES[mode]}": rows
+        for (mode, task), rows in blocks.groupby(["task_mode", "task"], sort=False)
+    }
     figure, axes = make_panels(title, list(panels), (3.2, 3), x="blocks", y="AUC", sharey=True)
     for axis, rows in zip(axes, panels.values(), strict=True):
         for shift, (system, line) in enumerate(rows.groupby("system", sort=False)):

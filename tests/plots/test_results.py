@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
 
 from mammo_utils.evaluation.bootstrap import Sample
@@ -84,13 +84,14 @@ def test_seeds_and_numbers_of_blocks_are_drawn_with_their_spread(fake_study):
     table = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'")
     figure = draw.draw_systems(table, pd.DataFrame(), "made up", paper=True)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "± 1 standard deviation over 2 seeds" in texts
+    assert "± 1 standard deviation over 2 trainings" in texts
     row = table[table["task"] == "diagnosis"].iloc[0]
     (band,) = (lines for lines in figure.axes[0].collections if np.ravel(lines.get_linewidths()).tolist() == [6])
     ends = row["value"] + row["sd_seeds"] * np.array([-1, 1])
     np.testing.assert_allclose(band.get_segments()[0][:, 0], ends)
     blocks = draw.draw_blocks(blocks_table(runs, fake_study), "made up")
-    assert len(blocks.axes) == 2 and blocks.axes[0].get_xlabel() == "blocks"
+    assert _titles(blocks) == ["Diagnosis, trained on both tasks", "BI-RADS, trained on both tasks"]
+    assert blocks.axes[0].get_xlabel() == "blocks"
     assert blocks.axes[0].lines[0].get_xdata().tolist() == [1, 2, 4]
 
 
@@ -111,6 +112,10 @@ def test_training_shows_every_epoch_and_marks_the_kept_one(fake_study):
         (dots,) = axis.collections
         kept = dots.get_offsets()[~np.isnan(np.asarray(dots.get_offsets())).any(1)]
         assert kept[:, 0].tolist() == [3] * n, "the kept epoch"
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    lowest = min(axis.get_tightbbox().y0 for axis in figure.axes)
+    assert box.y1 <= lowest and box.x1 <= figure.bbox.x1, "below, clear of the mark at the right edge"
     rows = runs[0].epochs.to_dict("records")
     assert draw.draw_curves(rows, "one").axes[0].get_ylabel() == names[0]
 
@@ -186,6 +191,11 @@ def test_shortcuts_are_drawn_grey_below_the_systems():
     (grey,) = (points for points in axis.collections if _has_colour(points, to_rgba(COLOURS["baseline"])))
     assert grey.get_offsets().tolist() == [[0.55, 1]]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["ResNet-18, both tasks", "brightness"]
+    constant = shortcut | {"value": 0.5, "low": np.nan, "high": np.nan}
+    axis = draw.draw_systems(pd.DataFrame([row]), pd.DataFrame([constant]), "made up", paper=True).axes[0]
+    bars = [lines for lines in axis.collections if isinstance(lines, LineCollection)]
+    drawn = [part for lines in bars for part in lines.get_segments() if len(part)]
+    assert [part[0, 1] for part in drawn if np.isfinite(part).all()].count(1) == 0, "a point, and no bar"
 
 
 def test_the_papers_values_are_drawn_only_on_request():
