@@ -11,15 +11,18 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from mammo_utils.evaluation.bootstrap import Sample, bootstrap_settings, interval
+from mammo_utils.evaluation.bootstrap import FEWEST, Sample, bootstrap_settings, interval
+from mammo_utils.evaluation.intervals import wilson_interval
+from mammo_utils.evaluation.readable import write_range
 from mammo_utils.evaluation.runs import RunResult, group_by_seed, labelled_breasts, sample
 from mammo_utils.evaluation.tables import INTERVAL_COLUMNS, KEY_COLUMNS, list_counts
 from mammo_utils.study import Study
+from mammo_utils.vocabulary import TASK_TITLES
 
 RULES = ("max", "mean", "noisy-or")  # how the breasts' probabilities become the exam's; the last one for any classes
 LEVELS = ("breast", "exam", "exam of two breasts")
 LEVEL_COLUMNS = [*KEY_COLUMNS, "level", "rule", *INTERVAL_COLUMNS, "n_by_class", "patients_by_class", "reason"]
-PAIR_COLUMNS = [*KEY_COLUMNS, "pairs", "n_pairs", "value"]
+PAIR_COLUMNS = [*KEY_COLUMNS, "pairs", "n_pairs", "value", "low", "high"]
 
 
 def exam_sample(breasts: Sample, exams: np.ndarray, rule: str) -> Sample:
@@ -57,10 +60,18 @@ def exam_sample(breasts: Sample, exams: np.ndarray, rule: str) -> Sample:
     return Sample(np.maximum.reduceat(breasts.labels, starts), probabilities, breasts.groups[starts])
 
 
-def pair_areas(breasts: Sample, exams: np.ndarray) -> dict[str, tuple[float, int]]:
-    """Split the AUC of two classes into its pairs: "within" an exam and "between" exams -> (AUC, number of pairs).
+def pair_wins(breasts: Sample, exams: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split the pairs that the AUC of two classes counts into those "within" an exam and those "between" exams.
 
     A system that only decides which side is worse is perfect within exams.
+
+    Args:
+        breasts: The labelled breasts.
+        exams: (n,) their exams.
+
+    Returns:
+        For each kind whether the positive breast of a pair has the higher score (a tie counts half), averaged over
+        trainings, and its patient: (pairs,) and (pairs,). The mean of all is the AUC.
     """
     positive = breasts.labels == 1
     same = exams[positive][:, None] == exams[~positive]
@@ -68,13 +79,14 @@ def pair_areas(breasts: Sample, exams: np.ndarray) -> dict[str, tuple[float, int
     gaps = scores[:, positive][:, :, None] - scores[:, ~positive][:, None, :]  # (S, positives, negatives)
     wins = ((np.sign(gaps) + 1) / 2).mean(0)
     kinds = {"within": same, "between": ~same}
-    return {name: (float(wins[k].mean()) if k.any() else np.nan, int(k.sum())) for name, k in kinds.items()}
+    patients = np.broadcast_to(breasts.groups[positive][:, None], same.shape)
+    return {name: (wins[k], patients[k]) for name, k in kinds.items()}
 
 
 def levels_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Tabulate the AUC of each system and task by level and rule, with the breasts or exams of each class.
 
-    The levels are `LEVELS`; of exams of two breasts, hardly any is negative.
+    The levels are `LEVELS`; of exams with two labelled breasts, hardly any is negative.
     """
     rows = []
     for key, task, breasts, exams in _samples(runs):
@@ -91,13 +103,64 @@ def levels_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
 
 
 def pairs_table(runs: Sequence[RunResult]) -> pd.DataFrame:
-    """Tabulate the AUC within and between exams (`pair_areas`), for tasks with two classes."""
+    """Tabulate the AUC within and between exams (`pair_wins`), for tasks with two classes.
+
+    Within exams a pair is an exam, so that the AUC is a share of exams and has Wilson's interval; there is none with
+    fewer than five patients. Between exams each breast is in many pairs, and there is no interval.
+    """
     rows = []
     for key, task, breasts, exams in _samples(runs):
         if breasts.probabilities.shape[2] == 2:
-            for name, (value, n) in pair_areas(breasts, exams).items():
-                rows.append({**key, "task": task, "pairs": name, "n_pairs": n, "value": value})
+            for name, (wins, patients) in pair_wins(breasts, exams).items():
+                row = {**key, "task": task, "pairs": name, "n_pairs": len(wins)}
+                row["value"] = wins.mean() if len(wins) else np.nan
+                if name == "within" and len(set(patients)) >= FEWEST:
+                    row |= dict(zip(("low", "high"), wilson_interval(wins, patients)[1:], strict=True))
+                rows.append(row)
     return pd.DataFrame(rows, columns=PAIR_COLUMNS)
+
+
+def state_levels(levels: pd.DataFrame) -> list[str]:
+    """State how the AUCs of the diagnosis differ by level and by rule, as counts of systems.
+
+    Args:
+        levels: The result of `levels_table`.
+    """
+    diagnosis = levels[levels["task"] == "diagnosis"].set_index(["subset", "task_mode", "system"])
+
+    def of(level: str, rule: str) -> pd.Series:
+        return diagnosis.loc[(diagnosis["level"] == level) & (diagnosis["rule"] == rule), "value"]
+
+    breasts, exams, two = of(LEVELS[0], ""), of(LEVELS[1], RULES[0]), of(LEVELS[2], RULES[0]).dropna()
+    sentences = []
+    if len(two):
+        below_breasts, below_exams = ((two < values.reindex(two.index)).sum() for values in (breasts, exams))
+        sentences.append(
+            f"Diagnosis: exams with two labelled breasts have an AUC of {write_range(two, '.3f')} (rule {RULES[0]}). "
+            f"It is lower than that of the breasts in {below_breasts} of {len(two)} systems and than that of all "
+            f"exams in {below_exams}" + (": the exams with one breast raise it." if below_exams == len(two) else ".")
+        )
+    if len(exams):
+        lower = (of(LEVELS[1], RULES[1]) < exams).sum()
+        sentences.append(
+            f"Diagnosis: by exam, the AUC with the rule {RULES[1]} is lower than with {RULES[0]} in {lower} of "
+            f"{len(exams)} systems."
+        )
+    return sentences
+
+
+def state_pairs(pairs: pd.DataFrame) -> list[str]:
+    """State in how many systems the AUC within exams is lower than between exams; `pairs` is made by `pairs_table`."""
+    sentences = []
+    for task, rows in pairs.groupby("task", sort=False):
+        wide = rows.pivot(index=["subset", "task_mode", "system"], columns="pairs", values="value").dropna()
+        if len(wide):
+            lower = (wide["within"] < wide["between"]).sum()
+            sentences.append(
+                f"{TASK_TITLES[task]}: the AUC within exams is lower than between exams in {lower} of {len(wide)} "
+                "systems."
+            )
+    return sentences
 
 
 def _samples(runs: Sequence[RunResult]):

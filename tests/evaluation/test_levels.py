@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from mammo_utils.evaluation.bootstrap import Sample
-from mammo_utils.evaluation.levels import LEVELS, exam_sample, levels_table, pair_areas, pairs_table
+from mammo_utils.evaluation.levels import (
+    LEVELS,
+    exam_sample,
+    levels_table,
+    pair_wins,
+    pairs_table,
+    state_levels,
+    state_pairs,
+)
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.metrics import auc
 from mammo_utils.plots.results import draw_levels
@@ -38,7 +46,8 @@ def test_a_scorer_of_sides_is_perfect_within_exams_and_blind_between_them():
         breasts, exams = breasts_of(labels, np.stack([left, 1 - left], axis=-1))
         found = exam_sample(breasts, exams, "max")
         areas.append(auc(found.labels, found.probabilities[0]))
-        assert pair_areas(breasts, exams)["within"] == (1, found.labels.sum())
+        wins = pair_wins(breasts, exams)["within"][0]
+        assert wins.all() and len(wins) == found.labels.sum()
     assert np.mean(areas) == pytest.approx(0.5, abs=0.05)
 
 
@@ -46,10 +55,11 @@ def test_the_two_kinds_of_pairs_make_up_the_auc():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (60, 2))
     breasts, exams = breasts_of(labels, rng.random((60, 2)).round(1))
-    found = pair_areas(breasts, exams)
-    total = sum(value * n for value, n in found.values()) / sum(n for _, n in found.values())
-    assert total == pytest.approx(auc(breasts.labels, breasts.probabilities[0]))
-    assert sum(n for _, n in found.values()) == labels.sum() * (labels == 0).sum()
+    found = pair_wins(breasts, exams)
+    wins = np.concatenate([wins for wins, _ in found.values()])
+    assert wins.mean() == pytest.approx(auc(breasts.labels, breasts.probabilities[0]))
+    assert len(wins) == labels.sum() * (labels == 0).sum()
+    assert sorted(found["within"][1]) == np.flatnonzero(labels.sum(1) == 1).tolist(), "one pair of each such patient"
 
 
 def test_the_probability_of_the_higher_of_two_draws():
@@ -80,6 +90,22 @@ def test_the_levels_of_a_study(fake_study):
     assert set(table.query("subset == '1to5' and task == 'birads' and level != 'breast'")["rule"]) == {"noisy-or"}
     pairs = pairs_table(runs)
     assert len(pairs) == 2 * 5 and pairs["value"].between(0, 1).all(), "of the five tasks with two classes"
+    within, between = (pairs[pairs["pairs"] == kind] for kind in ("within", "between"))
+    assert (within["low"] < within["value"]).all() and (within["value"] <= within["high"]).all()
+    assert between["low"].isna().all(), "each breast is in many pairs"
+    values = table[table["task"] == "diagnosis"].set_index(["level", "rule", "subset", "system"])["value"].sort_index()
+    breasts, exams, two = (values[key] for key in (("breast", ""), ("exam", "max"), ("exam of two breasts", "max")))
+    two_sentence, mean_sentence = state_levels(table)
+    assert f"AUC of {two.min():.3f} to {two.max():.3f} (rule max)" in two_sentence
+    assert f"of the breasts in {(two < breasts).sum()} of 3 systems and than that" in two_sentence
+    assert f"all exams in {(two < exams).sum()}" in two_sentence
+    assert ("raise it" in two_sentence) == (two < exams).all()
+    assert f"lower than with max in {(values['exam', 'mean'] < exams).sum()} of 3 systems" in mean_sentence
+    lower = (within["value"].to_numpy() < between["value"].to_numpy())[(within["task"] == "diagnosis").to_numpy()].sum()
+    assert state_pairs(pairs)[0] == (
+        f"Diagnosis: the AUC within exams is lower than between exams in {lower} of 3 systems."
+    )
+    assert state_levels(table[:0]) == state_pairs(pairs[:0]) == []
     rows = table[(table["subset"] == "1v5") & table["rule"].isin(["", "max"])]
     figure = draw_levels(rows, "made up")
     assert len(figure.axes) == 2 and [t.get_text() for t in figure.legends[0].get_texts()] == ["breasts", "exams"]
