@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_utils.metrics import METRICS
-from mammo_utils.vocabulary import SYSTEMS, TASK_MODES, TASKS
+from mammo_utils.vocabulary import MODE_TITLES, SYSTEMS, TASK_TITLES, TASKS
 
 FILE = Path(__file__).with_name("paper_tables.csv")
 KEY = ["subset", "system", "task_mode", "task", "metric"]
@@ -30,31 +30,31 @@ def paper_values() -> pd.DataFrame:
     return table.assign(note=table["note"].fillna(""))
 
 
-def paper_layout(subset: str, results: pd.DataFrame) -> pd.DataFrame:
-    """Arrange results as the paper's table of a subset, with the paper's value beside each of them.
+def paper_layout(subset: str, results: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Arrange a metric as the paper's table of a subset does, with the paper's value beside each of this study's.
 
     Args:
         subset: A key of `SUBSETS`.
         results: The table made by `evaluation.tables.results_table`.
+        metric: A key of `METRICS`.
 
     Returns:
-        One row per system; columns are task mode, task, metric, and "paper" or "this study". Cells are text such as
-        "0.912 (0.850 to 0.960)", with a * if a run is stale; a cell is "" if it was not run or is not in the paper.
+        Two rows per system, trained on both tasks or on each task alone; two columns per task, from the paper and from
+        this study, whose common name is the caption. Cells are text such as "0.912 (0.850 to 0.960)", with a * if a run
+        is stale; a cell is "" if it was not run or is not in the paper.
     """
     printed = paper_values().set_index(KEY)["value"]
     measured = results[(results["side"] == "both") & (results["subset"] == subset)].set_index(KEY)
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for mode, task, metric in product(TASK_MODES, TASKS, METRICS):  # the order of the paper's columns
-        if mode not in ("multi", task):
-            continue
-        mode_title = "Multi-task" if mode == "multi" else "Single-task"
-        header = (mode_title, "diagnosis" if task == "diagnosis" else "BI-RADS", METRICS[metric].title)
-        keys = [(subset, system, mode, task, metric) for system in SYSTEMS]
-        values = [printed.get(key) for key in keys]
-        columns[*header, "paper"] = ["" if pd.isna(value) else f"{value:.4f}" for value in values]
-        columns[*header, "this study"] = [_format(measured.loc[k]) if k in measured.index else "" for k in keys]
-    index = pd.Index([entry.title for entry in SYSTEMS.values()], name=TABLE_TITLES[subset])
-    return pd.DataFrame(columns, index=index).rename_axis(columns=["", "task", "metric", "from"])
+    rows = {}
+    for system, alone in product(SYSTEMS, (False, True)):
+        cells = rows[SYSTEMS[system].title, "each task alone" if alone else MODE_TITLES["multi"]] = {}
+        for task in TASKS:
+            key = (subset, system, task if alone else "multi", task, metric)
+            value = printed.get(key)
+            cells[f"{TASK_TITLES[task]}, paper"] = "" if pd.isna(value) else f"{value:.4f}"
+            cells[f"{TASK_TITLES[task]}, this study"] = _format(measured.loc[key]) if key in measured.index else ""
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["system", "trained on"])
+    return table.rename_axis(columns=f"{TABLE_TITLES[subset]}, {METRICS[metric].title}")
 
 
 def _format(row: pd.Series) -> str:

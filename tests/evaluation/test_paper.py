@@ -5,6 +5,7 @@ import pytest
 
 from mammo_utils.evaluation.paper import FILE, KEY, paper_layout, paper_values
 from mammo_utils.evaluation.tables import RESULT_COLUMNS
+from mammo_utils.metrics import METRICS
 from mammo_utils.vocabulary import SYSTEMS
 from tests.conftest import SHARED
 
@@ -36,9 +37,17 @@ def test_numbers_that_the_paper_states_in_its_text():
 
 @pytest.mark.parametrize("subset", ["1v5", "1v3v5", "1to5"])
 def test_the_layout_is_the_papers_and_an_empty_cell_stays_empty(subset):
-    table = paper_layout(subset, pd.DataFrame(columns=RESULT_COLUMNS))
-    assert list(table.index) == [entry.title for entry in SYSTEMS.values()] and table.shape == (6, 16)
-    measured = table.xs("this study", axis=1, level="from")
-    printed = table.xs("paper", axis=1, level="from")
-    assert (measured == "").all().all()
+    tables = [paper_layout(subset, pd.DataFrame(columns=RESULT_COLUMNS), metric) for metric in METRICS]
+    rows = [(entry.title, mode) for entry in SYSTEMS.values() for mode in ("both tasks", "each task alone")]
+    assert all(list(table.index) == rows and table.shape == (12, 4) for table in tables)
+    measured, printed = (pd.concat(table.filter(like=of) for table in tables) for of in ("this study", "paper"))
+    assert (measured == "").all(axis=None)
     assert (printed == "").sum().sum() == (8 if subset == "1v5" else 0)
+
+
+def test_a_cell_of_the_layout_is_that_of_its_system_task_and_mode():
+    layout = paper_layout("1v5", pd.DataFrame(columns=RESULT_COLUMNS), "auc")
+    value = paper_values().set_index(KEY)["value"]
+    for mode, trained in (("multi", "both tasks"), ("birads", "each task alone")):
+        found = layout.at[("ResNet-18", trained), "BI-RADS, paper"]
+        assert found == f"{value['1v5', 'resnet18', mode, 'birads', 'auc']:.4f}"

@@ -8,7 +8,14 @@ import pytest
 
 from mammo_utils.config import Grid
 from mammo_utils.evaluation.bootstrap import Sample
-from mammo_utils.evaluation.comparisons import _correct, check_claims, compare_systems, compare_variants, statements
+from mammo_utils.evaluation.comparisons import (
+    _correct,
+    check_claims,
+    compare_systems,
+    compare_variants,
+    statements,
+    with_tested_interval,
+)
 from mammo_utils.evaluation.paper import paper_layout
 from mammo_utils.evaluation.runs import group_by_seed, read_runs, sample
 from mammo_utils.evaluation.shortcut_baselines import Baseline, baseline_table
@@ -75,11 +82,16 @@ def test_the_command_of_a_row_trains_all_of_its_seeds_and_folds(fake_study):
 
 
 def test_the_papers_values_are_beside_the_studys(demo):
-    table = paper_layout("1v5", results_table(read_runs(demo), demo))
-    row = table.loc["VSSM (View-specific)"]
-    assert row["Multi-task", "diagnosis", "AUC", "paper"] == "", "unreadable stays empty"
-    assert row["Multi-task", "diagnosis", "AUC", "this study"].startswith("0.")
-    assert (table.loc[:, "Single-task"].xs("this study", axis=1, level="from") == "").all().all(), "not run"
+    table = paper_layout("1v5", results_table(read_runs(demo), demo), "auc")
+    row = table.loc["VSSM (View-specific)", "both tasks"]
+    assert row["Diagnosis, paper"] == "", "unreadable stays empty"
+    assert row["Diagnosis, this study"].startswith("0.")
+    alone = table.xs("each task alone", level="trained on")
+    assert (alone[["Diagnosis, this study", "BI-RADS, this study"]] == "").all(axis=None), "not run"
+    assert (table.index.names, table.columns.name) == (
+        ["system", "trained on"],
+        "Table 2: binary tasks (BI-RADS 1 vs. 5), AUC",
+    )
 
 
 def test_comparisons_are_paired_with_the_reference_and_have_a_question(demo):
@@ -154,7 +166,7 @@ def test_without_runs_all_tables_are_empty(fake_study):
     runs = read_runs(fake_study)
     assert results_table(runs, fake_study).empty and compare_systems(runs, fake_study).empty
     assert statements(runs, {}, fake_study).empty
-    assert paper_layout("1to5", results_table(runs, fake_study)).shape == (6, 16)
+    assert paper_layout("1to5", results_table(runs, fake_study), "auc").shape == (12, 4)
 
 
 def test_claims_hold_only_where_the_numbers_do(demo):
