@@ -13,11 +13,12 @@ import pandas as pd
 
 from mammo_utils.evaluation.bootstrap import ONE_TRAINING, Sample, bootstrap_settings, interval
 from mammo_utils.evaluation.paper import KEY, paper_values
+from mammo_utils.evaluation.readable import name_system
 from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, labelled_breasts, sample
 from mammo_utils.metrics import METRICS, Metric, auc, auc_influence
 from mammo_utils.parameters import NotebookParameters
 from mammo_utils.study import RunSpec, Study
-from mammo_utils.vocabulary import SIDES, SYSTEMS
+from mammo_utils.vocabulary import SIDES, SYSTEMS, TASK_TITLES
 
 INTERVAL_COLUMNS = "value low high low_all high_all".split()
 COUNT_COLUMNS = "n_exams n_breasts n_patients n_by_class patients_by_class n_seeds sd_seeds".split()
@@ -25,7 +26,16 @@ KEY_COLUMNS = "subset system task_mode task".split()
 MADE_BY = "method resamples dropped reason paper paper_note synthetic stale runs command".split()
 RESULT_COLUMNS = [*KEY_COLUMNS, "metric", "side", "part", *INTERVAL_COLUMNS, *COUNT_COLUMNS, *MADE_BY]
 BLOCK_COLUMNS = [*KEY_COLUMNS, "blocks", "searched", *INTERVAL_COLUMNS, "n_exams", "n_breasts", "n_seeds", "sd_seeds"]
-CLASS_COLUMNS = [*KEY_COLUMNS, "class", *INTERVAL_COLUMNS, "n_class", "n_rest", "patients_class", "reason"]
+CLASS_COLUMNS = [
+    *KEY_COLUMNS,
+    "class",
+    *INTERVAL_COLUMNS,
+    "n_class",
+    "n_predicted",
+    "n_rest",
+    "patients_class",
+    "reason",
+]
 MEAN_OF_SIDES = "mean of sides"
 RECOMBINATION = (  # measures of `recombination_table` -> title, as two tables
     {"auc": "AUC, own exams", "recombined_auc": "AUC, recombined", "auc_change": "change"},
@@ -74,20 +84,55 @@ def class_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
     """Tabulate the one-vs-rest AUC of each class, for tasks with more than two: a macro AUC hides the rare ones.
 
     One row per subset, system, task mode, task and class, with the numbers of its breasts, of the others and of its
-    patients.
+    patients; `n_predicted` is the number of breasts for which it is the most probable class, averaged over trainings.
     """
     rows = []
     for (subset, mode, system), seeds in group_by_seed(runs).items():
         for task in seeds[0].tasks:
             predictions, classes = sample(seeds, task), categories(seeds[0], task)
+            chosen = predictions.probabilities.argmax(2)  # (S, n)
             for index, name in enumerate(classes if len(classes) > 2 else ()):
                 own, p = predictions.labels == index, predictions.probabilities[:, :, index]
                 binary = Sample(own.astype(int), np.stack([1 - p, p], axis=-1), predictions.groups)
                 row = {"subset": subset, "task_mode": mode, "system": system, "task": task, "class": name}
-                row |= {"n_class": own.sum(), "n_rest": (~own).sum()}
+                row |= {"n_class": own.sum(), "n_predicted": (chosen == index).sum(1).mean(), "n_rest": (~own).sum()}
                 row["patients_class"] = len(set(predictions.groups[own]))
                 rows.append(row | asdict(interval(binary, "auc", **bootstrap_settings(study))))
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
+
+
+def state_classes(classes: pd.DataFrame) -> list[str]:
+    """State for each system which classes it hardly predicts and which it does not rank above chance.
+
+    Args:
+        classes: The result of `class_table`.
+    """
+    sentences = []
+    for (subset, mode, system, task), rows in classes.groupby(["subset", "task_mode", "system", "task"], sort=False):
+        never = rows["n_predicted"] == 0
+        seldom = ~never & (rows["n_predicted"] < rows["n_class"] / 2)
+        by_chance = (rows["low"] <= 0.5) & (rows["high"] >= 0.5)
+        found = []
+        for which, one, several in (
+            (never, "{} is never predicted", "{} are never predicted"),
+            (
+                seldom,
+                "{} is predicted less than half as often as it occurs",
+                "{} are predicted less than half as often as they occur",
+            ),
+            (
+                by_chance,
+                "the interval of the AUC of {} includes 0.5",
+                "the intervals of the AUCs of {} include 0.5",
+            ),
+        ):
+            *first, last = [str(name) for name in rows.loc[which, "class"]] or [""]
+            if last:
+                names = f"{TASK_TITLES[task]} {' and '.join(filter(None, (', '.join(first), last)))}"
+                found.append((several if first else one).format(names))
+        none = "every category is predicted at least half as often as it occurs, and no interval includes 0.5"
+        sentences.append(f"{name_system(system, mode, subset)}: {'; '.join(found) or none}.")
+    return sentences
 
 
 def blocks_table(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from mammo_utils.evaluation.tables import (
     results_table,
     run_list,
     settings_table,
+    state_classes,
 )
 from mammo_utils.metrics import auc
 from mammo_utils.parameters import NotebookParameters
@@ -215,7 +216,22 @@ def test_the_auc_of_each_class_is_one_vs_rest(fake_study):
     assert table["value"].iloc[0] == auc((answers.labels == 0).astype(int), np.stack([1 - first, first], axis=-1))
     assert (table["low"].isna() == (table["patients_class"] < 5)).all(), "too few for an interval"
     assert (table["n_class"] + table["n_rest"] == len(answers.labels)).all()
-    assert class_table([], fake_study).empty
+    assert table["n_predicted"].tolist() == np.bincount(answers.probabilities[0].argmax(1), minlength=5).tolist()
+    assert class_table([], fake_study).empty and state_classes(class_table([], fake_study)) == []
+
+
+def test_classes_that_are_hardly_predicted_or_not_ranked_are_named():
+    row = {"subset": "1to5", "system": "hybrid_shared", "task_mode": "multi", "task": "birads"}
+    rows = [(1, 100, 120, 0.8), (2, 9, 0, 0.6), (3, 30, 0, 0.49), (4, 40, 11, 0.4), (5, 80, 40, np.nan)]
+    names = ("class", "n_class", "n_predicted", "low")
+    table = pd.DataFrame([row | dict(zip(names, values, strict=True)) for values in rows]).assign(high=0.9)
+    assert state_classes(table) == [
+        "Hybrid (Shared), both tasks, BI-RADS 1 to 5: BI-RADS 2 and 3 are never predicted; BI-RADS 4 is predicted less "
+        "than half as often as it occurs; the intervals of the AUCs of BI-RADS 3 and 4 include 0.5."
+    ]
+    assert "every category is predicted at least half as often" in state_classes(table[:1])[0]
+    more = table.assign(n_predicted=1).iloc[[1, 2, 3]]
+    assert "BI-RADS 2, 3 and 4 are predicted less than half as often as they occur" in state_classes(more)[0]
 
 
 def test_without_runs_no_claim_holds(fake_study):
