@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from mammo_utils.evaluation.bootstrap import (
+    CONSTANT,
     ONE_TRAINING,
     Interval,
     Sample,
@@ -25,7 +26,7 @@ from mammo_utils.evaluation.runs import RunResult, categories, group_by_seed, la
 from mammo_utils.evaluation.tables import count_breasts
 from mammo_utils.metrics import METRICS
 from mammo_utils.study import Study
-from mammo_utils.vocabulary import REFERENCE, SUBSET_TITLES, SYSTEMS, TASK_TITLES
+from mammo_utils.vocabulary import MODE_TITLES, REFERENCE, SUBSET_TITLES, SYSTEMS, TASK_TITLES
 
 if TYPE_CHECKING:
     from mammo_utils.evaluation.shortcut_baselines import Baseline
@@ -37,7 +38,8 @@ VARIANT_COLUMNS = ["run", "variant", "task", *DIFFERENCE_COLUMNS, "n_exams", "n_
 STATEMENT_COLUMNS = """subset task_mode system task auc low high beats_chance best_shortcut shortcut_auc beats_shortcuts
 ahead ahead_low ahead_high surely_ahead statement""".split()
 CORRECTIONS = ("Holm", "Benjamini-Hochberg")  # within a family, and over all comparisons of the study
-SHORTCUT_LIMIT = 0.65  # AUC; a cohort with better shortcuts can be solved without looking for lesions
+# AUC; above it, a cohort can largely be solved without looking for lesions. Set beforehand, and not derived
+SHORTCUT_LIMIT = 0.65
 
 
 def compare_variants(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
@@ -61,13 +63,13 @@ def compare_variants(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
 
 
 def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
-    """Compare each system with the reference, and each single-task system with its multi-task counterpart.
+    """Compare each system with the reference, and each system of one task with the same system of both tasks.
 
     One row per comparison, task and metric. `difference` is the system's metric minus the reference's on the same
     patients. `p_holm` is corrected for the comparisons of the same subset, task and metric; `p_bh` (Benjamini and
     Hochberg) for all comparisons of the study. `corrected_by` names the one that decides: Holm's, except for a
-    comparison that is the only one of its family, which Holm's would leave uncorrected. `answer` is "told apart" and
-    the better of the two if the deciding p is below 0.05, else "not told apart".
+    comparison that is the only one of its family, which has no `p_holm`. `answer` is "told apart" and the better of
+    the two if the deciding p is below 0.05, else "not told apart".
     """
     groups = group_by_seed(runs)
     rows = []
@@ -78,7 +80,7 @@ def compare_systems(runs: Sequence[RunResult], study: Study) -> pd.DataFrame:
             comparisons.append(((subset, mode, REFERENCE), (SYSTEMS[system].short, SYSTEMS[REFERENCE].short), question))
         if mode != "multi":
             question = "Does learning one task alone do better than learning both?"
-            comparisons.append(((subset, "multi", system), ("single-task", "multi-task"), question))
+            comparisons.append(((subset, "multi", system), (MODE_TITLES[mode], MODE_TITLES["multi"]), question))
         for key, names, question in comparisons:
             reference = groups.get(key, [])
             row = {"subset": subset, "system": system, "task_mode": mode, "reference": f"{key[2]} {key[1]}"}
@@ -101,19 +103,34 @@ def _correct(table: pd.DataFrame, family: list[str]) -> pd.DataFrame:
     """Add the corrected p values and the answers; `family` names the columns within which Holm's correction applies."""
     p = table["p"].astype(float)
     families, known = p.groupby([table[name] for name in family]), p.notna()
-    table["p_holm"] = families.transform(lambda values: holm(values.to_numpy()))
-    table.loc[known, "p_bh"] = false_discovery_control(p[known]) if known.any() else []
     alone = families.transform("count") == 1
+    table["p_holm"] = families.transform(lambda values: holm(values.to_numpy())).mask(alone)
+    table.loc[known, "p_bh"] = false_discovery_control(p[known]) if known.any() else []
     table["corrected_by"] = np.where(~known, "", np.where(alone, *CORRECTIONS[::-1]))
     columns = (table["difference"], table["p_bh"].where(alone, table["p_holm"]), table["names"])
     table["answer"] = [_answer(*values) for values in zip(*columns, strict=True)]
     return table
 
 
+def with_tested_interval(compared: pd.DataFrame) -> pd.DataFrame:
+    """Take as `low` and `high` the interval that belongs to `p`, and name in `over` what it is over.
+
+    That is patients and trainings where both systems were trained more than once, else patients alone; the interval
+    over patients stays in `low_patients` and `high_patients`.
+
+    Args:
+        compared: The result of `compare_systems` or `compare_variants`.
+    """
+    both = compared["low_all"].notna()
+    ends = {f"{end}_patients": compared[end] for end in ("low", "high")}
+    ends |= {end: compared[f"{end}_all"].where(both, compared[end]) for end in ("low", "high")}
+    return compared.assign(**ends, over=np.where(both, "patients and trainings", "patients"))
+
+
 def label_agreement(runs: Sequence[RunResult]) -> pd.DataFrame:
     """Count for each subset the breasts whose labels agree: malignant and of its highest BI-RADS category, or neither.
 
-    The breasts are those with both labels in the parts of the split that the multi-task runs predicted.
+    The breasts are those with both labels in the parts of the split that the runs of both tasks predicted.
     """
     rows = {}
     for run in runs:
@@ -136,9 +153,9 @@ def statements(
         study: The study, for the settings of the bootstrap.
 
     Returns:
-        `beats_chance`: the interval lies above 0.5; `beats_shortcuts`: the AUC is higher than every shortcut's;
-        `ahead`: the paired difference to the best shortcut; `surely_ahead`: its interval lies above 0; `statement`:
-        all of this in one sentence. None where a comparison is not possible.
+        `beats_chance`: the interval lies above 0.5 (False for a constant score); `beats_shortcuts`: the AUC is higher
+        than every shortcut's; `ahead`: the paired difference to the best shortcut; `surely_ahead`: its interval lies
+        above 0; `statement`: all of this in one sentence. None where a comparison is not possible.
     """
     rows = []
     for (subset, mode, system), seeds in group_by_seed(runs).items():
@@ -149,7 +166,8 @@ def statements(
             best = max(shortcuts, key=lambda baseline: baseline.auc, default=None)
             ahead = _difference(predictions, best.sample, "auc", study) if best else Interval()
             row = {"subset": subset, "task_mode": mode, "system": system, "task": task}
-            row |= {"auc": auc.value, "low": auc.low, "high": auc.high, "beats_chance": _exceeds(auc.low, 0.5)}
+            row |= {"auc": auc.value, "low": auc.low, "high": auc.high}
+            row["beats_chance"] = False if auc.reason == CONSTANT else _exceeds(auc.low, 0.5)
             row |= {"best_shortcut": best.name if best else "", "shortcut_auc": best.auc if best else np.nan}
             row |= {"beats_shortcuts": _exceeds(auc.value, row["shortcut_auc"])}
             row |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
@@ -209,7 +227,7 @@ def check_claims(runs: Sequence[RunResult], statements: pd.DataFrame, baselines:
         f"{row.baseline}, {SUBSET_TITLES[row.subset]}" for row in shortcuts.itertuples() if row.value > SHORTCUT_LIMIT
     ]
     highest = f"highest {shortcuts['value'].max():.3f}" if len(shortcuts) else ""
-    limit = f"diagnosis: the AUC of every shortcut is at most {SHORTCUT_LIMIT}"
+    limit = f"diagnosis: the AUC of every shortcut is at most {SHORTCUT_LIMIT}, a limit set beforehand"
     rows = [
         ("every run of the grid is finished", not unfinished, f"{n_finished} of {len(grid)}", unfinished),
         ("every finished run matches configuration, data and code", not stale if n_finished else None, "", stale),

@@ -9,28 +9,32 @@ from mammo_utils.evaluation.comparisons import CORRECTIONS
 from mammo_utils.evaluation.intervals import LEVEL
 from mammo_utils.evaluation.operating import SPECIFICITIES
 from mammo_utils.evaluation.readable import name_system, write_range
-from mammo_utils.vocabulary import SUBSET_TITLES, SUBSETS
+from mammo_utils.vocabulary import SUBSET_TITLES, SUBSETS, TASK_TITLES
 
 NAMED = 5  # subgroups
 
 
-def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.DataFrame) -> list[str]:
-    """Summarise comparisons, trainings and levels.
+def summarise_results(
+    results: pd.DataFrame, compared: pd.DataFrame, levels: pd.DataFrame, stated: pd.DataFrame
+) -> list[str]:
+    """Summarise shortcuts, comparisons, trainings and levels.
 
     Args:
         results: The result of `tables.results_table`.
         compared: The result of `comparisons.compare_systems`.
         levels: The result of `levels.levels_table`.
+        stated: The result of `comparisons.statements`.
     """
-    sentences = []
+    sentences = summarise_shortcuts(stated)
     if tests := int(compared["p"].notna().sum()):
         apart = int(compared["answer"].str.startswith("told apart").sum())
         alone = int((compared["corrected_by"] == CORRECTIONS[1]).sum())
-        holm, overall = (int((compared[name] < 1 - LEVEL).sum()) for name in ("p_holm", "p_bh"))
+        corrected = compared["p_holm"].fillna(compared["p"]), compared["p_bh"]  # Holm's leaves a lone p as it is
+        holm, overall = (int((p < 1 - LEVEL).sum()) for p in corrected)
         sentences.append(
             f"{apart} of {tests} comparisons of two systems are told apart at the 5 % level. Each is corrected by "
-            f"Holm's method within its subset, task and metric; the {alone} that are the only ones there are corrected "
-            "together with all comparisons of the study (Benjamini and Hochberg). With Holm's method alone it would "
+            f"Holm's method with the others of its subset, task and metric; {alone} have no others there and are "
+            "corrected with all comparisons of the study (Benjamini and Hochberg). With Holm's method alone it would "
             f"be {holm}, with Benjamini and Hochberg's alone {overall}."
         )
     if len(results) and (alone := (results["n_seeds"] == 1)).any():
@@ -45,11 +49,29 @@ def summarise_results(results: pd.DataFrame, compared: pd.DataFrame, levels: pd.
     exams = diagnosis[(diagnosis["level"] == "exam") & (diagnosis["rule"] == "max")]
     if len(exams):
         rules = diagnosis[diagnosis["level"] == "exam"].groupby("rule", sort=False)["value"]
-        lower = ", ".join(f"{(v < breasts.reindex(v.index)).sum()} (rule “{rule}”)" for rule, v in rules)
+        lower = [f"{(v < breasts.reindex(v.index)).sum()} of {len(v)} systems (rule {rule})" for rule, v in rules]
         negative = pd.Series([int(counts.split(" / ")[0]) for counts in exams["n_by_class"]])
         sentences.append(
-            f"By exam, the AUC of the diagnosis is lower than by breast for {lower} of {len(exams)} systems; "
-            f"not tested, {write_range(negative, 'd')} exams without cancer."
+            f"By exam, the AUC of the diagnosis is lower than by breast in {', '.join(lower)}. "
+            f"The difference is not tested; it rests on {write_range(negative, 'd')} exams without cancer."
+        )
+    return sentences
+
+
+def summarise_shortcuts(stated: pd.DataFrame) -> list[str]:
+    """Count for each task the systems that are told apart from the best shortcut and better, and name the others.
+
+    Args:
+        stated: The result of `comparisons.statements`.
+    """
+    sentences = []
+    for task, rows in stated[stated["best_shortcut"] != ""].groupby("task", sort=False):
+        ahead = rows["surely_ahead"].eq(True)
+        names = [name_system(row.system, row.task_mode, row.subset) for row in rows[~ahead].itertuples()]
+        others = f". Not: {'; '.join(names)}" if names else ""
+        sentences.append(
+            f"{TASK_TITLES[task]}: {ahead.sum()} of {len(rows)} systems are told apart from the best shortcut, and "
+            f"better{others}."
         )
     return sentences
 
@@ -89,7 +111,7 @@ def summarise_decisions(
         sentences.append(
             f"{SUBSET_TITLES[subset]}: sets of BI-RADS categories aimed at 90 % contain the label of "
             f"{write_range(rows['coverage'], '.1%')} of the breasts; on average they hold "
-            f"{write_range(rows['mean_size'], '.1f')} of {len(SUBSETS[subset])} categories ({len(rows)} "
+            f"{write_range(rows['mean_size'], '.2f')} of {len(SUBSETS[subset])} categories ({len(rows)} "
             f"training{'s' * (len(rows) > 1)}, {rows['n_breasts'].max()} breasts)."
         )
     if tests := int(subgroups["p"].notna().sum()):

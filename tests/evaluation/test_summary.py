@@ -3,19 +3,25 @@
 import pandas as pd
 
 from mammo_utils.evaluation.calibration import calibration_table
-from mammo_utils.evaluation.comparisons import compare_systems, label_agreement
+from mammo_utils.evaluation.comparisons import compare_systems, label_agreement, statements
 from mammo_utils.evaluation.conformal import conformal_table
 from mammo_utils.evaluation.levels import levels_table
 from mammo_utils.evaluation.operating import operating_table
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.subgroups import subgroup_table
-from mammo_utils.evaluation.summary import summarise_decisions, summarise_results, summarise_subgroups
+from mammo_utils.evaluation.summary import (
+    summarise_decisions,
+    summarise_results,
+    summarise_shortcuts,
+    summarise_subgroups,
+)
 from mammo_utils.evaluation.tables import results_table
 from tests.evaluation.fakes import write_run
 
 
 def tables(runs, study):
-    return (results_table(runs, study), compare_systems(runs, study), levels_table(runs, study)), (
+    stated = statements(runs, {}, study)
+    return (results_table(runs, study), compare_systems(runs, study), levels_table(runs, study), stated), (
         calibration_table(runs, study),
         operating_table(runs),
         conformal_table(runs, study),
@@ -26,15 +32,17 @@ def test_the_sentences_count_what_the_tables_hold(fake_study):
     for system, seed in (("resnet18", 0), ("hybrid_shared", 0), ("hybrid_shared", 1)):
         write_run(fake_study.run(system, "multi", "1v5", seed))
     runs = read_runs(fake_study)
-    (results, compared, levels), decisions = tables(runs, fake_study)
-    told, trained, exams = summarise_results(results, compared, levels)
+    results, decisions = tables(runs, fake_study)
+    compared = results[1]
+    told, trained, exams = summarise_results(*results)
     apart = compared["answer"].str.startswith("told apart").sum()
     assert told.startswith(f"{apart} of 4 comparisons of two systems are told apart at the 5 % level.")
-    assert "the 4 that are the only ones there" in told, "one system is compared, so Holm's families have one member"
-    holm, overall = ((compared[name] < 0.05).sum() for name in ("p_holm", "p_bh"))
+    assert "; 4 have no others there" in told, "one system is compared, so Holm's families have one member"
+    assert compared["p_holm"].isna().all()
+    holm, overall = ((compared[name] < 0.05).sum() for name in ("p", "p_bh"))
     assert told.endswith(f"alone it would be {holm}, with Benjamini and Hochberg's alone {overall}.")
     assert trained.startswith("1 of 2 systems were trained once, so their spread over trainings is unknown.")
-    assert "(rule “max”)" in exams and "of 2 systems" in exams
+    assert "of 2 systems (rule max), " in exams and "exams without cancer" in exams
     subgroups = subgroup_table([], None)
     sentences = summarise_decisions(*decisions, subgroups)
     assert len(sentences) == 4 and "of 3 trainings" in sentences[0]
@@ -46,7 +54,7 @@ def test_the_sentences_count_what_the_tables_hold(fake_study):
         span = f"{rows['sensitivity'].min():.3f} to {rows['sensitivity'].max():.3f} by {level}"
         assert f"{span} {limits}" in sentences[2]
     sizes = decisions[2].query("category == 'all'")["mean_size"]
-    assert f"hold {sizes.min():.1f} to {sizes.max():.1f} of 2 categories (3 trainings" in sentences[3]
+    assert f"hold {sizes.min():.2f} to {sizes.max():.2f} of 2 categories (3 trainings" in sentences[3]
     table = label_agreement(runs)
     assert table.loc["1v5", "share"] == 1 and table.loc["1v5", "agree"] == table.loc["1v5", "breasts"]
 
@@ -56,6 +64,24 @@ def test_without_runs_there_is_nothing_to_summarise(fake_study):
     results, decisions = tables(runs, fake_study)
     assert summarise_results(*results) == [] and summarise_decisions(*decisions, subgroup_table([], None)) == []
     assert label_agreement(runs).empty
+
+
+def test_the_systems_that_are_not_told_apart_from_the_best_shortcut_are_named():
+    row = {"subset": "1to5", "system": "hybrid_shared", "best_shortcut": "percentiles"}
+    rows = [
+        row | {"task_mode": mode, "task": task, "surely_ahead": ahead}
+        for mode, task, ahead in (
+            ("multi", "diagnosis", True),
+            ("multi", "birads", True),
+            ("birads", "birads", False),
+            ("birads", "birads", None),
+        )
+    ]
+    name = "Hybrid (Shared), BI-RADS alone, BI-RADS 1 to 5"
+    diagnosis, birads = summarise_shortcuts(pd.DataFrame(rows))
+    assert diagnosis == "Diagnosis: 1 of 1 systems are told apart from the best shortcut, and better."
+    assert birads.endswith(f": 1 of 3 systems are told apart from the best shortcut, and better. Not: {name}; {name}.")
+    assert summarise_shortcuts(pd.DataFrame(rows).assign(best_shortcut="")) == []
 
 
 def test_a_few_subgroups_that_are_told_apart_are_named():

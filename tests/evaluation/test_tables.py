@@ -112,7 +112,9 @@ def test_comparisons_are_paired_with_the_reference_and_have_a_question(demo):
     single = table.query("reference == 'resnet18 multi'")  # beside the one with the reference: a family of several
     assert set(single["corrected_by"]) == {"Holm"}
     told = single["p_holm"] < 0.05
-    assert (single["answer"] == np.where(told, "told apart: single-task better", "not told apart")).all() and told.any()
+    assert (
+        single["answer"] == np.where(told, "told apart: diagnosis alone better", "not told apart")
+    ).all() and told.any()
     assert set(single["task"]) == {"diagnosis"} and set(single["task_mode"]) == {"diagnosis"}
 
 
@@ -121,11 +123,25 @@ def test_a_comparison_that_is_alone_in_its_family_is_corrected_with_the_whole_st
     p = [0.011, *np.linspace(0.1, 1, 23)]
     table = pd.DataFrame({"p": p, "difference": -0.1, "names": [("one", "other")] * 24, "task": ["a"] + ["b"] * 23})
     alone, *others = _correct(table, ["task"]).to_dict("records")
-    assert (alone["p_holm"], alone["p_bh"]) == pytest.approx((0.011, 24 * 0.011))
+    assert np.isnan(alone["p_holm"]) and alone["p_bh"] == pytest.approx(24 * 0.011), "it has no family"
     assert (alone["corrected_by"], alone["answer"]) == ("Benjamini-Hochberg", "not told apart")
     assert {row["corrected_by"] for row in others} == {"Holm"}
     (only,) = _correct(table[:1].copy(), ["task"]).to_dict("records")
     assert only["answer"] == "told apart: other better", "with one comparison in all there is nothing to correct"
+
+
+def test_the_tested_interval_is_the_one_that_belongs_to_p(demo):
+    for system in ("resnet18", "hybrid_shared"):
+        write_run(demo.run(system, "multi", "1v5", 1))
+    compared = compare_systems(read_runs(demo), demo)
+    found = with_tested_interval(compared)
+    several = found["system"] == "resnet18"
+    assert (found["over"] == np.where(several, "patients and trainings", "patients")).all() and several.any()
+    assert (found.loc[several, "low"] == compared.loc[several, "low_all"]).all()
+    assert (found.loc[~several, "low"] == compared.loc[~several, "low"]).all()
+    assert (found["low_patients"] == compared["low"]).all() and (found["high_patients"] == compared["high"]).all()
+    by_formula = found[found["metric"] == "auc"]  # where interval and test have the same standard error
+    assert (((by_formula["low"] > 0) | (by_formula["high"] < 0)) == (by_formula["p"] < 0.05)).all()
 
 
 def test_seeds_are_one_row_with_their_spread(demo):
@@ -159,6 +175,15 @@ def test_statements_are_computed(demo):
     blind = table.loc["resnet18", "diagnosis", "diagnosis"]
     assert not blind["beats_chance"] and "is not told apart from chance" in blind["statement"]
     assert not blind["surely_ahead"]
+    for run in runs:
+        if run.spec.system == "vssm_shared":
+            run.predictions["diagnosis_p"] = 0.4
+    flat = statements(runs, {}, demo).query("system == 'vssm_shared' and task == 'diagnosis'").iloc[0]
+    assert (
+        not flat["beats_chance"]
+        and flat["beats_chance"] is not None
+        and "AUC 0.500 (no interval) is not told apart from" in flat["statement"]
+    )
     assert table.loc["hybrid_shared", "multi", "birads"]["beats_shortcuts"] is None
     assert "no shortcut to compare it with" in table.loc["hybrid_shared", "multi", "birads"]["statement"]
 
