@@ -23,7 +23,7 @@ def test_the_dropout_of_a_system_overlaps_no_box():
 def test_a_system_added_to_the_registry_alone_is_drawn(monkeypatch):
     monkeypatch.setitem(SYSTEMS, "lenet", SystemEntry("LeNet", "#123456", "resnet18", 1, 1e-4, "Is it better?"))
     figure = draw_system(build_system("lenet"), "lenet", 64)
-    assert figure.get_suptitle().startswith("LeNet, 1")
+    assert figure.get_suptitle().startswith("LeNet: 1")
     plt.close(figure)
 
 
