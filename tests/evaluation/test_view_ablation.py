@@ -53,7 +53,7 @@ def test_the_auc_of_each_subset_is_that_of_the_breasts_it_shows(run):
     left = POSITIVE[10:]  # from the left views, right breasts all score the same
     scores = np.stack([left[:, 0] * 2 - 1.0, np.full(50, -1.0)], axis=1).ravel()
     assert diagnosis.loc[3, "auc"] == pytest.approx(auc(left.ravel(), np.stack([-scores, scores], 1) / 4 + 0.5))
-    assert diagnosis.loc[3, "change_high"] < 0 and diagnosis.loc[3, "shown"] == "L_CC + L_MLO"
+    assert diagnosis.loc[3, "change_high"] < 0 and diagnosis.loc[3, "shown"] == "L-CC + L-MLO"
     assert diagnosis.index[diagnosis["trained"]].tolist() == [3, 15]
     run.spec.training = Training(view_dropout=0.1)
     assert subset_table([run], STUDY)["trained"].all()
