@@ -329,19 +329,20 @@ def state_recombination(table: pd.DataFrame) -> list[str]:
     table = table.dropna(subset=["auc_change", "both_seen"]) if "both_seen" in table else table[:0]
     if not len(table):
         return ["No run has exams that can be recombined."]
+    known = table[table["task"] == "diagnosis"]  # another task flags the highest category, not a cancer
+    table = known if len(known) else table
     lower, worst = table["auc_change_high"] < 0, table.loc[table["auc_change"].idxmin()]
     change = (
         f"In {lower.sum()} of {len(table)} runs, the AUC of the same breasts is lower in recombined exams, and the "
         f"interval of the change lies below 0. It changes most in {run_title(worst['run'])}: "
         f"by {worst['auc_change']:+.3f}."
     )
-    known = table[table["task"] == "diagnosis"]  # another task flags the highest category, not a cancer
     if known.empty:
         return [*findings, change]
     both, alarms = known["both_seen_alone"], known["none_flagged_wrong"]
     alarmed = (
         f"{(alarms > 0.5).sum()} of {len(known)} runs flag a breast in more than half of the recombined exams without "
-        f"a cancer: in {write_range(alarms, '.0%')} of them."
+        f"a cancer: in {write_range(alarms, '.1%')} of them."
     )
     yardstick = (
         "If each breast were flagged by itself, with the sensitivity and specificity that the run has in the "

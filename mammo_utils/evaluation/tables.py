@@ -43,7 +43,7 @@ RECOMBINATION = (  # measures of `recombination_table` -> title, as two tables
         "both_seen": "two cancers: both flagged",
         "none_flagged_wrong": "no cancer: any flagged",
         "one_right": "one cancer: it alone flagged",
-        "n": "exams of each truth",
+        "n": "exams of each of the four truths",
     },
 )
 

@@ -99,7 +99,8 @@ def draw_operating_points(points: pd.DataFrame, title: str) -> Figure:
                 y += (0.12 if name == "sensitivity" else -0.3) + 0.09 * place  # trainings below each other
                 axis.hlines(y, rows[f"{name}_low"], rows[f"{name}_high"], colors=colours)
                 axis.scatter(rows[name], y, 28, colours, marker=marker, zorder=3)
-        axis.set_xlim(right=1.02)
+    ends = points[[f"{name}_low" for name in markers]].min().min()
+    axes[0].set_xlim(min(0.5, ends - 0.02), 1.02)  # shared
     name_heights(axes[0], list(names.values()))
     handles = [Line2D([], [], color="k", marker=m, linestyle="", label=name) for name, m in markers.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

@@ -64,7 +64,9 @@ def draw_roc(
         axis.plot(GRID, curves[system], color=colour)
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axis.text(0.97, 0.05, f"AUC {aucs[system]}", ha="right", transform=axis.transAxes, fontsize=7.5)
-    handles = [Line2D([], [], color="k", label="the system"), Line2D([], [], color="0.8", label="the other systems")]
+    handles = [Line2D([], [], color="k", label="the system")]
+    if len(samples) > 1:
+        handles.append(Line2D([], [], color="0.8", label="the other systems"))
     handles.append(Line2D([], [], color="k", alpha=0.25, linewidth=6, label="95 % band over patients"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

@@ -82,6 +82,8 @@ def index_body(
     if views:
         views["said"] = [finding["finding"] for finding in views.get("findings", [])]
         recombined = pd.DataFrame(views.get("recombination", []))
+        if len(recombined) and (recombined["task"] == "diagnosis").any():  # other tasks flag no cancers
+            recombined = recombined[recombined["task"] == "diagnosis"]
         views["tables"] = [table_html(readable(recombined, ["run"], measures)) for measures in RECOMBINATION]
     trainings = {link.address.removesuffix(".html"): link for link in pages if link.address.startswith("04_train-")}
     telling, others = choose_figures(pictures.figures)
