@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mammo_utils.plots.style import CHANCE_LINE, COLOURS, styled
+from mammo_utils.plots.style import CHANCE_LINE, COLOURS, styled, write_signed
 from mammo_utils.vocabulary import SIDES, VIEW_TITLES, VIEWS
 
 HANGING = ("R_CC", "L_CC", "R_MLO", "L_MLO")  # chest walls meet in the middle
@@ -75,6 +75,6 @@ def _draw_view(axis: Axes, view: dict[str, Any], name: str, prediction: dict[str
         axis.fill(*np.array(line["points"]).T, fill=False, edgecolor=COLOURS["outline"], linewidth=1.2)
     axis.set(xlim=(1, 0) if name[0] == "R" else (0, 1), ylim=(1, 0))
     left, right = (of[index] for of in prediction["shares"])
-    contributions = "" if left is None else f"\nL {left:+.1f}, R {right:+.1f}"
+    contributions = "" if left is None else f"\nleft {write_signed(left)}, right {write_signed(right)}"
     weight = f"α = {prediction['weights'][index]:.2f}"
     axis.text(s=f"{VIEW_TITLES[name]}\n{weight}{contributions}", y=0.97, **place, **outer)

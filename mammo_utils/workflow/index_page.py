@@ -201,11 +201,13 @@ def state_headlines(study: Study, results: pd.DataFrame, found: dict[str, Any], 
         views: The record of notebook 06.
     """
     sentences = []
-    for subset, rows in results[(results["metric"] == "auc") & (results["task"] == "diagnosis")].groupby("subset"):
+    areas = results[(results["metric"] == "auc") & (results["task"] == "diagnosis")]
+    for subset, rows in areas.groupby("subset", sort=False):
         shortcuts = [row["value"] for row in found.get("shortcuts", []) if _is_rival(row, subset)]
-        text = f"{SUBSET_TITLES[subset]}: the AUC of the diagnosis is {write_range(rows['value'], '.2f')}"
+        text = f"{SUBSET_TITLES[subset]}: the systems' AUC of the diagnosis is {write_range(rows['value'], '.2f')}"
         text += f" ({rows['n_patients'].max()} patients)"
-        sentences.append(text + (f"; that of shortcuts is at most {max(shortcuts):.2f}." if shortcuts else "."))
+        text += f"; that of statistics of whole images is at most {max(shortcuts):.2f}" if shortcuts else ""
+        sentences.append(f"{text}.")
     if compared := [row["answer"] for row in found.get("comparisons", []) if row["p"] is not None]:
         apart = sum(answer.startswith("told apart") for answer in compared)
         text = f"{apart} of {len(compared)} comparisons of two systems are told apart after correction"

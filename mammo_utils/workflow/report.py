@@ -18,6 +18,7 @@ from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.tables import results_table
 from mammo_utils.io import read_json, write_json, write_text
 from mammo_utils.study import Study, load_study
+from mammo_utils.vocabulary import REFERENCE
 from mammo_utils.workflow.certificate import certify, compare_certificates, read_certificate
 from mammo_utils.workflow.compare_studies import write_comparison
 from mammo_utils.workflow.documents import claim_page, collect_evidence, model_card
@@ -74,9 +75,10 @@ def write_report(study: Study) -> Path:
 
 
 def _reading_order(pages: list[Link]) -> dict[Link, tuple[Link | None, Link | None]]:
-    """The pages before and after each page. All runs of notebook 04 share a place."""
+    """The pages before and after each page. All runs of notebook 04 share a place, that of the reference if any."""
     trainings = [page for page in pages if page.address.startswith("04_train-")]
-    order = [Link("index.html", "Contents"), *(page for page in pages if page not in trainings[1:])]
+    shown = min(trainings, key=lambda page: f"{REFERENCE}-multi" not in page.address, default=None)
+    order = [Link("index.html", "Contents"), *(page for page in pages if page not in trainings or page is shown)]
     steps = {}
     for place, page in enumerate(order[1:], 1):
         previous, next_ = order[place - 1], order[place + 1] if place + 1 < len(order) else None

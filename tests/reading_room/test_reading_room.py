@@ -12,6 +12,7 @@ import pytest
 from mammo_utils.evaluation.runs import read_runs, read_views
 from mammo_utils.evaluation.view_ablation import stored_prediction
 from mammo_utils.io import read_json
+from mammo_utils.plots.style import write_signed
 from mammo_utils.reading_room import ReadingRoom, draw_room, open_room
 from mammo_utils.reading_room.exams import FINDINGS, ORDERS, choose, exam_predictions, first_exam
 from mammo_utils.training.run import train_run
@@ -198,7 +199,8 @@ def test_the_twin_gives_no_probability_for_a_breast_without_an_image(room):
     shares = found["runs"][about["runs"][0]["id"]]["15"]["shares"]
     for axis, name in zip(figure.subfigs[0].axes, ("R_CC", "L_CC", "R_MLO", "L_MLO"), strict=True):
         left, right = (of[VIEWS.index(name)] for of in shares)
-        assert axis.texts[0].get_text().endswith(f"\nL {left:+.1f}, R {right:+.1f}"), "what the view contributes"
+        given = f"\nleft {write_signed(left)}, right {write_signed(right)}"
+        assert axis.texts[0].get_text().endswith(given), "what the view contributes"
         assert (axis.get_xlim() == (1, 0)) == name.startswith("R"), "the chest walls meet in the middle"
 
 

@@ -277,7 +277,8 @@ def test_the_headlines_are_computed(small_study):
     study = small_study.model_copy(update={"model": small_study.model.model_copy(update={"weights": "patches"})})
     first, second, third = state_headlines(study, results, {"shortcuts": rivals, "comparisons": compared}, {})
     assert first == (
-        "BI-RADS 1 vs 5: the AUC of the diagnosis is 0.81 to 0.90 (40 patients); that of shortcuts is at most 0.55."
+        "BI-RADS 1 vs 5: the systems' AUC of the diagnosis is 0.81 to 0.90 (40 patients); that of statistics of whole "
+        "images is at most 0.55."
     )
     assert second.startswith("0 of 1 comparisons") and second.endswith("these patients cannot rank the systems.")
     assert "recognise the structure that decides the diagnosis" in third
