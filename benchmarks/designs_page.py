@@ -46,10 +46,12 @@ def summarise_remedies(rows: list[dict[str, Any]]) -> list[str]:
     for remedy in REMEDIES:
         own = [row for row in rows if row["remedy"] == remedy]
         change = [row["recombined_auc"] - row["auc"] for row in own]
-        seen = [row["both_seen"] for row in own]
+        area, seen, alarms = ([row[name] for row in own] for name in ("auc", "both_seen", "none_flagged_wrong"))
         lines.append(
-            f"- {remedy}, {len(own)} systems: recombining changes the AUC by {min(change):+.2f} to {max(change):+.2f}; "
-            f"both of two cancers are flagged in {min(seen):.0%} to {max(seen):.0%} of exams."
+            f"- {remedy}, {len(own)} systems: the AUC in own exams is {min(area):.2f} to {max(area):.2f}, and "
+            f"recombining changes it by {min(change):+.2f} to {max(change):+.2f}; both of two cancers are flagged in "
+            f"{min(seen):.1%} to {max(seen):.1%} of exams, and a breast in {min(alarms):.1%} to {max(alarms):.1%} of "
+            "those without a cancer."
         )
     return lines
 
