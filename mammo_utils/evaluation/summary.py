@@ -9,7 +9,7 @@ from mammo_utils.evaluation.comparisons import CORRECTIONS
 from mammo_utils.evaluation.intervals import LEVEL
 from mammo_utils.evaluation.operating import SPECIFICITIES
 from mammo_utils.evaluation.readable import name_system, write_range
-from mammo_utils.vocabulary import SUBSET_TITLES, SUBSETS, TASK_TITLES
+from mammo_utils.vocabulary import SIDES, SUBSET_TITLES, SUBSETS, TASK_TITLES
 
 NAMED = 5  # subgroups
 
@@ -74,6 +74,26 @@ def summarise_shortcuts(stated: pd.DataFrame) -> list[str]:
             f"better{others}."
         )
     return sentences
+
+
+def state_sides(results: pd.DataFrame) -> list[str]:
+    """State for each task in how many systems the AUC of left breasts is above that of right ones, and by how much.
+
+    Args:
+        results: The result of `tables.results_table`.
+    """
+    areas = results[(results["metric"] == "auc") & results["side"].isin(SIDES)].dropna(subset="value")
+    if areas.empty:
+        return []
+    key = ["subset", "task_mode", "system", "task"]
+    wide = areas.pivot(index=key, columns="side", values="value").dropna()
+    gaps = dict(tuple((wide[SIDES[0]] - wide[SIDES[1]]).groupby("task")))
+    return [
+        f"{title}: the AUC of left breasts is above that of right ones in {(gaps[task] > 0).sum()} of "
+        f"{len(gaps[task])} systems; the difference is {write_range(gaps[task], '+.3f')}."
+        for task, title in TASK_TITLES.items()
+        if task in gaps
+    ]
 
 
 def summarise_decisions(

@@ -167,6 +167,26 @@ def run_list(runs: Sequence[RunResult]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).fillna("").set_index("run")
 
 
+def parts_table(runs: Sequence[RunResult]) -> pd.DataFrame:
+    """Tabulate the AUC of each finished run on the part that chose its epoch and on the reported part.
+
+    Runs that report the validation part itself are left out.
+
+    Returns:
+        run, task, and `validation` and `reported` with their intervals over patients (`_low`, `_high`).
+    """
+    rows = []
+    for run in runs:
+        for task in run.tasks if run.finished and run.reported != "validation" else ():
+            row: dict[str, Any] = {"run": run.id, "task": task}
+            for name, part in (("validation", "validation"), ("reported", run.reported)):
+                found = interval(sample([run], task, part), "auc", resamples=0)
+                row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            rows.append(row)
+    columns = [f"{name}{end}" for name in ("validation", "reported") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["run", "task", *columns])
+
+
 def settings_table(settings: Study | RunSpec) -> pd.DataFrame:
     """List the paper's settings (§3.1, §4) beside those of a study or of one run.
 

@@ -1,5 +1,8 @@
 """The sentences hold the numbers of the tables."""
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 
 from mammo_utils.evaluation.calibration import calibration_table
@@ -10,12 +13,13 @@ from mammo_utils.evaluation.operating import operating_table
 from mammo_utils.evaluation.runs import read_runs
 from mammo_utils.evaluation.subgroups import subgroup_table
 from mammo_utils.evaluation.summary import (
+    state_sides,
     summarise_decisions,
     summarise_results,
     summarise_shortcuts,
     summarise_subgroups,
 )
-from mammo_utils.evaluation.tables import results_table
+from mammo_utils.evaluation.tables import parts_table, results_table
 from tests.evaluation.fakes import write_run
 
 
@@ -57,6 +61,27 @@ def test_the_sentences_count_what_the_tables_hold(fake_study):
     assert f"hold {sizes.min():.2f} to {sizes.max():.2f} of 2 categories (3 trainings" in sentences[3]
     table = label_agreement(runs)
     assert table.loc["1v5", "share"] == 1 and table.loc["1v5", "agree"] == table.loc["1v5", "breasts"]
+
+
+def test_the_sides_are_compared_by_task(fake_study):
+    write_run(fake_study.run("resnet18", "multi", "1v5", 0))
+    results = results_table(read_runs(fake_study), fake_study)
+    areas = results[results["metric"] == "auc"].set_index(["task", "side"])["value"]
+    for task, sentence in zip(("diagnosis", "birads"), state_sides(results), strict=True):
+        gap = areas[task, "L"] - areas[task, "R"]
+        assert f"in {int(gap > 0)} of 1 systems; the difference is {gap:+.3f}." in sentence
+    assert state_sides(results[:0]) == []
+
+
+def test_both_parts_of_a_run_are_scored(fake_study):
+    write_run(fake_study.run("resnet18", "multi", "1v5", 0))
+    runs = read_runs(fake_study)
+    table = parts_table(runs).set_index("task")
+    results = results_table(runs, fake_study).query("metric == 'auc' and side == 'both'").set_index("task")
+    np.testing.assert_allclose(table["reported"], results["value"].loc[table.index])
+    assert (table["validation"] != table["reported"]).all() and (table["validation_low"] < table["validation"]).all()
+    paper = [replace(run, metrics={**run.metrics, "reported": "validation"}) for run in runs]
+    assert parts_table(paper).empty and parts_table([]).empty
 
 
 def test_without_runs_there_is_nothing_to_summarise(fake_study):
