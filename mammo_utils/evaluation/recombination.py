@@ -152,8 +152,8 @@ def recombine(
         found["recombined_auc"] = percentile_interval(again, resampled_again)
         found["auc_change"] = percentile_interval(again - value, resampled_again - resampled)
         flagged, positives = odds > 0, truth.sum(1)
-        own = as_is[usable] > 0
-        sensitivity, false = (own[breasts.positive[usable] == label].mean() for label in (1, 0))
+        own, labels = as_is[usable] > 0, breasts.positive[usable]
+        sensitivity, false = (own[labels == k].mean() if (labels == k).any() else np.nan for k in (1, 0))
         for name, count, hit, alone in (
             ("both_seen", 2, flagged.all(1), sensitivity**2),
             ("none_flagged_wrong", 0, flagged.any(1), 1 - (1 - false) ** 2),

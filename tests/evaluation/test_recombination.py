@@ -75,6 +75,12 @@ def test_breasts_flagged_by_themselves_are_the_yardstick():
         assert found[name].value == pytest.approx(found[f"{name}_alone"], abs=0.06)
 
 
+def test_without_a_positive_breast_there_is_no_yardstick_for_two():
+    _, features, breasts = exams_with_lesions(np.zeros((6, 2), int))
+    found = recombine(hand_made_system("per_breast", "own views"), features, breasts, "diagnosis", **OPTIONS)
+    assert np.isnan(found["both_seen_alone"]) and found["none_flagged_wrong_alone"] == 0
+
+
 @pytest.mark.parametrize("fusion", ["per_breast", "concat"])
 def test_a_system_that_reads_each_breast_is_right_about_recombined_exams(fusion):
     _, features, breasts = exams_with_lesions(ONE_CANCER)
